@@ -1,0 +1,26 @@
+"""Kernels for LoGo self-supervised learning (CVPR 2022): many crops, one pass, exact.
+
+    from logo_kernels import logo_loss
+    loss = logo_loss(global_crops, local_crops)  # [B, G, D], [B, L, D]
+
+``python -m logo_kernels`` tells which backends work on this machine and why others do not.
+"""
+
+from ._version import __version__
+from .backends import BACKENDS
+from .losses import LoGoLoss, LoGoTerms, logo_loss
+from .similarity import block_cosine_similarity
+
+__all__ = [
+    "LoGoLoss",
+    "LoGoTerms",
+    "__version__",
+    "available_backends",
+    "block_cosine_similarity",
+    "logo_loss",
+]
+
+
+def available_backends() -> dict[str, str | None]:
+    """Each backend's name -> None if it works on this machine, else why not and what to do."""
+    return {name: backend.missing() for name, backend in BACKENDS.items()}

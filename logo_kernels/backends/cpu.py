@@ -1,0 +1,88 @@
+"""The `cpu` backend: C++ kernels on host memory, csrc/cpu/cosine.cpp and similarity.cpp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .buffers import cosine_result, gradient_like
+from .extension import extension, problem
+from .protocol import Backend, CosineResult, PairWeights, Problem
+
+# The numbers of csrc/include/logo/problem.h.
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
+
+Rows = tuple[int, int, int, int, int, int]
+NO_ROWS: Rows = (0, 0, 0, 0, 0, 0)
+
+
+def rows(crops: Tensor | None) -> Rows:
+    """(address, dtype, V, strides in elements over B, V, D) of crops [B, V, D]."""
+    if crops is None or crops.numel() == 0:
+        return NO_ROWS
+    return (crops.data_ptr(), DTYPES[crops.dtype], crops.shape[1], *crops.stride())
+
+
+class CpuBackend(Backend):
+    name = "cpu"
+
+    def missing(self) -> str | None:
+        return problem
+
+    def refuses(self, problem: Problem) -> str | None:
+        if problem.device != "cpu":
+            return f"it works on CPU tensors, and these are on {problem.device!r}"
+        return None
+
+    def cosine(
+        self,
+        global_crops: Tensor,
+        local_crops: Tensor | None,
+        targets: Tensor | None,
+        features: Tensor | None,
+        weights: PairWeights,
+        repulsion: bool,
+        reduction: str,
+        grad_global: bool,
+        grad_local: bool,
+        grad_features: bool,
+    ) -> CosineResult:
+        result = cosine_result(
+            global_crops, local_crops, targets, features, reduction,
+            grad_global, grad_local, grad_features,
+        )  # fmt: skip
+        images = global_crops.shape[0]
+        per_image = result.total.new_empty(4, images)  # total, gg, lg, ll of every image
+        extension.cosine(  # type: ignore[union-attr]
+            images, global_crops.shape[2],
+            rows(global_crops), rows(local_crops), rows(targets), rows(features),
+            *weights, repulsion, REDUCTIONS[reduction], result.total.dtype == torch.float64,
+            rows(result.grad_global) if grad_global else NO_ROWS,
+            rows(result.grad_local) if grad_local else NO_ROWS,
+            rows(result.grad_features) if grad_features else NO_ROWS,
+            result.row_scale.data_ptr() if result.row_scale.numel() else 0,
+            per_image.data_ptr(), result.total.data_ptr(), result.terms.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return result
+
+    def similarity(self, a: Tensor, b: Tensor | None) -> Tensor:
+        cosines = a.new_empty(a.shape[0], a.shape[1], a.shape[1] if b is None else b.shape[1])
+        extension.similarity(  # type: ignore[union-attr]
+            a.shape[0], a.shape[2], rows(a), rows(b), rows(cosines), torch.get_num_threads()
+        )
+        return cosines
+
+    def similarity_backward(
+        self, grad: Tensor, a: Tensor, b: Tensor | None, grad_a: bool, grad_b: bool
+    ) -> tuple[Tensor, Tensor]:
+        to_a = gradient_like(a) if grad_a else a.new_empty(0)
+        to_b = gradient_like(b) if b is not None and grad_b else a.new_empty(0)
+        extension.similarity_backward(  # type: ignore[union-attr]
+            a.shape[0], a.shape[2], rows(grad), rows(a), rows(b),
+            rows(to_a) if grad_a else NO_ROWS,
+            rows(to_b) if b is not None and grad_b else NO_ROWS,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return to_a, to_b

@@ -1,0 +1,94 @@
+"""What a backend is: its name, the reasons it may give for refusing, and the operations it serves.
+
+A backend receives validated tensors and never validates again. All tensors of a call lie on one
+device. Shapes: B images, G global crops, L local crops, D numbers per crop.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PairWeights(NamedTuple):
+    """Weight of one pair in an image's total.
+
+    total = gg Σ_{i≠j} −cos(xᵢ, tⱼ) + lg Σ_{i,j} −cos(yᵢ, tⱼ) + ll Σ_{i<j} cos(rᵢ, rⱼ)
+    """
+
+    gg: float
+    lg: float
+    ll: float
+
+
+class CosineResult(NamedTuple):
+    """What `Backend.cosine` returns; absent tensors have zero elements.
+
+    `grad_*` hold d(Σ total)/d(crops), in the dtype of the crops and the layout that
+    `buffers.gradient_like` gives. For fp16 crops, each row is divided by a power of two,
+    `row_scale`, so that gradients as small as 1e-7 keep their precision until backward multiplies
+    them by the upstream gradient (a loss scaler's 65536, usually).
+    """
+
+    total: Tensor  # [] or, for reduction "none", [B]; fp32, fp64 if any input is fp64
+    terms: Tensor  # [3] or [3, B]: gg, lg, ll, each the mean over its pairs, reduced like total
+    grad_global: Tensor  # [B, G, D]
+    grad_local: Tensor  # [B, L, D]
+    grad_features: Tensor  # [B, L, D]
+    row_scale: Tensor  # [B, G + L + L'] fp32 if a gradient is fp16 (L' = L with features, else 0)
+
+
+class Problem(NamedTuple):
+    """The static facts by which a backend is chosen."""
+
+    operation: str  # "cosine" | "similarity"
+    device: str  # torch.device.type
+    dtypes: frozenset[torch.dtype]
+    crops: int  # rows of one image that are read: crops, targets and features, or V + W
+    dim: int
+
+
+class Backend(ABC):
+    """One implementation of every operation."""
+
+    name: str
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """Why this backend cannot work on this machine and what to do about it, or None."""
+
+    @abstractmethod
+    def refuses(self, problem: Problem) -> str | None:
+        """Why this backend cannot serve `problem`, or None."""
+
+    @abstractmethod
+    def cosine(
+        self,
+        global_crops: Tensor,  # [B, G, D] x, online
+        local_crops: Tensor | None,  # [B, L, D] y, online
+        targets: Tensor | None,  # [B, G, D] t, constant; None: global_crops, read once
+        features: Tensor | None,  # [B, L, D] r; None: local_crops, read once
+        weights: PairWeights,
+        repulsion: bool,  # whether ll is computed at all
+        reduction: str,  # "mean" | "sum" | "none"
+        grad_global: bool,
+        grad_local: bool,
+        grad_features: bool,
+    ) -> CosineResult:
+        """Loss and gradient of eqs 2-5 in one pass over the crops."""
+
+    @abstractmethod
+    def similarity(self, a: Tensor, b: Tensor | None) -> Tensor:
+        """cos(a_bv, b_bw): [B, V, D], [B, W, D] (None: a) -> [B, V, W] in the dtype of a."""
+
+    @abstractmethod
+    def similarity_backward(
+        self, grad: Tensor, a: Tensor, b: Tensor | None, grad_a: bool, grad_b: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients to a and b from grad [B, V, W]; one not asked for has zero elements.
+
+        With b None, the gradient to a is that of both of its roles.
+        """

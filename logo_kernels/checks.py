@@ -1,0 +1,103 @@
+"""Validation of what users pass: done once, at the public functions, and nowhere below them.
+
+Every message says which argument is wrong, what it is, and what it should be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def block(name: str, value: Any, letters: str) -> Tensor:
+    """`value` as a floating tensor of rank 3, `letters` naming its sizes ("B, G, D")."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor [{letters}], got {type(value).__name__}")
+    if value.ndim != 3:
+        raise ValueError(f"{name} must be [{letters}], got shape {list(value.shape)}")
+    if value.dtype not in FLOATING:
+        raise TypeError(
+            f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}"
+        )
+    return value
+
+
+def crops(name: str, value: Tensor | Sequence[Tensor], letters: str) -> Tensor:
+    """A block, or a sequence of crops [B, D], which is stacked view-major (one copy)."""
+    if not isinstance(value, (list, tuple)):
+        return block(name, value, letters)
+    size, wanted = letters.split(", ")[1], f"a tensor [{letters}] or a sequence of tensors [B, D]"
+    if not value:
+        raise ValueError(f"{name} must be {wanted}, got an empty sequence ({size} = 0)")
+    for index, crop in enumerate(value):
+        if not isinstance(crop, Tensor):
+            raise TypeError(
+                f"{name} must be {wanted}; {name}[{index}] is a {type(crop).__name__}"
+            )
+        if crop.ndim != 2:
+            raise ValueError(
+                f"{name} must be {wanted}; {name}[{index}] has shape {list(crop.shape)}"
+            )
+        if crop.shape != value[0].shape:
+            raise ValueError(
+                f"{name}: crops must have one shape, but {name}[0] is {list(value[0].shape)} "
+                f"and {name}[{index}] is {list(crop.shape)}"
+            )
+        if crop.dtype != value[0].dtype:
+            raise TypeError(
+                f"{name}: crops must have one dtype, but {name}[0] is {value[0].dtype} "
+                f"and {name}[{index}] is {crop.dtype}"
+            )
+        if crop.device != value[0].device:
+            raise ValueError(
+                f"{name}: crops must be on one device, but {name}[0] is on {value[0].device} "
+                f"and {name}[{index}] on {crop.device}"
+            )
+    return block(name, torch.stack(tuple(value)).transpose(0, 1), letters)
+
+
+def alike(name: str, value: Tensor, other_name: str, other: Tensor, sizes: dict[str, int]) -> None:
+    """Checks that `sizes` (letter -> dimension) and the device agree with those of `other`."""
+    for letter, dimension in sizes.items():
+        if value.shape[dimension] != other.shape[dimension]:
+            raise ValueError(
+                f"{name} has {letter} = {value.shape[dimension]} (shape {list(value.shape)}) but "
+                f"{other_name} has {letter} = {other.shape[dimension]} "
+                f"(shape {list(other.shape)}); they must agree"
+            )
+    if value.device != other.device:
+        raise ValueError(
+            f"{name} is on {value.device} but {other_name} is on {other.device}; "
+            f"move them to one device"
+        )
+
+
+def same_dtype(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.dtype != other.dtype:
+        raise TypeError(
+            f"{name} is {value.dtype} but {other_name} is {other.dtype}; cast one of them"
+        )
+
+
+def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def temperature(value: float) -> None:
+    number("temperature", value)
+    if value <= 0:
+        raise ValueError(f"temperature must be positive, got {value!r}")
+
+
+def number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")

@@ -1,0 +1,314 @@
+"""The LoGo loss: the public function, its terms, and the module form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from . import checks, ops
+from .autograd import Cosine
+from .backends import AUTO, BACKENDS, PairWeights
+
+Affinity = str | Callable[[Tensor], Tensor] | None
+
+SIMILARITIES = ("cosine", "info_nce")
+PAIR_REDUCTIONS = ("sum", "mean")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class LoGoTerms(NamedTuple):
+    """The loss and what it is made of.
+
+    ``gg``, ``lg`` and ``ll`` are detached, each the mean over its pairs of one image, reduced over
+    images as ``total`` is. All four are scalars, or [B] with ``reduction="none"``.
+    """
+
+    total: Tensor
+    gg: Tensor
+    lg: Tensor
+    ll: Tensor
+
+
+def logo_loss(
+    global_crops: Tensor | Sequence[Tensor],
+    local_crops: Tensor | Sequence[Tensor] | None = None,
+    targets: Tensor | Sequence[Tensor] | None = None,
+    *,
+    similarity: str = "cosine",
+    negatives: Tensor | str | None = None,
+    temperature: float = 0.2,
+    affinity: Affinity = "cosine",
+    repulsion_features: Tensor | Sequence[Tensor] | None = None,
+    repulsion_weight: float = 1e-4,
+    pair_reduction: str = "sum",
+    reduction: str = "mean",
+    return_terms: bool = False,
+    backend: str = AUTO,
+) -> Tensor | LoGoTerms:
+    r"""LoGo: attraction to global crops and repulsion between local crops, for all crops at once.
+
+    For one image with online embeddings :math:`x_i` of its G global crops, :math:`y_i` of its L
+    local crops, constant targets :math:`t_j` of the global crops and repulsion features
+    :math:`r_i` (LoGo, CVPR 2022, arXiv 2203.17205, eqs. 2-5 and 9):
+
+    .. math::
+        gg &= \operatorname{mean}_{i \ne j} -\cos(x_i, t_j) \qquad
+        lg  = \operatorname{mean}_{i, j} -\cos(y_i, t_j) \qquad
+        ll  = \operatorname{mean}_{i < j} \cos(r_i, r_j) \\
+        total &= \tfrac{G(G-1)}{2} gg + L G \, lg + \lambda \tfrac{L(L-1)}{2} ll
+        \qquad \text{(pair_reduction="sum")} \\
+        total &= \frac{G(G-1) \, gg + L G \, lg}{G(G-1) + L G} + \lambda \, ll
+        \qquad \text{(pair_reduction="mean")}
+
+    Loss and gradient come from one pass over the crops; only the gradient is kept for backward. A
+    zero row has cosine 0 and gradient 0. A gradient that its dtype cannot hold (it grows as
+    1/‖x‖) saturates at the largest finite value. NaN or inf in a row gives NaN.
+
+    Args:
+        global_crops: [B, G, D], online outputs (SimSiam: h(z)), float32, bfloat16, float16 or
+            float64, any strides (a transposed view of [G, B, D] costs no copy); or a sequence of G
+            tensors [B, D], which is stacked.
+        local_crops: [B, L, D] or a sequence of L tensors [B, D], dtype and device of
+            ``global_crops``. None or L = 0: no local crops, lg = ll = 0.
+        targets: [B, G, D], targets of the same global crops, any floating dtype; constants even if
+            they require gradients. None: ``global_crops`` detached.
+        similarity: "cosine" (eq. 2). "info_nce" (eq. 1) is not in this version.
+        negatives: for "info_nce".
+        temperature: for "info_nce".
+        affinity: how ll measures that two local crops are alike. "cosine"; None: no repulsion; or a
+            callable [B, L, D] -> [B], the affinity averaged over the pairs of each image.
+        repulsion_features: [B, L, D], any floating dtype, what the affinity sees; gradients flow to
+            it. None: ``local_crops``. SimSiam passes z here, since its crops are h(z).
+        repulsion_weight: λ.
+        pair_reduction: "sum" (eqs. 3-5, 9) or "mean" over attraction pairs (the authors' code).
+        reduction: over images: "mean", "sum" or "none".
+        return_terms: also return the terms.
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Returns:
+        The loss, a scalar or, for ``reduction="none"``, [B]; float32, or float64 if any input is.
+        With ``return_terms``, a `LoGoTerms`. It can be differentiated once: a second derivative
+        raises.
+
+    Raises:
+        TypeError: an argument of a wrong type or dtype.
+        ValueError: a wrong shape, value, name or device, or crops without a single attraction pair
+            (G = 1 and L = 0).
+        NotImplementedError: ``similarity="info_nce"``.
+        RuntimeError: a named backend that cannot serve the call, with its reason.
+    """
+    _check_options(similarity, temperature, affinity, repulsion_weight, pair_reduction, reduction)
+    checks.one_of("backend", backend, (AUTO, *BACKENDS))
+    if negatives is not None:
+        raise ValueError(
+            "negatives is for similarity='info_nce' alone; similarity='cosine' has none: pass None"
+        )
+    x, y, t, r = _check_crops(global_crops, local_crops, targets, repulsion_features)
+    locals_ = 0 if y is None else y.shape[1]
+    has_repulsion = affinity is not None and locals_ > 1
+    fused_repulsion = has_repulsion and affinity == "cosine"
+
+    total, terms = _cosine(
+        x, y, t, r if fused_repulsion else None,
+        pair_weights(x.shape[1], locals_, pair_reduction, repulsion_weight),
+        fused_repulsion, reduction, backend,
+    )  # fmt: skip
+    ll = terms[2]
+    if has_repulsion and not fused_repulsion and (repulsion_weight != 0 or return_terms):
+        pairs = locals_ * (locals_ - 1) / 2 if pair_reduction == "sum" else 1.0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and repulsion_weight != 0):
+            repulsion = _affinity(cast(Callable[[Tensor], Tensor], affinity), cast(Tensor, y), r)
+            repulsion = _reduce(repulsion.to(total.dtype), reduction)
+        if repulsion_weight != 0:
+            total = total + (repulsion_weight * pairs) * repulsion
+        ll = repulsion.detach()
+    return LoGoTerms(total, terms[0], terms[1], ll) if return_terms else total
+
+
+class LoGoLoss(nn.Module):
+    """`logo_loss` as a module: the settings here, the crops in ``forward``.
+
+    An affinity that is a module becomes a submodule, so that its parameters are found. The formula,
+    shapes, dtypes and errors are those of `logo_loss`.
+    """
+
+    def __init__(
+        self,
+        *,
+        similarity: str = "cosine",
+        temperature: float = 0.2,
+        affinity: Affinity = "cosine",
+        repulsion_weight: float = 1e-4,
+        pair_reduction: str = "sum",
+        reduction: str = "mean",
+        return_terms: bool = False,
+        backend: str = AUTO,
+    ) -> None:
+        super().__init__()
+        _check_options(
+            similarity, temperature, affinity, repulsion_weight, pair_reduction, reduction
+        )
+        checks.one_of("backend", backend, (AUTO, *BACKENDS))
+        self.similarity = similarity
+        self.temperature = temperature
+        self.affinity = affinity
+        self.repulsion_weight = repulsion_weight
+        self.pair_reduction = pair_reduction
+        self.reduction = reduction
+        self.return_terms = return_terms
+        self.backend = backend
+
+    def forward(
+        self,
+        global_crops: Tensor | Sequence[Tensor],
+        local_crops: Tensor | Sequence[Tensor] | None = None,
+        targets: Tensor | Sequence[Tensor] | None = None,
+        *,
+        negatives: Tensor | str | None = None,
+        repulsion_features: Tensor | Sequence[Tensor] | None = None,
+    ) -> Tensor | LoGoTerms:
+        return logo_loss(
+            global_crops,
+            local_crops,
+            targets,
+            similarity=self.similarity,
+            negatives=negatives,
+            temperature=self.temperature,
+            affinity=self.affinity,
+            repulsion_features=repulsion_features,
+            repulsion_weight=self.repulsion_weight,
+            pair_reduction=self.pair_reduction,
+            reduction=self.reduction,
+            return_terms=self.return_terms,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        shown = ("similarity", "repulsion_weight", "pair_reduction", "reduction", "backend")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+
+
+def pair_weights(
+    global_crops: int, local_crops: int, pair_reduction: str, repulsion_weight: float
+) -> PairWeights:
+    """The weight of one pair of each kind in an image's total (eqs. 3-5, 9; see `logo_loss`)."""
+    if pair_reduction == "sum":
+        return PairWeights(0.5, 1.0, float(repulsion_weight))
+    attraction = 1 / (global_crops * (global_crops - 1) + local_crops * global_crops)
+    repelled = max(1, local_crops * (local_crops - 1) // 2)
+    return PairWeights(attraction, attraction, repulsion_weight / repelled)
+
+
+def _cosine(
+    x: Tensor,
+    y: Tensor | None,
+    t: Tensor | None,
+    r: Tensor | None,
+    weights: PairWeights,
+    repulsion: bool,
+    reduction: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Total and terms, by way of the graph only where something needs a gradient."""
+    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, y, r)):
+        return Cosine.apply(x, y, t, r, weights, repulsion, reduction, backend)
+    total, terms, *_ = ops.cosine(
+        x, y, t, r, *weights, repulsion, reduction, False, False, False, backend
+    )
+    return total, terms
+
+
+def _affinity(affinity: Callable[[Tensor], Tensor], y: Tensor, r: Tensor | None) -> Tensor:
+    """The callable's answer, checked: [B]."""
+    seen = y if r is None else r
+    answer = affinity(seen)
+    if not isinstance(answer, Tensor):
+        raise TypeError(f"affinity must return a tensor [B], got {type(answer).__name__}")
+    if answer.shape != seen.shape[:1]:
+        raise ValueError(
+            f"affinity must return one value per image, [B] = [{seen.shape[0]}], "
+            f"got shape {list(answer.shape)}"
+        )
+    return answer
+
+
+def _reduce(per_image: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return per_image
+    return per_image.mean() if reduction == "mean" else per_image.sum()
+
+
+def _check_options(
+    similarity: str,
+    temperature: float,
+    affinity: Affinity,
+    repulsion_weight: float,
+    pair_reduction: str,
+    reduction: str,
+) -> None:
+    checks.one_of("similarity", similarity, SIMILARITIES)
+    if similarity == "info_nce":
+        raise NotImplementedError(
+            "similarity='info_nce' is not in this version of logo_kernels; use 'cosine'"
+        )
+    checks.temperature(temperature)
+    if isinstance(affinity, str):
+        if affinity != "cosine":
+            raise ValueError(f"affinity must be 'cosine', None or a callable, got {affinity!r}")
+    elif affinity is not None and not callable(affinity):
+        raise TypeError(
+            f"affinity must be 'cosine', None or a callable, got {type(affinity).__name__}"
+        )
+    checks.number("repulsion_weight", repulsion_weight)
+    checks.one_of("pair_reduction", pair_reduction, PAIR_REDUCTIONS)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+
+
+def _check_crops(
+    global_crops: Tensor | Sequence[Tensor],
+    local_crops: Tensor | Sequence[Tensor] | None,
+    targets: Tensor | Sequence[Tensor] | None,
+    repulsion_features: Tensor | Sequence[Tensor] | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The four inputs as blocks that agree; local crops and features None where L = 0."""
+    x = checks.crops("global_crops", global_crops, "B, G, D")
+    for size, letter in zip(x.shape, "BGD", strict=True):
+        if size == 0:
+            raise ValueError(
+                f"global_crops must not be empty, got {letter} = 0 in shape {list(x.shape)}"
+            )
+    y = None
+    if local_crops is not None and not _is_empty_sequence(local_crops):
+        y = checks.crops("local_crops", local_crops, "B, L, D")
+        checks.same_dtype("local_crops", y, "global_crops", x)
+        checks.alike("local_crops", y, "global_crops", x, {"B": 0, "D": 2})
+        if y.shape[1] == 0:
+            y = None
+    if y is None and x.shape[1] == 1:
+        raise ValueError(
+            "global_crops has G = 1 and there are no local_crops: no pair of crops to attract; "
+            "pass at least two global crops or one local crop"
+        )
+    t = None
+    if targets is not None:
+        t = checks.crops("targets", targets, "B, G, D")
+        checks.alike("targets", t, "global_crops", x, {"B": 0, "G": 1, "D": 2})
+    r = None
+    if repulsion_features is not None and not _is_empty_sequence(repulsion_features):
+        r = checks.crops("repulsion_features", repulsion_features, "B, L, D")
+        if y is None and r.shape[1] > 0:
+            raise ValueError(
+                f"repulsion_features are those of the local crops, but there are no local_crops and "
+                f"repulsion_features has shape {list(r.shape)}; pass both or neither"
+            )
+        if y is None:
+            return x, y, t, None
+        checks.alike("repulsion_features", r, "local_crops", y, {"B": 0, "L": 1, "D": 2})
+    return x, y, t, r
+
+
+def _is_empty_sequence(value: Tensor | Sequence[Tensor]) -> bool:
+    return isinstance(value, (list, tuple)) and not value

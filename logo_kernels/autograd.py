@@ -43,10 +43,13 @@ class Cosine(torch.autograd.Function):
         ctx.first_rows = (0, rows[0], rows[0] + rows[1])
         ctx.wanted = wanted
         ctx.mark_non_differentiable(terms)
+        ctx.set_materialize_grads(False)  # no zeros for the gradient of terms
         return total, terms
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _terms: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, _terms: Any) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * 8
         *gradients, row_scale = ctx.saved_tensors
         scaled = [
             differentiated_once(scale(gradient, upstream, row_scale, first)) if wanted else None

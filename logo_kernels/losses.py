@@ -116,7 +116,7 @@ def logo_loss(
         pair_weights(x.shape[1], locals_, pair_reduction, repulsion_weight),
         fused_repulsion, reduction, backend,
     )  # fmt: skip
-    ll = terms[2]
+    ll = None
     if has_repulsion and not fused_repulsion and (repulsion_weight != 0 or return_terms):
         pairs = locals_ * (locals_ - 1) / 2 if pair_reduction == "sum" else 1.0
         with torch.set_grad_enabled(torch.is_grad_enabled() and repulsion_weight != 0):
@@ -125,7 +125,9 @@ def logo_loss(
         if repulsion_weight != 0:
             total = total + (repulsion_weight * pairs) * repulsion
         ll = repulsion.detach()
-    return LoGoTerms(total, terms[0], terms[1], ll) if return_terms else total
+    if not return_terms:
+        return total
+    return LoGoTerms(total, terms[0], terms[1], terms[2] if ll is None else ll)
 
 
 class LoGoLoss(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from .cpu import CpuBackend
@@ -59,15 +61,18 @@ def choose(name: str, problem: Problem, backends: dict[str, Backend]) -> Backend
 
 def resolve(name: str, operation: str, *tensors: torch.Tensor | None) -> Backend:
     """`choose` for the tensors of a call; the first one is always there."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    return choose(
-        name,
-        Problem(
-            operation,
-            present[0].device.type,
-            frozenset(tensor.dtype for tensor in present),
-            sum(tensor.shape[1] for tensor in present),
-            present[0].shape[2],
-        ),
-        BACKENDS,
-    )
+    first = tensors[0]
+    assert first is not None
+    dtypes, crops = [], 0
+    for tensor in tensors:
+        if tensor is not None:
+            dtypes.append(tensor.dtype)
+            crops += tensor.shape[1]
+    return _choose(name, operation, first.device.type, tuple(dtypes), crops, first.shape[2])
+
+
+@functools.lru_cache(maxsize=1024)  # a training loop asks the same question at every step
+def _choose(
+    name: str, operation: str, device: str, dtypes: tuple[torch.dtype, ...], crops: int, dim: int
+) -> Backend:
+    return choose(name, Problem(operation, device, frozenset(dtypes), crops, dim), BACKENDS)

@@ -52,17 +52,15 @@ class CpuBackend(Backend):
             global_crops, local_crops, targets, features, reduction,
             grad_global, grad_local, grad_features,
         )  # fmt: skip
-        images = global_crops.shape[0]
-        per_image = result.total.new_empty(4, images)  # total, gg, lg, ll of every image
         extension.cosine(  # type: ignore[union-attr]
-            images, global_crops.shape[2],
+            global_crops.shape[0], global_crops.shape[2],
             rows(global_crops), rows(local_crops), rows(targets), rows(features),
             *weights, repulsion, REDUCTIONS[reduction], result.total.dtype == torch.float64,
             rows(result.grad_global) if grad_global else NO_ROWS,
             rows(result.grad_local) if grad_local else NO_ROWS,
             rows(result.grad_features) if grad_features else NO_ROWS,
             result.row_scale.data_ptr() if result.row_scale.numel() else 0,
-            per_image.data_ptr(), result.total.data_ptr(), result.terms.data_ptr(),
+            result.total.data_ptr(), result.terms.data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
         return result

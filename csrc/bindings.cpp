@@ -1,0 +1,136 @@
+// Python's view of the launchers: integers in, exceptions out, the GIL released in between.
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <stdexcept>
+
+#include "logo/launch.h"
+
+namespace py = pybind11;
+using namespace logo;
+
+namespace {
+
+// (address, dtype, count, strides over image, crop, element)
+using RowsTuple = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, int64_t>;
+
+Rows rows(const RowsTuple& tuple) {
+  const auto& [address, dtype, count, image, crop, element] = tuple;
+  return {reinterpret_cast<void*>(address), static_cast<DType>(dtype), count, image, crop, element};
+}
+
+void check(Status status) {
+  if (status == Status::out_of_memory) throw std::bad_alloc();  // MemoryError
+}
+
+void cosine(int64_t images, int64_t dim, const RowsTuple& global, const RowsTuple& local,
+            const RowsTuple& targets, const RowsTuple& features, double gg_weight,
+            double lg_weight, double ll_weight, bool repulsion, int reduction, bool fp64,
+            const RowsTuple& grad_global, const RowsTuple& grad_local,
+            const RowsTuple& grad_features, uintptr_t row_scale, uintptr_t total,
+            uintptr_t terms, int threads) {
+  CosineProblem p;
+  p.images = images;
+  p.dim = dim;
+  p.global = rows(global);
+  p.local = rows(local);
+  p.targets = rows(targets);
+  p.features = rows(features);
+  p.gg_weight = gg_weight;
+  p.lg_weight = lg_weight;
+  p.ll_weight = ll_weight;
+  p.repulsion = repulsion;
+  p.reduction = static_cast<Reduction>(reduction);
+  p.fp64 = fp64;
+  p.grad_global = rows(grad_global);
+  p.grad_local = rows(grad_local);
+  p.grad_features = rows(grad_features);
+  p.row_scale = reinterpret_cast<float*>(row_scale);
+  p.total = reinterpret_cast<void*>(total);
+  p.terms = reinterpret_cast<void*>(terms);
+  p.threads = threads;
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = cpu::cosine(p);
+  }
+  check(status);
+}
+
+SimilarityProblem similarity_problem(int64_t images, int64_t dim, const RowsTuple& a,
+                                     const RowsTuple& b, const RowsTuple& cosines, int threads) {
+  SimilarityProblem p;
+  p.images = images;
+  p.dim = dim;
+  p.a = rows(a);
+  p.b = rows(b);
+  p.cosines = rows(cosines);
+  p.threads = threads;
+  return p;
+}
+
+void similarity(int64_t images, int64_t dim, const RowsTuple& a, const RowsTuple& b,
+                const RowsTuple& cosines, int threads) {
+  const SimilarityProblem p = similarity_problem(images, dim, a, b, cosines, threads);
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = cpu::similarity(p);
+  }
+  check(status);
+}
+
+void similarity_backward(int64_t images, int64_t dim, const RowsTuple& upstream, const RowsTuple& a,
+                         const RowsTuple& b, const RowsTuple& grad_a, const RowsTuple& grad_b,
+                         int threads) {
+  SimilarityProblem p = similarity_problem(images, dim, a, b, upstream, threads);
+  p.grad_a = rows(grad_a);
+  p.grad_b = rows(grad_b);
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = cpu::similarity_backward(p);
+  }
+  check(status);
+}
+
+constexpr std::array<std::pair<cpu::Simd, const char*>, 3> kSimds{{
+    {cpu::Simd::avx512, "avx512"},
+    {cpu::Simd::avx2, "avx2"},
+    {cpu::Simd::portable, "portable"},
+}};
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "C++ kernels; called by logo_kernels.backends, which allocates and validates.";
+  m.def("cosine", &cosine);
+  m.def("similarity", &similarity);
+  m.def("similarity_backward", &similarity_backward);
+  m.def("simds", [] {
+    py::list names;
+    for (const auto& [simd, name] : kSimds) {
+      if (cpu::has_simd(simd)) names.append(name);
+    }
+    return names;
+  }, "Instruction sets that can be used here, widest first.");
+  m.def("current_simd", [] {
+    for (const auto& [simd, name] : kSimds) {
+      if (simd == cpu::current_simd()) return name;
+    }
+    return "unknown";
+  });
+  m.def("use_simd", [](const std::string& wanted) {
+    for (const auto& [simd, name] : kSimds) {
+      if (wanted == name && cpu::has_simd(simd)) return cpu::use_simd(simd);
+    }
+    throw std::invalid_argument("this processor cannot run " + wanted);
+  }, "For tests: the instruction set of all later calls.");
+  m.attr("cuda_architectures") = cuda::architectures();
+  m.attr("openmp") =
+#if defined(_OPENMP)
+      true;
+#else
+      false;
+#endif
+}

@@ -1,0 +1,486 @@
+// The crops of one image as rows of compute type T (float or double), and the two products that a
+// cosine loss consists of: inner products between rows, and sums of rows with small weights.
+//
+// An image is some tens of rows, so its rows stay in the L2 cache between the two: memory is read
+// once and each gradient written once. Within the inner products, which touch every row several
+// times, rows go through a panel in the L1 cache, a chunk of columns at a time: there they have the
+// compute type, and a stride that is no power of two. In place, ten rows of 2048 floats would all
+// fall on the same sets of the cache and evict one another (measured: 3.5 times slower).
+#pragma once
+
+#include "cpu/memory.h"
+#include "cpu/simd.h"
+#include "logo/problem.h"
+
+namespace logo {
+namespace cpu {
+namespace {
+
+// The panel takes this much of a 32 KB L1 cache, but never fewer columns than kLeastChunk, below
+// which loading and storing accumulators would outweigh the products.
+constexpr int64_t kPanelBytes = 24 * 1024;
+constexpr int64_t kLeastChunk = 128;
+// Gradients larger than this leave the caches before anyone reads them, so they are streamed.
+constexpr int64_t kStreamingBytes = 8 * 1024 * 1024;
+// Rows of a register tile: 25 accumulators of the 32 (AVX-512) or 9 of the 16 registers, the rest
+// for the factors.
+constexpr int kDotRows = LOGO_VECTOR_BYTES == 64 ? 5 : 3;
+constexpr int kSumRows = LOGO_VECTOR_BYTES == 64 ? 8 : 4;
+// Sums are formed over strips of two vectors, which hide the latency of the multiply-add.
+template <class T>
+constexpr int kStrip = 2 * kLanes<T>;
+
+inline int64_t dtype_bytes(DType dtype) {
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+inline const char* row_address(const Rows& rows, int64_t image, int64_t crop) {
+  return static_cast<const char*>(rows.data) +
+         (image * rows.image_stride + crop * rows.crop_stride) * dtype_bytes(rows.dtype);
+}
+
+template <class T>
+constexpr DType kDType = DType::f32;
+template <>
+constexpr DType kDType<double> = DType::f64;
+
+// Squared norms for which products of inverse norms, and gradients, stay inside the dtype.
+template <class T>
+bool squares_well(T squared_norm) {
+  constexpr T most = sizeof(T) == 4 ? T(0x1p80) : T(0x1p600);
+  return squared_norm >= 1 / most && squared_norm <= most;  // false for NaN
+}
+
+// ---- inner products ------------------------------------------------------------------------------
+
+// Which pairs of rows: rectangle a × b, triangle a ≥ b within one range, or squared norms alone.
+enum class Shape { rectangle, triangle, diagonal };
+
+struct Tile {
+  Shape shape;
+  int a, b;    // first rows
+  int m, n;    // rows, ≤ kDotRows
+  int offset;  // of its accumulators
+};
+
+constexpr int tile_size(const Tile& tile) { return (tile.m * tile.n + 3) / 4 * 4; }
+
+// The tiles of a problem; the same for every image.
+class DotPlan {
+ public:
+  // Tiles that a plan over `rows` rows can need, at the most.
+  static int64_t capacity(int64_t rows) {
+    const int64_t bands = rows / kDotRows + 4;  // + a remainder for each of four ranges
+    return bands * (bands + 2);
+  }
+  explicit DotPlan(Tile* tiles) : tiles_(tiles) {}
+
+  void triangle(int first, int count) {
+    const Bands bands(count);
+    for (int i = 0; i < bands.count; ++i) {
+      for (int j = 0; j < i; ++j) {
+        add(Shape::rectangle, first + bands.at(i), bands.size(i), first + bands.at(j),
+            bands.size(j));
+      }
+      add(Shape::triangle, first + bands.at(i), bands.size(i), first + bands.at(i), bands.size(i));
+    }
+  }
+  void rectangle(int a, int a_count, int b, int b_count) {
+    const Bands of_a(a_count), of_b(b_count);
+    for (int i = 0; i < of_a.count; ++i) {
+      for (int j = 0; j < of_b.count; ++j) {
+        add(Shape::rectangle, a + of_a.at(i), of_a.size(i), b + of_b.at(j), of_b.size(j));
+      }
+    }
+  }
+  void diagonal(int first, int count) {
+    const Bands bands(count);
+    for (int i = 0; i < bands.count; ++i) {
+      add(Shape::diagonal, first + bands.at(i), bands.size(i), first + bands.at(i), 1);
+    }
+  }
+
+  const Tile* begin() const { return tiles_; }
+  const Tile* end() const { return tiles_ + count_; }
+  int accumulators() const { return accumulators_; }
+
+ private:
+  // `rows` rows in as few bands of at most kDotRows as can be, of almost equal size.
+  struct Bands {
+    int rows, count;
+    explicit Bands(int rows) : rows(rows), count((rows + kDotRows - 1) / kDotRows) {}
+    int at(int band) const { return rows * band / count; }
+    int size(int band) const { return at(band + 1) - at(band); }
+  };
+
+  void add(Shape shape, int a, int m, int b, int n) {
+    tiles_[count_] = {shape, a, b, m, n, accumulators_};
+    accumulators_ += tile_size(tiles_[count_++]);
+  }
+
+  Tile* tiles_;
+  int count_ = 0;
+  int accumulators_ = 0;
+};
+
+template <class T, Shape kShape, int M, int N>
+void accumulate(const T* const* a, const T* const* b, int64_t count, Vector<T>* totals) {
+  Vector<T> sums[M * N];
+#pragma GCC unroll 25
+  for (int k = 0; k < M * N; ++k) sums[k] = totals[k];
+  for (int64_t d = 0; d < count; d += kLanes<T>) {
+    Vector<T> left[M];
+#pragma GCC unroll 5
+    for (int i = 0; i < M; ++i) left[i] = in_register(load(a[i] + d));
+    if constexpr (kShape == Shape::diagonal) {
+#pragma GCC unroll 5
+      for (int i = 0; i < M; ++i) sums[i] += left[i] * left[i];
+    } else {
+#pragma GCC unroll 5
+      for (int j = 0; j < N; ++j) {
+        const Vector<T> right =
+            kShape == Shape::triangle ? left[j] : in_register(load(b[j] + d));
+#pragma GCC unroll 5
+        for (int i = 0; i < M; ++i) {
+          if (kShape == Shape::rectangle || i >= j) sums[i * N + j] += left[i] * right;
+        }
+      }
+    }
+  }
+#pragma GCC unroll 25
+  for (int k = 0; k < M * N; ++k) totals[k] = sums[k];
+}
+
+template <class T, int M>
+void accumulate_rows(const Tile& tile, const T* const* rows, int64_t count, Vector<T>* totals) {
+  const T* const* a = rows + tile.a;
+  const T* const* b = rows + tile.b;
+  if (tile.shape == Shape::triangle) {
+    return accumulate<T, Shape::triangle, M, M>(a, b, count, totals);
+  }
+  if (tile.shape == Shape::diagonal) {
+    return accumulate<T, Shape::diagonal, M, 1>(a, b, count, totals);
+  }
+  switch (tile.n) {
+    case 1: return accumulate<T, Shape::rectangle, M, 1>(a, b, count, totals);
+    case 2: return accumulate<T, Shape::rectangle, M, 2>(a, b, count, totals);
+    case 3: return accumulate<T, Shape::rectangle, M, 3>(a, b, count, totals);
+    case 4: return accumulate<T, Shape::rectangle, M, 4>(a, b, count, totals);
+    default: return accumulate<T, Shape::rectangle, M, kDotRows>(a, b, count, totals);
+  }
+}
+
+// ---- sums of rows --------------------------------------------------------------------------------
+
+// Lines of the next image to fetch while this one computes: reads overlap the writes.
+struct Prefetch {
+  const char* const* rows = nullptr;
+  int count = 0;
+  int64_t element_bytes = 0;
+
+  inline void strip(int64_t element, int elements) const {
+    for (int row = 0; row < count; ++row) {
+      const char* const from = rows[row] + element * element_bytes;
+      for (int64_t byte = 0; byte < elements * element_bytes; byte += 64) {
+        __builtin_prefetch(from + byte, 0, 2);
+      }
+    }
+  }
+};
+
+template <class V, class T>
+inline V clamp(V value, T limit) {  // NaN stays
+  const V most = V{} + limit;
+  value = value > most ? most : value;
+  return value < -most ? -most : value;
+}
+
+// out_i = Σ_k weights[k][i] source_k + own_i x_i for M rows i and `count` elements. All addresses
+// are those of the first element; `first` is its place in the row, for the prefetch.
+template <class T, int M, class To>
+void sum_rows(const T* const* sources, int source_count, const T* weights,
+              const T* const* own_rows, const T* own, To* const* out, int64_t count, int64_t first,
+              bool streaming, const T* limits, const Prefetch& prefetch) {
+  constexpr int kLane = kLanes<T>;
+  for (int64_t d = 0; d < count; d += kStrip<T>) {
+    Vector<T> low[M], high[M];
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) low[i] = high[i] = Vector<T>{};
+    for (int k = 0; k < source_count; ++k) {
+      const Vector<T> source_low = load(sources[k] + d);
+      const Vector<T> source_high = load(sources[k] + d + kLane);
+#pragma GCC unroll 8
+      for (int i = 0; i < M; ++i) {
+        low[i] += source_low * weights[k * M + i];
+        high[i] += source_high * weights[k * M + i];
+      }
+    }
+    if (own_rows != nullptr) {
+#pragma GCC unroll 8
+      for (int i = 0; i < M; ++i) {
+        low[i] += load(own_rows[i] + d) * own[i];
+        high[i] += load(own_rows[i] + d + kLane) * own[i];
+      }
+    }
+    prefetch.strip(first + d, kStrip<T>);
+    const int64_t left = count - d;
+#pragma GCC unroll 8
+    for (int i = 0; i < M; ++i) {
+      if (limits != nullptr) {
+        low[i] = clamp(low[i], limits[i]);
+        high[i] = clamp(high[i], limits[i]);
+      }
+      if (left >= kStrip<T>) {
+        store2(low[i], high[i], out[i] + d, streaming);
+      } else {
+        To strip[kStrip<T>];
+        store2(low[i], high[i], strip, false);
+        memcpy(out[i] + d, strip, size_t(left) * sizeof(To));
+      }
+    }
+  }
+}
+
+// ---- one image -----------------------------------------------------------------------------------
+
+template <class T>
+class Image {
+ public:
+  // `rows` counts all rows that add() will be given, `sums` the most that add_sums() will.
+  Image(int64_t dim, int rows, int sums, const DotPlan& plan)
+      : dim_(dim), rows_(rows), sums_(sums), plan_(plan) {
+    const int64_t padded = (dim + kStrip<T> - 1) / kStrip<T> * kStrip<T>;
+    chunk_ = kPanelBytes / int64_t(sizeof(T)) / rows / kLeastChunk * kLeastChunk;
+    if (chunk_ < kLeastChunk) chunk_ = kLeastChunk;
+    if (chunk_ > padded) chunk_ = padded;
+    stride_ = chunk_ + 64 / int64_t(sizeof(T));  // one cache line on
+  }
+
+  size_t scratch_bytes() const {
+    return Scratch::bytes<T>(rows_ * stride_) + Scratch::bytes<Vector<T>>(plan_.accumulators()) +
+           Scratch::bytes<T>(rows_ * rows_) + 2 * Scratch::bytes<const T*>(rows_) +
+           2 * Scratch::bytes<const char*>(rows_) + Scratch::bytes<const Rows*>(rows_) +
+           Scratch::bytes<T>(rows_ * sums_) + Scratch::bytes<Band>(sums_);
+  }
+  void attach(Scratch& scratch) {
+    panel_ = scratch.take<T>(rows_ * stride_);
+    totals_ = scratch.take<Vector<T>>(plan_.accumulators());
+    dots_ = scratch.take<T>(rows_ * rows_);
+    now_ = scratch.take<const T*>(rows_);
+    own_ = scratch.take<const T*>(rows_);
+    address_ = scratch.take<const char*>(rows_);
+    next_ = scratch.take<const char*>(rows_);
+    origin_ = scratch.take<const Rows*>(rows_);
+    packed_ = scratch.take<T>(rows_ * sums_);
+    bands_ = scratch.take<Band>(sums_);
+  }
+
+  void clear() {
+    count_ = band_count_ = 0;
+    packed_count_ = 0;
+    direct_ = alike_ = true;
+  }
+  void add(const Rows& rows, int64_t image, bool has_next) {
+    direct_ = direct_ && rows.dtype == kDType<T> && rows.element_stride == 1 &&
+              dim_ % kStrip<T> == 0;
+    for (int64_t crop = 0; crop < rows.count; ++crop, ++count_) {
+      origin_[count_] = &rows;
+      address_[count_] = row_address(rows, image, crop);
+      next_[count_] = row_address(rows, has_next ? image + 1 : image, crop);
+    }
+    alike_ = alike_ && rows.dtype == origin_[0]->dtype && rows.element_stride == 1;
+  }
+
+  // dots(i) for the pairs of the plan.
+  void multiply() {
+    for (int k = 0; k < plan_.accumulators(); ++k) totals_[k] = Vector<T>{};
+    for (int64_t first = 0; first < dim_; first += chunk_) {
+      const int64_t end = fill_panel(first);
+      for (const Tile& tile : plan_) {
+        Vector<T>* const totals = totals_ + tile.offset;
+        switch (tile.m) {
+          case 1: accumulate_rows<T, 1>(tile, now_, end, totals); break;
+          case 2: accumulate_rows<T, 2>(tile, now_, end, totals); break;
+          case 3: accumulate_rows<T, 3>(tile, now_, end, totals); break;
+          case 4: accumulate_rows<T, 4>(tile, now_, end, totals); break;
+          default: accumulate_rows<T, kDotRows>(tile, now_, end, totals);
+        }
+      }
+    }
+    for (const Tile& tile : plan_) {
+      T sums[(kDotRows * kDotRows + 3) / 4 * 4];
+      for (int k = 0; k < tile.m * tile.n; k += 4) sum4(totals_ + tile.offset + k, sums + k);
+      for (int i = 0; i < tile.m; ++i) {
+        for (int j = 0; j < tile.n; ++j) {
+          if (tile.shape == Shape::triangle && j > i) continue;
+          const int row = tile.a + i;
+          const int column = tile.shape == Shape::diagonal ? row : tile.b + j;
+          dots_[row * rows_ + column] = dots_[column * rows_ + row] = sums[i * tile.n + j];
+        }
+      }
+    }
+  }
+
+  const T* dots(int row) const { return dots_ + row * rows_; }  // ·[column]
+  T squared_norm(int row) const { return dots_[row * rows_ + row]; }
+
+  // A row whose squared norm is 0 may be tiny rather than zero.
+  bool is_zero(int row) const {
+    const Rows& rows = *origin_[row];
+    const int64_t step = rows.element_stride * dtype_bytes(rows.dtype);
+    const char* at = address_[row];
+    for (int64_t d = 0; d < dim_; ++d, at += step) {
+      const bool zero =
+          rows.dtype == DType::f64   ? *reinterpret_cast<const double*>(at) == 0
+          : rows.dtype == DType::f32 ? *reinterpret_cast<const float*>(at) == 0
+                                     : (*reinterpret_cast<const uint16_t*>(at) & 0x7fff) == 0;
+      if (!zero) return false;
+    }
+    return true;
+  }
+
+  // Asks for grad_i = Σ_k weights[i * count + k] row_{first + k} + own[i] row_{own_first + i}, to be
+  // written to the image's rows of `gradient`. own null: none. limits null, or the largest
+  // magnitude of each row. own and limits must live until write_sums().
+  void add_sums(const T* weights, int first, int count, const T* own, int own_first,
+                const T* limits, const Rows& gradient, int64_t image) {
+    for (int row = 0; row < int(gradient.count);) {
+      const int left = int(gradient.count) - row;
+      const int m = left >= 8 && kSumRows >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      T* const packed = packed_ + packed_count_;
+      for (int k = 0; k < count; ++k) {
+        for (int i = 0; i < m; ++i) packed[k * m + i] = weights[(row + i) * count + k];
+      }
+      packed_count_ += m * count;
+      bands_[band_count_++] = {&gradient, image, packed, own == nullptr ? nullptr : own + row,
+                               limits == nullptr ? nullptr : limits + row,
+                               row, m, first, count, own_first + row};
+      row += m;
+    }
+  }
+
+  // Writes all gradients that were asked for; `fetch` the rows of the next image meanwhile.
+  void write_sums(bool fetch) {
+    const int64_t step = direct_ ? dim_ : chunk_;
+    for (int64_t first = 0; first < dim_; first += step) {
+      if (direct_) {
+        for (int row = 0; row < rows_; ++row) now_[row] = reinterpret_cast<const T*>(address_[row]);
+      } else {
+        fill_panel(first);
+      }
+      const int64_t count = dim_ - first < step ? dim_ - first : step;
+      Prefetch prefetch;
+      if (fetch && alike_) prefetch = {next_, count_, dtype_bytes(origin_[0]->dtype)};
+      for (int k = 0; k < band_count_; ++k) {
+        const Band& band = bands_[k];
+        switch (band.m) {
+          case 1: write<1>(band, first, count, prefetch); break;
+          case 2: write<2>(band, first, count, prefetch); break;
+          case 4: write<4>(band, first, count, prefetch); break;
+          default: write<kSumRows>(band, first, count, prefetch);
+        }
+        prefetch = {};  // once is enough
+      }
+    }
+  }
+
+  void set_streaming(bool streaming) { streaming_ = streaming; }
+
+ private:
+  // Up to kSumRows rows of one gradient, which are summed together.
+  struct Band {
+    const Rows* gradient;
+    int64_t image;
+    const T* weights;  // [count, m]
+    const T* own;      // [m] or null
+    const T* limits;   // [m] or null
+    int row, m;        // rows of the gradient
+    int first, count;  // rows of the image
+    int own_first;
+  };
+
+  // Points now_ at the columns from `first` on, in the panel; returns how many, with zero padding.
+  int64_t fill_panel(int64_t first) {
+    const int64_t filled = dim_ - first < chunk_ ? dim_ - first : chunk_;
+    const int64_t end = (filled + kStrip<T> - 1) / kStrip<T> * kStrip<T>;
+    for (int row = 0; row < rows_; ++row) {
+      T* const to = panel_ + row * stride_;
+      convert(*origin_[row], address_[row], first, filled, to);
+      for (int64_t d = filled; d < end; ++d) to[d] = 0;
+      now_[row] = to;
+    }
+    return end;
+  }
+
+  static void convert(const Rows& rows, const char* from, int64_t first, int64_t count, T* to) {
+    const int64_t stride = rows.element_stride;
+    switch (rows.dtype) {
+      case DType::f32: return convert(reinterpret_cast<const float*>(from), stride, first, count, to);
+      case DType::f64:
+        return convert(reinterpret_cast<const double*>(from), stride, first, count, to);
+      case DType::bf16: return convert(reinterpret_cast<const bf16*>(from), stride, first, count, to);
+      case DType::f16: return convert(reinterpret_cast<const f16*>(from), stride, first, count, to);
+    }
+  }
+  template <class Source>
+  static void convert(const Source* from, int64_t stride, int64_t first, int64_t count, T* to) {
+    from += first * stride;
+    int64_t d = 0;
+    if constexpr (sizeof(T) == 4 && sizeof(Source) <= 4) {
+      if (stride == 1) {
+        for (; d + kLanes<T> <= count; d += kLanes<T>) {
+          const Vector<T> values = load_as_float(from + d);
+          memcpy(to + d, &values, sizeof(values));
+        }
+      }
+    }
+    for (; d < count; ++d) to[d] = T(to_double(from[d * stride]));
+  }
+
+  template <int M>
+  void write(const Band& band, int64_t first, int64_t count, const Prefetch& prefetch) {
+    switch (band.gradient->dtype) {
+      case DType::f32: return write_as<M, float>(band, first, count, prefetch);
+      case DType::bf16: return write_as<M, bf16>(band, first, count, prefetch);
+      case DType::f16: return write_as<M, f16>(band, first, count, prefetch);
+      case DType::f64: return write_as<M, double>(band, first, count, prefetch);
+    }
+  }
+  template <int M, class To>
+  void write_as(const Band& band, int64_t first, int64_t count, const Prefetch& prefetch) {
+    // fp64 gradients come from fp64 arithmetic, all others from fp32 (exact.h has the rest).
+    if constexpr ((sizeof(T) == 8) == (sizeof(To) == 8)) {
+      To* out[M];
+      bool streaming = streaming_;
+      for (int i = 0; i < M; ++i) {
+        const char* const row = row_address(*band.gradient, band.image, band.row + i);
+        out[i] = reinterpret_cast<To*>(const_cast<char*>(row)) + first;
+        streaming = streaming && reinterpret_cast<uintptr_t>(out[i]) % LOGO_VECTOR_BYTES == 0;
+        if (band.own != nullptr) own_[i] = now_[band.own_first + i];
+      }
+      sum_rows<T, M, To>(now_ + band.first, band.count, band.weights,
+                         band.own == nullptr ? nullptr : own_, band.own, out, count, first,
+                         streaming, band.limits, prefetch);
+    }
+  }
+
+  int64_t dim_, chunk_, stride_;  // of the rows, and of the panel
+  int rows_, sums_, count_ = 0, band_count_ = 0, packed_count_ = 0;
+  const DotPlan& plan_;
+  bool direct_ = true;      // all rows can be summed in place
+  bool alike_ = true;       // all rows have one dtype and unit stride
+  bool streaming_ = false;  // gradients bypass the caches
+  T* panel_ = nullptr;              // [rows, stride]
+  Vector<T>* totals_ = nullptr;     // accumulators of the plan's tiles
+  T* dots_ = nullptr;               // [rows, rows]
+  const T** now_ = nullptr;         // [rows] the rows, or the present chunk of them
+  const T** own_ = nullptr;         // [rows]
+  const char** address_ = nullptr;  // [rows]
+  const char** next_ = nullptr;     // [rows] the same rows of the next image
+  const Rows** origin_ = nullptr;   // [rows]
+  T* packed_ = nullptr;             // [sums, rows] weights in the order of use
+  Band* bands_ = nullptr;           // [sums]
+};
+
+}  // namespace
+}  // namespace cpu
+}  // namespace logo

@@ -1,0 +1,260 @@
+// Vectors of the widest kind that this translation unit is compiled for, and dtype conversion.
+//
+// Written with the vector extensions of GCC and Clang; intrinsics only where those have no word
+// (fp16, streaming stores, horizontal sums). All in an anonymous namespace: see macros.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+#include "logo/problem.h"
+
+#if defined(__AVX512F__)
+#define LOGO_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define LOGO_VECTOR_BYTES 32
+#else
+#define LOGO_VECTOR_BYTES 16
+#endif
+
+namespace logo {
+namespace cpu {
+namespace {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+// Unaligned vectors of compute type T, float or double.
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(LOGO_VECTOR_BYTES), aligned(4), may_alias));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(LOGO_VECTOR_BYTES), aligned(8), may_alias));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+template <class T>
+constexpr int kLanes = LOGO_VECTOR_BYTES / int(sizeof(T));
+
+typedef uint32_t U32 __attribute__((vector_size(LOGO_VECTOR_BYTES), aligned(4), may_alias));
+typedef uint16_t U16 __attribute__((vector_size(LOGO_VECTOR_BYTES / 2), aligned(2), may_alias));
+
+template <class T>
+inline Vector<T> load(const T* from) {
+  return *reinterpret_cast<const Vector<T>*>(from);
+}
+
+// Keeps a value in a register: GCC would load it anew for each product that it is a factor of, and
+// the load ports are what the inner products wait for.
+template <class V>
+inline V in_register(V value) {
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(value));
+#elif defined(__SSE2__)
+  __asm__("" : "+x"(value));
+#endif
+  return value;
+}
+
+// ---- scalar conversions --------------------------------------------------------------------------
+
+inline float bits_to_float(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+inline uint32_t float_to_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
+
+inline float to_float(float value) { return value; }
+inline float to_float(bf16 value) { return bits_to_float(uint32_t(value.bits) << 16); }
+inline float to_float(f16 value) {
+  const uint32_t sign = uint32_t(value.bits & 0x8000) << 16;
+  const uint32_t magnitude = value.bits & 0x7fff;
+  if (magnitude >= 0x7c00) return bits_to_float(sign | 0x7f800000 | ((magnitude & 0x3ff) << 13));
+  // Shifting the exponent by a product also gets the subnormals right.
+  const float scaled = bits_to_float(magnitude << 13) * 0x1p112f;
+  return bits_to_float(sign | float_to_bits(scaled));
+}
+inline double to_double(double value) { return value; }
+template <class Source>
+inline double to_double(Source value) {
+  return to_float(value);
+}
+
+inline void from_float(float value, float* to) { *to = value; }
+inline void from_float(float value, bf16* to) {  // round to nearest even
+  const uint32_t bits = float_to_bits(value);
+  to->bits = value != value ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+inline void from_float(float value, f16* to) {  // round to nearest even
+  const uint32_t bits = float_to_bits(value);
+  const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
+  const uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) {
+    to->bits = uint16_t(sign | 0x7e00);
+  } else if (magnitude >= 0x477ff000) {  // 65520 and more round to infinity
+    to->bits = uint16_t(sign | 0x7c00);
+  } else if (magnitude < 0x38800000) {  // subnormal: let the adder round at 2⁻²⁴
+    const float shifted = bits_to_float(magnitude) + 0.5f;
+    to->bits = uint16_t(sign | (float_to_bits(shifted) - 0x3f000000));
+  } else {
+    to->bits = uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13));
+  }
+}
+
+// The largest finite value of a gradient's dtype.
+inline double largest(DType dtype) {
+  switch (dtype) {
+    case DType::f64: return 1.7976931348623157e308;
+    case DType::f32: return 3.4028234663852886e38;
+    case DType::bf16: return 3.3895313892515355e38;
+    case DType::f16: return 65504;
+  }
+  return 0;
+}
+
+// ---- vectors: kLanes<float> values at once -------------------------------------------------------
+
+inline Vector<float> load_as_float(const float* from) { return load(from); }
+inline Vector<float> load_as_float(const bf16* from) {
+  const U16 bits = *reinterpret_cast<const U16*>(from);
+  return reinterpret_cast<Vector<float>>(__builtin_convertvector(bits, U32) << 16);
+}
+inline Vector<float> load_as_float(const f16* from) {
+#if defined(__AVX512F__)
+  return Vector<float>(
+      _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(__F16C__)
+  return Vector<float>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+  Vector<float> out;
+  for (int lane = 0; lane < kLanes<float>; ++lane) out[lane] = to_float(from[lane]);
+  return out;
+#endif
+}
+
+inline U16 narrow(Vector<float> value, bf16) {
+  const U32 bits = reinterpret_cast<U32>(value);
+  const U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const U32 is_nan = reinterpret_cast<U32>(value != value);  // all ones or zero
+  return __builtin_convertvector((rounded & ~is_nan) | (0x7fc0 & is_nan), U16);
+}
+inline U16 narrow(Vector<float> value, f16) {
+#if defined(__AVX512F__)
+  return U16(_mm512_cvtps_ph(__m512(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  return U16(_mm256_cvtps_ph(__m256(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  U16 out;
+  for (int lane = 0; lane < kLanes<float>; ++lane) {
+    f16 half;
+    from_float(value[lane], &half);
+    out[lane] = half.bits;
+  }
+  return out;
+#endif
+}
+
+// Past the caches where `streaming`: the line is written whole, so reading it first would be waste.
+// The address must then be a multiple of the vector's size.
+template <class V, class To>
+inline void store_vector(V value, To* to, bool streaming) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) {
+    if (streaming) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(value));
+      return;
+    }
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) {
+    if (streaming) {
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(value));
+      return;
+    }
+  }
+#endif
+  (void)streaming;
+  memcpy(to, &value, sizeof(V));
+}
+
+// Two vectors, side by side.
+inline void store2(Vector<float> low, Vector<float> high, float* to, bool streaming) {
+  store_vector(low, to, streaming);
+  store_vector(high, to + kLanes<float>, streaming);
+}
+inline void store2(Vector<double> low, Vector<double> high, double* to, bool streaming) {
+  store_vector(low, to, streaming);
+  store_vector(high, to + kLanes<double>, streaming);
+}
+template <class Half>  // two narrowed halves fill one vector, so that a streamed line is whole
+inline void store2(Vector<float> low, Vector<float> high, Half* to, bool streaming) {
+  struct {
+    U16 low, high;
+  } both = {narrow(low, Half()), narrow(high, Half())};
+  U32 line;
+  memcpy(&line, &both, sizeof(line));
+  store_vector(line, to, streaming);
+}
+
+inline void streaming_fence(bool streaming) {
+#if defined(__SSE2__)
+  if (streaming) _mm_sfence();
+#else
+  (void)streaming;
+#endif
+}
+
+// out[k] = Σ lanes of from[k], k < 4. Four at once, since the shuffles are what costs.
+inline void sum4(const Vector<double>* from, double* out) {
+  for (int k = 0; k < 4; ++k) {
+    double sum = 0;
+    for (int lane = 0; lane < kLanes<double>; ++lane) sum += from[k][lane];
+    out[k] = sum;
+  }
+}
+inline void sum4(const Vector<float>* from, float* out) {
+#if defined(__AVX2__)
+  __m256 half[4];
+  for (int k = 0; k < 4; ++k) {
+#if defined(__AVX512F__)
+    const __m512d whole = reinterpret_cast<__m512d>(from[k]);
+    half[k] = _mm256_add_ps(_mm256_castpd_ps(_mm512_castpd512_pd256(whole)),
+                            _mm256_castpd_ps(_mm512_extractf64x4_pd(whole, 1)));
+#else
+    half[k] = __m256(from[k]);
+#endif
+  }
+  const __m256 pairs =
+      _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+  _mm_storeu_ps(out,
+                _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+#else
+  for (int k = 0; k < 4; ++k) {
+    float sum = 0;
+    for (int lane = 0; lane < kLanes<float>; ++lane) sum += from[k][lane];
+    out[k] = sum;
+  }
+#endif
+}
+
+}  // namespace
+}  // namespace cpu
+}  // namespace logo

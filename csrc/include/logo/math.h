@@ -1,0 +1,32 @@
+// The formulas of the cosine terms, one place for host and device.
+#pragma once
+
+#include "logo/macros.h"
+
+namespace logo {
+
+// Every gradient of the cosine loss is a sum of one kind. For a row x, partners t_j and weights w_j
+//
+//   d/dx Σ_j w_j cos(x, t_j)  =  Σ_j w_j/(‖x‖‖t_j‖) t_j  −  (Σ_j w_j cos_j)/‖x‖² x,
+//
+// in which the inner products dots[j] = x·t_j are all that is needed of the rows. Writes the
+// coefficients of t_j, adds that of x to own, and returns Σ_j cos_j. An inverse norm of zero
+// stands for a zero row: its cosines and gradients vanish.
+//
+// skip: a partner that does not count (x itself), or −1. weight(j) gives w_j.
+template <class T, class Weight>
+LOGO_FUNCTION T cosine_row(const T* dots, int count, int skip, T inverse_x, const T* inverse_t,
+                           Weight weight, T* coefficients, T* own) {
+  T cosines = 0, weighted = 0;
+  for (int j = 0; j < count; ++j) {
+    const T scale = j == skip ? T(0) : inverse_x * inverse_t[j];
+    const T cosine = j == skip ? T(0) : dots[j] * scale;
+    cosines += cosine;
+    weighted += weight(j) * cosine;
+    coefficients[j] = weight(j) * scale;
+  }
+  *own -= weighted * inverse_x * inverse_x;
+  return cosines;
+}
+
+}  // namespace logo

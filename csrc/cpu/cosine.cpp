@@ -161,6 +161,7 @@ class Worker {
     // T = double also serves fp64 constants beside narrower crops, whose gradients are narrower.
     always_exact_ = false;
     for (const Rows* gradient : {&p_.grad_global, &p_.grad_local, &p_.grad_features}) {
+      writes_ = writes_ || gradient->present();
       if (gradient->present() && (gradient->dtype == DType::f64) != (sizeof(T) == 8)) {
         always_exact_ = true;
       }
@@ -182,7 +183,7 @@ class Worker {
     if (at_.locals > 0) image_.add(p_.local, image, has_next);
     if (!at_.own_targets) image_.add(p_.global, image, has_next);
     if (!at_.own_features) image_.add(p_.features, image, has_next);
-    image_.multiply();
+    image_.multiply(has_next && !writes_);
     for (int row = 0; row < at_.rows; ++row) {
       const T squared = image_.squared_norm(row);
       if (!squares_well(squared)) {
@@ -293,7 +294,7 @@ class Worker {
   const Layout& at_;
   double* per_image_;
   double share_;
-  bool always_exact_, has_exact_ = false;
+  bool always_exact_, writes_ = false, has_exact_ = false;
   Scratch scratch_, exact_scratch_;
   Image<T> image_;
   ExactImage exact_;

@@ -290,11 +290,14 @@ class Image {
     alike_ = alike_ && rows.dtype == origin_[0]->dtype && rows.element_stride == 1;
   }
 
-  // dots(i) for the pairs of the plan.
-  void multiply() {
+  // dots(i) for the pairs of the plan; `fetch` the rows of the next image meanwhile, which is for
+  // calls without gradients: write_sums() does it where there are some.
+  void multiply(bool fetch) {
+    const Prefetch prefetch = next_rows(fetch);
     for (int k = 0; k < plan_.accumulators(); ++k) totals_[k] = Vector<T>{};
     for (int64_t first = 0; first < dim_; first += chunk_) {
       const int64_t end = fill_panel(first);
+      prefetch.strip(first, int(end));
       for (const Tile& tile : plan_) {
         Vector<T>* const totals = totals_ + tile.offset;
         switch (tile.m) {
@@ -368,8 +371,7 @@ class Image {
         fill_panel(first);
       }
       const int64_t count = dim_ - first < step ? dim_ - first : step;
-      Prefetch prefetch;
-      if (fetch && alike_) prefetch = {next_, count_, dtype_bytes(origin_[0]->dtype)};
+      Prefetch prefetch = next_rows(fetch);
       for (int k = 0; k < band_count_; ++k) {
         const Band& band = bands_[k];
         switch (band.m) {
@@ -397,6 +399,11 @@ class Image {
     int first, count;  // rows of the image
     int own_first;
   };
+
+  Prefetch next_rows(bool fetch) const {
+    if (!fetch || !alike_) return {};
+    return {next_, count_, dtype_bytes(origin_[0]->dtype)};
+  }
 
   // Points now_ at the columns from `first` on, in the panel; returns how many, with zero padding.
   int64_t fill_panel(int64_t first) {

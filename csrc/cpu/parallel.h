@@ -11,8 +11,9 @@ namespace logo {
 namespace cpu {
 namespace {
 
-// Waking a second thread costs some microseconds: work below this many elements stays on one.
-constexpr int64_t kParallelElements = 16 * 1024;
+// Waking a second thread costs some tens of microseconds, in which one thread handles about this
+// many elements of ten-crop images.
+constexpr int64_t kParallelElements = 64 * 1024;
 
 inline int threads_for(int64_t images, int64_t elements_per_image, int threads) {
   if (images * elements_per_image < kParallelElements) return 1;

@@ -78,7 +78,7 @@ class Worker {
     image_.clear();
     image_.add(p_.a, image, has_next);
     if (!at_.self) image_.add(p_.b, image, has_next);
-    image_.multiply();
+    image_.multiply(has_next && !backward);
     for (int row = 0; row < at_.rows; ++row) {
       const T squared = image_.squared_norm(row);
       if (!squares_well(squared)) {

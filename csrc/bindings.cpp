@@ -24,11 +24,11 @@ void check(Status status) {
 }
 
 void cosine(int64_t images, int64_t dim, const RowsTuple& global, const RowsTuple& local,
-            const RowsTuple& targets, const RowsTuple& features, double gg_weight,
-            double lg_weight, double ll_weight, bool repulsion, int reduction, bool fp64,
+            const RowsTuple& targets, const RowsTuple& features, double gg_weight, double lg_weight,
+            double ll_weight, bool repulsion, int reduction, bool fp64,
             const RowsTuple& grad_global, const RowsTuple& grad_local,
-            const RowsTuple& grad_features, uintptr_t row_scale, uintptr_t total,
-            uintptr_t terms, int threads) {
+            const RowsTuple& grad_features, uintptr_t row_scale, uintptr_t total, uintptr_t terms,
+            int threads) {
   CosineProblem p;
   p.images = images;
   p.dim = dim;
@@ -107,25 +107,31 @@ PYBIND11_MODULE(_C, m) {
   m.def("cosine", &cosine);
   m.def("similarity", &similarity);
   m.def("similarity_backward", &similarity_backward);
-  m.def("simds", [] {
-    py::list names;
-    for (const auto& [simd, name] : kSimds) {
-      if (cpu::has_simd(simd)) names.append(name);
-    }
-    return names;
-  }, "Instruction sets that can be used here, widest first.");
+  m.def(
+      "simds",
+      [] {
+        py::list names;
+        for (const auto& [simd, name] : kSimds) {
+          if (cpu::has_simd(simd)) names.append(name);
+        }
+        return names;
+      },
+      "Instruction sets that can be used here, widest first.");
   m.def("current_simd", [] {
     for (const auto& [simd, name] : kSimds) {
       if (simd == cpu::current_simd()) return name;
     }
     return "unknown";
   });
-  m.def("use_simd", [](const std::string& wanted) {
-    for (const auto& [simd, name] : kSimds) {
-      if (wanted == name && cpu::has_simd(simd)) return cpu::use_simd(simd);
-    }
-    throw std::invalid_argument("this processor cannot run " + wanted);
-  }, "For tests: the instruction set of all later calls.");
+  m.def(
+      "use_simd",
+      [](const std::string& wanted) {
+        for (const auto& [simd, name] : kSimds) {
+          if (wanted == name && cpu::has_simd(simd)) return cpu::use_simd(simd);
+        }
+        throw std::invalid_argument("this processor cannot run " + wanted);
+      },
+      "For tests: the instruction set of all later calls.");
   m.attr("cuda_architectures") = cuda::architectures();
   m.attr("openmp") =
 #if defined(_OPENMP)

@@ -53,9 +53,7 @@ class Cosine(torch.autograd.Function):
         *gradients, row_scale = ctx.saved_tensors
         scaled = [
             differentiated_once(scale(gradient, upstream, row_scale, first)) if wanted else None
-            for gradient, first, wanted in zip(
-                gradients, ctx.first_rows, ctx.wanted, strict=True
-            )
+            for gradient, first, wanted in zip(gradients, ctx.first_rows, ctx.wanted, strict=True)
         ]
         return scaled[0], scaled[1], None, scaled[2], None, None, None, None
 

@@ -22,9 +22,7 @@ def block(name: str, value: Any, letters: str) -> Tensor:
     if value.ndim != 3:
         raise ValueError(f"{name} must be [{letters}], got shape {list(value.shape)}")
     if value.dtype not in FLOATING:
-        raise TypeError(
-            f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}"
-        )
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
     return value
 
 
@@ -37,9 +35,7 @@ def crops(name: str, value: Tensor | Sequence[Tensor], letters: str) -> Tensor:
         raise ValueError(f"{name} must be {wanted}, got an empty sequence ({size} = 0)")
     for index, crop in enumerate(value):
         if not isinstance(crop, Tensor):
-            raise TypeError(
-                f"{name} must be {wanted}; {name}[{index}] is a {type(crop).__name__}"
-            )
+            raise TypeError(f"{name} must be {wanted}; {name}[{index}] is a {type(crop).__name__}")
         if crop.ndim != 2:
             raise ValueError(
                 f"{name} must be {wanted}; {name}[{index}] has shape {list(crop.shape)}"
@@ -97,7 +93,8 @@ def temperature(value: float) -> None:
 
 
 def number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
+    # torch.compile traces comparisons of a number that varies, a scheduled λ say, but not isfinite
+    if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value!r}")

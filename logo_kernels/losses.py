@@ -198,7 +198,7 @@ def pair_weights(
 ) -> PairWeights:
     """The weight of one pair of each kind in an image's total (eqs. 3-5, 9; see `logo_loss`)."""
     if pair_reduction == "sum":
-        return PairWeights(0.5, 1.0, float(repulsion_weight))
+        return PairWeights(0.5, 1.0, repulsion_weight)
     attraction = 1 / (global_crops * (global_crops - 1) + local_crops * global_crops)
     repelled = max(1, local_crops * (local_crops - 1) // 2)
     return PairWeights(attraction, attraction, repulsion_weight / repelled)

@@ -10,9 +10,7 @@ from .autograd import Similarity
 from .backends import AUTO, BACKENDS
 
 
-def block_cosine_similarity(
-    a: Tensor, b: Tensor | None = None, *, backend: str = AUTO
-) -> Tensor:
+def block_cosine_similarity(a: Tensor, b: Tensor | None = None, *, backend: str = AUTO) -> Tensor:
     r"""Cosine similarity between all pairs of crops of each image.
 
     .. math:: S_{bvw} = \frac{a_{bv} \cdot b_{bw}}{\lVert a_{bv} \rVert \, \lVert b_{bw} \rVert}

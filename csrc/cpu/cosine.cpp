@@ -72,12 +72,24 @@ struct Coefficients {
   void attach(Scratch& scratch, const Layout& at) {
     inverse = scratch.take<T>(at.rows);
     const bool y_has_r = at.own_features && at.repulsion;
-    x = {scratch.take<T>(at.globals * at.globals), scratch.take<T>(at.rows),
-         scratch.take<T>(at.rows), at.t, at.globals, at.x};
-    y = {scratch.take<T>(at.locals * (at.globals + at.locals)), scratch.take<T>(at.rows),
-         scratch.take<T>(at.rows), at.t, at.globals + (y_has_r ? at.locals : 0), at.y};
-    r = {scratch.take<T>(at.locals * at.locals), scratch.take<T>(at.rows),
-         scratch.take<T>(at.rows), at.r, at.locals, at.r};
+    x = {scratch.take<T>(at.globals * at.globals),
+         scratch.take<T>(at.rows),
+         scratch.take<T>(at.rows),
+         at.t,
+         at.globals,
+         at.x};
+    y = {scratch.take<T>(at.locals * (at.globals + at.locals)),
+         scratch.take<T>(at.rows),
+         scratch.take<T>(at.rows),
+         at.t,
+         at.globals + (y_has_r ? at.locals : 0),
+         at.y};
+    r = {scratch.take<T>(at.locals * at.locals),
+         scratch.take<T>(at.rows),
+         scratch.take<T>(at.rows),
+         at.r,
+         at.locals,
+         at.r};
   }
 
   // From the inner products to the gradient's coefficients (math.h). `share` is an image's share
@@ -90,8 +102,9 @@ struct Coefficients {
     for (int i = 0; i < at.globals; ++i) {
       T own = 0;
       T* const row = x.weights + i * x.width;
-      gg += cosine_row(image.dots(at.x + i) + at.t, at.globals, i, inverse[at.x + i],
-                       inverse + at.t, [=](int) { return gg_weight; }, row, &own);
+      gg += cosine_row(
+          image.dots(at.x + i) + at.t, at.globals, i, inverse[at.x + i], inverse + at.t,
+          [=](int) { return gg_weight; }, row, &own);
       (at.own_targets ? row[i] : x.own[i]) = own;
     }
     for (int i = 0; i < at.locals; ++i) {
@@ -99,11 +112,13 @@ struct Coefficients {
       T* const row = y.weights + i * y.width;
       const T* const dots = image.dots(at.y + i);
       const T inverse_y = inverse[at.y + i];
-      lg += cosine_row(dots + at.t, at.globals, -1, inverse_y, inverse + at.t,
-                       [=](int) { return lg_weight; }, row, &own);
+      lg += cosine_row(
+          dots + at.t, at.globals, -1, inverse_y, inverse + at.t, [=](int) { return lg_weight; },
+          row, &own);
       if (at.own_features && at.repulsion) {
-        ll += cosine_row(dots + at.y, at.locals, i, inverse_y, inverse + at.y,
-                         [=](int) { return ll_weight; }, row + at.globals, &own);
+        ll += cosine_row(
+            dots + at.y, at.locals, i, inverse_y, inverse + at.y, [=](int) { return ll_weight; },
+            row + at.globals, &own);
         row[at.globals + i] = own;
       }
       y.own[i] = own;
@@ -112,8 +127,9 @@ struct Coefficients {
       for (int i = 0; i < at.locals; ++i) {
         T own = 0;
         T* const row = r.weights + i * r.width;
-        ll += cosine_row(image.dots(at.r + i) + at.r, at.locals, i, inverse[at.r + i],
-                         inverse + at.r, [=](int) { return ll_weight; }, row, &own);
+        ll += cosine_row(
+            image.dots(at.r + i) + at.r, at.locals, i, inverse[at.r + i], inverse + at.r,
+            [=](int) { return ll_weight; }, row, &own);
         row[i] = own;
       }
     }
@@ -132,7 +148,8 @@ int fp16_exponent(double bound) {
 // per_image [4, B]: total, gg, lg, ll.
 void write_terms(const CosineProblem& p, const Layout& at, int64_t image, double gg, double lg,
                  double ll, double* per_image) {
-  const double pairs_gg = at.globals * (at.globals - 1.0), pairs_lg = double(at.locals) * at.globals,
+  const double pairs_gg = at.globals * (at.globals - 1.0),
+               pairs_lg = double(at.locals) * at.globals,
                pairs_ll = at.locals * (at.locals - 1.0) / 2;
   const double values[4] = {
       -p.gg_weight * gg - p.lg_weight * lg + p.ll_weight * ll / 2,

@@ -39,14 +39,14 @@ Simd current_simd() { return chosen().load(std::memory_order_relaxed); }
 void use_simd(Simd simd) { chosen().store(simd, std::memory_order_relaxed); }
 
 #if defined(LOGO_X86)
-#define LOGO_DISPATCH(name, Problem)                      \
-  Status name(const Problem& problem) {                   \
-    switch (current_simd()) {                             \
-      case Simd::avx512: return avx512::name(problem);    \
-      case Simd::avx2: return avx2::name(problem);        \
-      case Simd::portable: break;                         \
-    }                                                     \
-    return portable::name(problem);                       \
+#define LOGO_DISPATCH(name, Problem)                   \
+  Status name(const Problem& problem) {                \
+    switch (current_simd()) {                          \
+      case Simd::avx512: return avx512::name(problem); \
+      case Simd::avx2: return avx2::name(problem);     \
+      case Simd::portable: break;                      \
+    }                                                  \
+    return portable::name(problem);                    \
   }
 #else
 #define LOGO_DISPATCH(name, Problem) \

@@ -36,7 +36,9 @@ class ExactImage {
       double* const to = scaled_ + count_ * dim_;
       switch (rows.dtype) {
         case DType::f32: read(reinterpret_cast<const float*>(from), rows.element_stride, to); break;
-        case DType::f64: read(reinterpret_cast<const double*>(from), rows.element_stride, to); break;
+        case DType::f64:
+          read(reinterpret_cast<const double*>(from), rows.element_stride, to);
+          break;
         case DType::bf16: read(reinterpret_cast<const bf16*>(from), rows.element_stride, to); break;
         case DType::f16: read(reinterpret_cast<const f16*>(from), rows.element_stride, to); break;
       }

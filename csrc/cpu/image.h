@@ -50,7 +50,8 @@ bool squares_well(T squared_norm) {
   return squared_norm >= 1 / most && squared_norm <= most;  // false for NaN
 }
 
-// ---- inner products ------------------------------------------------------------------------------
+// ---- inner products
+// ------------------------------------------------------------------------------
 
 // Which pairs of rows: rectangle a × b, triangle a ≥ b within one range, or squared norms alone.
 enum class Shape { rectangle, triangle, diagonal };
@@ -137,8 +138,7 @@ void accumulate(const T* const* a, const T* const* b, int64_t count, Vector<T>* 
     } else {
 #pragma GCC unroll 5
       for (int j = 0; j < N; ++j) {
-        const Vector<T> right =
-            kShape == Shape::triangle ? left[j] : in_register(load(b[j] + d));
+        const Vector<T> right = kShape == Shape::triangle ? left[j] : in_register(load(b[j] + d));
 #pragma GCC unroll 5
         for (int i = 0; i < M; ++i) {
           if (kShape == Shape::rectangle || i >= j) sums[i * N + j] += left[i] * right;
@@ -169,7 +169,8 @@ void accumulate_rows(const Tile& tile, const T* const* rows, int64_t count, Vect
   }
 }
 
-// ---- sums of rows --------------------------------------------------------------------------------
+// ---- sums of rows
+// --------------------------------------------------------------------------------
 
 // Lines of the next image to fetch while this one computes: reads overlap the writes.
 struct Prefetch {
@@ -197,9 +198,9 @@ inline V clamp(V value, T limit) {  // NaN stays
 // out_i = Σ_k weights[k][i] source_k + own_i x_i for M rows i and `count` elements. All addresses
 // are those of the first element; `first` is its place in the row, for the prefetch.
 template <class T, int M, class To>
-void sum_rows(const T* const* sources, int source_count, const T* weights,
-              const T* const* own_rows, const T* own, To* const* out, int64_t count, int64_t first,
-              bool streaming, const T* limits, const Prefetch& prefetch) {
+void sum_rows(const T* const* sources, int source_count, const T* weights, const T* const* own_rows,
+              const T* own, To* const* out, int64_t count, int64_t first, bool streaming,
+              const T* limits, const Prefetch& prefetch) {
   constexpr int kLane = kLanes<T>;
   for (int64_t d = 0; d < count; d += kStrip<T>) {
     Vector<T> low[M], high[M];
@@ -240,7 +241,8 @@ void sum_rows(const T* const* sources, int source_count, const T* weights,
   }
 }
 
-// ---- one image -----------------------------------------------------------------------------------
+// ---- one image
+// -----------------------------------------------------------------------------------
 
 template <class T>
 class Image {
@@ -280,8 +282,8 @@ class Image {
     direct_ = alike_ = true;
   }
   void add(const Rows& rows, int64_t image, bool has_next) {
-    direct_ = direct_ && rows.dtype == kDType<T> && rows.element_stride == 1 &&
-              dim_ % kStrip<T> == 0;
+    direct_ =
+        direct_ && rows.dtype == kDType<T> && rows.element_stride == 1 && dim_ % kStrip<T> == 0;
     for (int64_t crop = 0; crop < rows.count; ++crop, ++count_) {
       origin_[count_] = &rows;
       address_[count_] = row_address(rows, image, crop);
@@ -332,17 +334,17 @@ class Image {
     const int64_t step = rows.element_stride * dtype_bytes(rows.dtype);
     const char* at = address_[row];
     for (int64_t d = 0; d < dim_; ++d, at += step) {
-      const bool zero =
-          rows.dtype == DType::f64   ? *reinterpret_cast<const double*>(at) == 0
-          : rows.dtype == DType::f32 ? *reinterpret_cast<const float*>(at) == 0
-                                     : (*reinterpret_cast<const uint16_t*>(at) & 0x7fff) == 0;
+      const bool zero = rows.dtype == DType::f64 ? *reinterpret_cast<const double*>(at) == 0
+                        : rows.dtype == DType::f32
+                            ? *reinterpret_cast<const float*>(at) == 0
+                            : (*reinterpret_cast<const uint16_t*>(at) & 0x7fff) == 0;
       if (!zero) return false;
     }
     return true;
   }
 
-  // Asks for grad_i = Σ_k weights[i * count + k] row_{first + k} + own[i] row_{own_first + i}, to be
-  // written to the image's rows of `gradient`. own null: none. limits null, or the largest
+  // Asks for grad_i = Σ_k weights[i * count + k] row_{first + k} + own[i] row_{own_first + i}, to
+  // be written to the image's rows of `gradient`. own null: none. limits null, or the largest
   // magnitude of each row. own and limits must live until write_sums().
   void add_sums(const T* weights, int first, int count, const T* own, int own_first,
                 const T* limits, const Rows& gradient, int64_t image) {
@@ -354,9 +356,16 @@ class Image {
         for (int i = 0; i < m; ++i) packed[k * m + i] = weights[(row + i) * count + k];
       }
       packed_count_ += m * count;
-      bands_[band_count_++] = {&gradient, image, packed, own == nullptr ? nullptr : own + row,
+      bands_[band_count_++] = {&gradient,
+                               image,
+                               packed,
+                               own == nullptr ? nullptr : own + row,
                                limits == nullptr ? nullptr : limits + row,
-                               row, m, first, count, own_first + row};
+                               row,
+                               m,
+                               first,
+                               count,
+                               own_first + row};
       row += m;
     }
   }
@@ -421,10 +430,12 @@ class Image {
   static void convert(const Rows& rows, const char* from, int64_t first, int64_t count, T* to) {
     const int64_t stride = rows.element_stride;
     switch (rows.dtype) {
-      case DType::f32: return convert(reinterpret_cast<const float*>(from), stride, first, count, to);
+      case DType::f32:
+        return convert(reinterpret_cast<const float*>(from), stride, first, count, to);
       case DType::f64:
         return convert(reinterpret_cast<const double*>(from), stride, first, count, to);
-      case DType::bf16: return convert(reinterpret_cast<const bf16*>(from), stride, first, count, to);
+      case DType::bf16:
+        return convert(reinterpret_cast<const bf16*>(from), stride, first, count, to);
       case DType::f16: return convert(reinterpret_cast<const f16*>(from), stride, first, count, to);
     }
   }
@@ -473,9 +484,9 @@ class Image {
   int64_t dim_, chunk_, stride_;  // of the rows, and of the panel
   int rows_, sums_, count_ = 0, band_count_ = 0, packed_count_ = 0;
   const DotPlan& plan_;
-  bool direct_ = true;      // all rows can be summed in place
-  bool alike_ = true;       // all rows have one dtype and unit stride
-  bool streaming_ = false;  // gradients bypass the caches
+  bool direct_ = true;              // all rows can be summed in place
+  bool alike_ = true;               // all rows have one dtype and unit stride
+  bool streaming_ = false;          // gradients bypass the caches
   T* panel_ = nullptr;              // [rows, stride]
   Vector<T>* totals_ = nullptr;     // accumulators of the plan's tiles
   T* dots_ = nullptr;               // [rows, rows]

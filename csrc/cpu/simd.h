@@ -69,7 +69,8 @@ inline V in_register(V value) {
   return value;
 }
 
-// ---- scalar conversions --------------------------------------------------------------------------
+// ---- scalar conversions
+// --------------------------------------------------------------------------
 
 inline float bits_to_float(uint32_t bits) {
   float value;
@@ -130,7 +131,8 @@ inline double largest(DType dtype) {
   return 0;
 }
 
-// ---- vectors: kLanes<float> values at once -------------------------------------------------------
+// ---- vectors: kLanes<float> values at once
+// -------------------------------------------------------
 
 inline Vector<float> load_as_float(const float* from) { return load(from); }
 inline Vector<float> load_as_float(const bf16* from) {
@@ -139,8 +141,7 @@ inline Vector<float> load_as_float(const bf16* from) {
 }
 inline Vector<float> load_as_float(const f16* from) {
 #if defined(__AVX512F__)
-  return Vector<float>(
-      _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+  return Vector<float>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 #elif defined(__F16C__)
   return Vector<float>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #else
@@ -244,8 +245,7 @@ inline void sum4(const Vector<float>* from, float* out) {
   }
   const __m256 pairs =
       _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
-  _mm_storeu_ps(out,
-                _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
 #else
   for (int k = 0; k < 4; ++k) {
     float sum = 0;

@@ -18,8 +18,7 @@ struct Layout {
   int v, w, b, rows;
   bool self;
 
-  explicit Layout(const SimilarityProblem& p)
-      : v(int(p.a.count)), self(!p.b.present()) {
+  explicit Layout(const SimilarityProblem& p) : v(int(p.a.count)), self(!p.b.present()) {
     w = self ? v : int(p.b.count);
     b = self ? 0 : v;
     rows = self ? v : v + w;
@@ -34,8 +33,8 @@ struct Layout {
 };
 
 double read(const Rows& rows, int64_t image, int64_t crop, int64_t element) {
-  const char* const at = row_address(rows, image, crop) +
-                         element * rows.element_stride * dtype_bytes(rows.dtype);
+  const char* const at =
+      row_address(rows, image, crop) + element * rows.element_stride * dtype_bytes(rows.dtype);
   switch (rows.dtype) {
     case DType::f32: return *reinterpret_cast<const float*>(at);
     case DType::f64: return *reinterpret_cast<const double*>(at);
@@ -136,8 +135,9 @@ class Worker {
         }
         C sum = 0;
         C* const row = weights + i * partners;
-        cosine_row(dots.dots(first + i) + other, partners, at.self ? i : -1, inverse[first + i],
-                   inverse + other, [this](int j) { return upstream[j]; }, row, &sum);
+        cosine_row(
+            dots.dots(first + i) + other, partners, at.self ? i : -1, inverse[first + i],
+            inverse + other, [this](int j) { return upstream[j]; }, row, &sum);
         (at.self ? row[i] : own[first + i]) = sum;
       }
     }
@@ -183,9 +183,9 @@ class Worker {
       const int count = to_a ? at_.v : at_.w, partners = to_a ? at_.w : at_.v;
       const int first = to_a ? 0 : at_.b, other = to_a ? at_.b : 0;
       for (int i = 0; i < count; ++i) {
-        exact_.sum(slow_.weights + i * partners, other, partners, at_.self ? 0 : slow_.own[first + i],
-                   first + i, exact_.exponent(first + i), largest(gradient.dtype), gradient, image,
-                   i);
+        exact_.sum(slow_.weights + i * partners, other, partners,
+                   at_.self ? 0 : slow_.own[first + i], first + i, exact_.exponent(first + i),
+                   largest(gradient.dtype), gradient, image, i);
       }
     }
     return true;

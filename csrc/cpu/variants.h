@@ -4,11 +4,11 @@
 #include "cpu/parallel.h"
 #include "logo/problem.h"
 
-#define LOGO_DECLARE_VARIANT(simd)                                  \
-  namespace simd {                                                  \
-  Status cosine(const CosineProblem& problem);                      \
-  Status similarity(const SimilarityProblem& problem);              \
-  Status similarity_backward(const SimilarityProblem& problem);     \
+#define LOGO_DECLARE_VARIANT(simd)                              \
+  namespace simd {                                              \
+  Status cosine(const CosineProblem& problem);                  \
+  Status similarity(const SimilarityProblem& problem);          \
+  Status similarity_backward(const SimilarityProblem& problem); \
   }
 
 namespace logo {

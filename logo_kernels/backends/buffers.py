@@ -55,6 +55,8 @@ def cosine_result(
     return CosineResult(
         global_crops.new_empty(over_images, dtype=dtype),
         global_crops.new_empty([3, *over_images], dtype=dtype),
-        *gradients,
+        gradients[0],
+        gradients[1],
+        gradients[2],
         global_crops.new_empty([images if fp16 else 0, rows], dtype=torch.float32),
     )

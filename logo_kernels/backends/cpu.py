@@ -21,7 +21,8 @@ def rows(crops: Tensor | None) -> Rows:
     """(address, dtype, V, strides in elements over B, V, D) of crops [B, V, D]."""
     if crops is None or crops.numel() == 0:
         return NO_ROWS
-    return (crops.data_ptr(), DTYPES[crops.dtype], crops.shape[1], *crops.stride())
+    image, crop, element = crops.stride()
+    return crops.data_ptr(), DTYPES[crops.dtype], crops.shape[1], image, crop, element
 
 
 class CpuBackend(Backend):

@@ -6,8 +6,6 @@ for which architectures. `refuses` says that no operation has a kernel yet, so "
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 import torch
 
 from .extension import extension, problem
@@ -34,8 +32,3 @@ class CudaBackend(Backend):
 
     def refuses(self, problem: Problem) -> str | None:
         return f"there is no CUDA kernel for {problem.operation!r} in this version"
-
-    def cosine(self, *args: object) -> NoReturn:
-        raise NotImplementedError("chosen only where refuses() is None")
-
-    similarity = similarity_backward = cosine

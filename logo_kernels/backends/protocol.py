@@ -52,7 +52,7 @@ class Problem(NamedTuple):
 
 
 class Backend(ABC):
-    """One implementation of every operation."""
+    """One implementation of the operations; those that it always refuses need not be written."""
 
     name: str
 
@@ -64,7 +64,6 @@ class Backend(ABC):
     def refuses(self, problem: Problem) -> str | None:
         """Why this backend cannot serve `problem`, or None."""
 
-    @abstractmethod
     def cosine(
         self,
         global_crops: Tensor,  # [B, G, D] x, online
@@ -79,12 +78,12 @@ class Backend(ABC):
         grad_features: bool,
     ) -> CosineResult:
         """Loss and gradient of eqs 2-5 in one pass over the crops."""
+        raise NotImplementedError(f"{self.name} refuses this operation")
 
-    @abstractmethod
     def similarity(self, a: Tensor, b: Tensor | None) -> Tensor:
         """cos(a_bv, b_bw): [B, V, D], [B, W, D] (None: a) -> [B, V, W] in the dtype of a."""
+        raise NotImplementedError(f"{self.name} refuses this operation")
 
-    @abstractmethod
     def similarity_backward(
         self, grad: Tensor, a: Tensor, b: Tensor | None, grad_a: bool, grad_b: bool
     ) -> tuple[Tensor, Tensor]:
@@ -92,3 +91,4 @@ class Backend(ABC):
 
         With b None, the gradient to a is that of both of its roles.
         """
+        raise NotImplementedError(f"{self.name} refuses this operation")

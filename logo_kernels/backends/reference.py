@@ -27,19 +27,25 @@ class Rows:
     def __init__(self, crops: Tensor, dtype: torch.dtype) -> None:
         rows = crops.detach().to(dtype)
         largest = rows.abs().amax(-1, keepdim=True)  # [B, V, 1]
-        self.largest = torch.where(largest == 0, 1, largest)
+        self.zero = largest == 0
+        self.largest = torch.where(self.zero, 1, largest)
         scaled = rows / self.largest
         norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)  # [B, V, 1], 1 ≤ norm ≤ √D
-        self.norm = torch.where(norm == 0, 1, norm)
+        self.norm = torch.where(self.zero, 1, norm)
         self.unit = scaled / self.norm  # [B, V, D]
 
-    def gradient(self, weights: Tensor, others: Rows, cosines: Tensor) -> Tensor:
-        """d(Σ w_ij cos(x_i, y_j))/dx_i = (Σ_j w_ij (ŷ_j − cos_ij x̂_i)) / ‖x_i‖, as [B, V, D].
-
-        Divided by the norm in two steps, since the norm itself may not be representable.
-        """
+    def pull(self, weights: Tensor, others: Rows, cosines: Tensor) -> Tensor:
+        """‖x_i‖ d(Σ w_ij cos(x_i, y_j))/dx_i = Σ_j w_ij (ŷ_j − cos_ij x̂_i), as [B, V, D]."""
         along = (weights * cosines).sum(-1, keepdim=True)
-        return (weights @ others.unit - along * self.unit) / self.norm / self.largest
+        return weights @ others.unit - along * self.unit
+
+    def gradient(self, pulls: Tensor) -> Tensor:
+        """The gradient that pulls of norm ‖x_i‖ mean; 0 for a zero row.
+
+        Divided by the norm in two steps, since the norm itself may not be representable, and after
+        all pulls are added up: infinities would not cancel.
+        """
+        return torch.where(self.zero, 0, pulls / self.norm / self.largest)
 
 
 @contextmanager
@@ -87,7 +93,7 @@ class ReferenceBackend(Backend):
             gg = -(pairs * x_t).sum((1, 2))
             total = weights.gg * gg
             gg = gg / max(1, crops * (crops - 1))
-            to_global = x.gradient(-weights.gg * pairs.expand_as(x_t), t, x_t)
+            to_global = x.gradient(x.pull(-weights.gg * pairs.expand_as(x_t), t, x_t))
             to_local = to_features = None
 
             lg, ll = torch.zeros_like(gg), torch.zeros_like(gg)
@@ -99,7 +105,7 @@ class ReferenceBackend(Backend):
                 lg = -y_t.sum((1, 2))
                 total = total + weights.lg * lg
                 lg = lg / (locals_ * crops)
-                to_local = y.gradient(torch.full_like(y_t, -weights.lg), t, y_t)
+                pull_local = y.pull(torch.full_like(y_t, -weights.lg), t, y_t)
 
                 if repulsion and locals_ > 1:
                     # eq. 5 with ℓa = cos: L_ll over the unordered pairs i < j; as a sum over
@@ -110,11 +116,12 @@ class ReferenceBackend(Backend):
                     ll = 0.5 * (pairs * r_r).sum((1, 2))
                     total = total + weights.ll * ll
                     ll = ll / (locals_ * (locals_ - 1) / 2)
-                    repelled = r.gradient(weights.ll * pairs.expand_as(r_r), r, r_r)
+                    push = r.pull(weights.ll * pairs.expand_as(r_r), r, r_r)
                     if features is None:
-                        to_local = to_local + repelled
+                        pull_local = pull_local + push
                     else:
-                        to_features = repelled
+                        to_features = r.gradient(push)
+                to_local = y.gradient(pull_local)
 
             # eq. 9, and the reduction over images
             terms = torch.stack([gg, lg, ll])  # [3, B]
@@ -161,14 +168,14 @@ class ReferenceBackend(Backend):
             if b is None:  # a in both roles
                 if grad_a:
                     both = upstream + upstream.mT
-                    to_a.copy_(saturated(x.gradient(both, x, x.unit @ x.unit.mT), a.dtype))
+                    to_a.copy_(saturated(x.gradient(x.pull(both, x, x.unit @ x.unit.mT)), a.dtype))
                 return to_a, to_b
             y = Rows(b, dtype)
             cosines = x.unit @ y.unit.mT
             if grad_a:
-                to_a.copy_(saturated(x.gradient(upstream, y, cosines), a.dtype))
+                to_a.copy_(saturated(x.gradient(x.pull(upstream, y, cosines)), a.dtype))
             if grad_b:
-                to_b.copy_(saturated(y.gradient(upstream.mT, x, cosines.mT), b.dtype))
+                to_b.copy_(saturated(y.gradient(y.pull(upstream.mT, x, cosines.mT)), b.dtype))
         return to_a, to_b
 
 

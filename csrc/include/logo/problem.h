@@ -37,8 +37,8 @@ struct CosineProblem {
   double gg_weight = 0, lg_weight = 0, ll_weight = 0;
   bool repulsion = false;
   Reduction reduction = Reduction::mean;
-  bool fp64 = false;     // dtype of total and terms: fp64, else fp32
-  Rows grad_global;      // absent: not wanted; unit stride over D, like the other gradients
+  bool fp64 = false;  // dtype of total and terms: fp64, else fp32
+  Rows grad_global;   // absent: not wanted; unit stride over D, like the other gradients
   Rows grad_local;
   Rows grad_features;
   float* row_scale = nullptr;  // [B, G + L + L'], null unless a gradient is fp16

@@ -1,0 +1,63 @@
+"""``python -m logo_kernels``: what works on this machine, and why the rest does not."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from . import __version__, available_backends
+from .backends.extension import extension
+
+
+def versions() -> list[str]:
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = "not installed"
+    cuda = torch.version.cuda or "none (CPU build)"
+    return [
+        f"logo_kernels  {__version__}",
+        f"python        {platform.python_version()} on {platform.system()} {platform.machine()}",
+        f"torch         {torch.__version__}, CUDA {cuda}",
+        f"triton        {triton_version}",
+    ]
+
+
+def devices() -> list[str]:
+    lines = [f"cpu           {torch.get_num_threads()} threads"]
+    if extension is not None:
+        lines[0] += (
+            f", kernels for {', '.join(extension.simds())}; in use: {extension.current_simd()}"
+        )
+        if not extension.openmp:
+            lines[0] += "; built without OpenMP: one thread"
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(index)
+            name = torch.cuda.get_device_name(index)
+            lines.append(f"cuda:{index}        {name}, compute capability {major}.{minor}")
+    if extension is not None:
+        built = extension.cuda_architectures or "none (built without nvcc)"
+        lines.append(f"built for     CUDA architectures {built}")
+    return lines
+
+
+def backends() -> list[str]:
+    return [
+        f"{name:<13} {'works' if reason is None else 'missing: ' + reason}"
+        for name, reason in available_backends().items()
+    ]
+
+
+if __name__ == "__main__":
+    for title, lines in (
+        ("versions", versions()),
+        ("devices", devices()),
+        ("backends", backends()),
+    ):
+        print(title)
+        for line in lines:
+            print(f"  {line}")

@@ -1,0 +1,112 @@
+"""Which backend serves what, and how a refusal reads."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from support import crops
+
+from logo_kernels import available_backends, logo_loss
+from logo_kernels.backends import BACKENDS, Backend, Problem, choose
+from logo_kernels.backends.extension import extension
+
+
+class Stub(Backend):
+    """A backend that only answers for itself."""
+
+    def __init__(self, name, missing=None, refuses=None):
+        self.name, self._missing, self._refuses = name, missing, refuses
+
+    def missing(self):
+        return self._missing
+
+    def refuses(self, problem):
+        return self._refuses
+
+    cosine = similarity = similarity_backward = None
+
+
+def stubs(**reasons):
+    names = ("reference", "cpu", "triton", "cuda")
+    return {name: Stub(name, *reasons.get(name, (None, None))) for name in names}
+
+
+def problem(device="cuda", dtype=torch.bfloat16):
+    return Problem("cosine", device, frozenset([dtype]), 10, 2048)
+
+
+@pytest.mark.parametrize(
+    ("device", "reasons", "expected"),
+    [
+        ("cuda", {}, "cuda"),
+        ("cuda", {"cuda": ("no nvcc", None)}, "triton"),
+        ("cuda", {"cuda": (None, "fp64")}, "triton"),
+        ("cuda", {"cuda": ("no nvcc", None), "triton": (None, "fp64")}, "reference"),
+        ("cpu", {}, "cpu"),
+        ("cpu", {"cpu": ("not built", None)}, "reference"),
+        ("mps", {}, "reference"),
+    ],
+)
+def test_auto_takes_the_fastest_that_serves(device, reasons, expected):
+    assert choose("auto", problem(device), stubs(**reasons)).name == expected
+
+
+@pytest.mark.parametrize("reasons", [("not built", None), (None, "no fp64")])
+def test_a_named_backend_serves_or_raises(reasons):
+    assert choose("triton", problem(), stubs()).name == "triton"
+    with pytest.raises(RuntimeError, match=f"'triton'.*{reasons[0] or reasons[1]}.*auto"):
+        choose("triton", problem(), stubs(triton=reasons))
+
+
+def test_every_backend_is_listed():
+    answers = available_backends()
+    assert list(answers) == list(BACKENDS) == ["reference", "cpu", "triton", "cuda"]
+    assert answers["reference"] is None
+    assert all(reason is None or len(reason) > 10 for reason in answers.values())
+
+
+def test_cpu_backend_is_built():
+    """Most tests skip a backend that is not there; this one must be."""
+    assert available_backends()["cpu"] is None
+    assert extension.simds()[-1] == "portable"
+
+
+def test_named_backend_without_its_device():
+    x, y, _, _ = crops(2, 2, 2, 8)
+    with pytest.raises(RuntimeError, match="cuda"):
+        logo_loss(x, y, backend="cuda")
+
+
+def test_unknown_simd_is_refused():
+    with pytest.raises(ValueError, match="avx1024"):
+        extension.use_simd("avx1024")
+
+
+def test_import_does_not_need_the_extension_or_triton():
+    """Without either, the reference serves, and the reasons say what to do."""
+    script = """
+import sys
+sys.modules["logo_kernels._C"] = None
+sys.modules["triton"] = None
+import torch, logo_kernels
+x = torch.randn(2, 2, 8, requires_grad=True)
+logo_kernels.logo_loss(x).backward()
+assert x.grad is not None
+reasons = logo_kernels.available_backends()
+assert reasons["reference"] is None
+assert "pip install" in reasons["cpu"] and "pip install" in reasons["triton"], reasons
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_command_line():
+    """python -m logo_kernels: versions, devices, backends, reasons."""
+    done = subprocess.run(
+        [sys.executable, "-m", "logo_kernels"], check=True, capture_output=True, text=True
+    )
+    for word in ("logo_kernels", "torch", "triton", "reference", "cpu", "cuda", "devices"):
+        assert word in done.stdout
+    for reason in available_backends().values():
+        if reason is not None and "interpret" not in reason.lower():
+            assert reason.split(";")[0][:40] in done.stdout

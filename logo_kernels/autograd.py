@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .backends import PairWeights
+from .backends import AUTO, PairWeights, resolve
+from .backends.protocol import scale_factor
 
 
 class Cosine(torch.autograd.Function):
@@ -108,17 +109,15 @@ def scale(gradient: Tensor, upstream: Tensor, row_scale: Tensor, first: int) -> 
     Returns the saved tensor itself where that is right: nothing is multiplied when upstream is one,
     and no second gradient is allocated unless the graph is kept for another backward.
     """
+    rows = None
     if gradient.dtype == torch.float16:
-        rows = row_scale[:, first : first + gradient.shape[1], None]  # [B, V, 1]
-        factor = rows * upstream.view(-1, 1, 1)
-    else:
-        factor = upstream if upstream.ndim == 0 else upstream.view(-1, 1, 1)
+        rows = row_scale[:, first : first + gradient.shape[1]]  # [B, V]
     if torch.compiler.is_compiling() or graph_is_kept():
-        return (gradient * factor).to(gradient.dtype)
+        return (gradient * scale_factor(upstream, rows)).to(gradient.dtype)
     # Reading the value of a tensor is free on the CPU alone; elsewhere it would stop the host.
-    if factor.ndim == 0 and factor.device.type == "cpu" and factor.item() == 1:
+    if rows is None and upstream.ndim == 0 and upstream.is_cpu and upstream.item() == 1:
         return gradient
-    return gradient.mul_(factor)
+    return resolve(AUTO, "scale", gradient).scale_(gradient, upstream, rows)
 
 
 def graph_is_kept() -> bool:

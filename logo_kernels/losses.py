@@ -303,8 +303,8 @@ def _check_crops(
         r = checks.crops("repulsion_features", repulsion_features, "B, L, D")
         if y is None and r.shape[1] > 0:
             raise ValueError(
-                f"repulsion_features are those of the local crops, but there are no local_crops and "
-                f"repulsion_features has shape {list(r.shape)}; pass both or neither"
+                f"repulsion_features has shape {list(r.shape)}, but there are no local_crops that "
+                f"they could be features of; pass both or neither"
             )
         if y is None:
             return x, y, t, None

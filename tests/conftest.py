@@ -3,6 +3,11 @@ before anything imports it."""
 
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread for each worker: threads that wait for each other's turn on too few cores take
+    # a hundred times longer. Tests that are about threads set their number themselves.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 if not torch.cuda.is_available():

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 import torch
-from support import crops, error, leaves
 
 from logo_kernels import block_cosine_similarity, logo_loss
+from support import crops, error, leaves
 
 
 @pytest.fixture(params=["reference", "cpu"])

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import torch
-from support import crops
 
 from logo_kernels import available_backends, logo_loss
 from logo_kernels.backends import BACKENDS, Backend, Problem, choose
 from logo_kernels.backends.extension import extension
+from support import crops
 
 
 class Stub(Backend):

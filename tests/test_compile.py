@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from support import crops, error, leaves
 
 from logo_kernels import block_cosine_similarity, logo_loss, ops
+from support import crops, error, leaves
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

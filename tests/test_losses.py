@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from support import crops, error, leaves, pairwise_loss
 from torch import nn
 
 import logo_kernels
 from logo_kernels import LoGoLoss, LoGoTerms, logo_loss
+from support import crops, error, leaves, pairwise_loss
 
 X, Y, T, R = crops(4, 2, 3, 16, targets=True, features=True)
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import EPS, error, leaves
-from test_cosine import ALL, LAYOUTS, serves
 
 from logo_kernels import block_cosine_similarity
+from support import EPS, error, leaves
+from test_cosine import ALL, LAYOUTS, serves
 
 
 def blocks(v, w, dim, dtype=torch.float32, images=3):

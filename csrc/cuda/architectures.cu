@@ -2,17 +2,11 @@
 // compile, link cudart statically and report, with and without nvcc, from the first version on.
 #include "logo/launch.h"
 
-#define LOGO_TEXT_(...) #__VA_ARGS__
-#define LOGO_TEXT(...) LOGO_TEXT_(__VA_ARGS__)
-
 namespace logo {
 namespace cuda {
 
-#if defined(__CUDA_ARCH_LIST__)
-const char* architectures() { return LOGO_TEXT(__CUDA_ARCH_LIST__); }  // "800,900,1000"
-#else
-const char* architectures() { return "unknown"; }
-#endif
+// As CMake names them: "80-real, 90a-real, 100", the last one with PTX for what is newer.
+const char* architectures() { return LOGO_CUDA_ARCHITECTURES; }
 
 }  // namespace cuda
 }  // namespace logo

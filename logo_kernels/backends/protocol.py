@@ -44,7 +44,7 @@ class CosineResult(NamedTuple):
 class Problem(NamedTuple):
     """The static facts by which a backend is chosen."""
 
-    operation: str  # "cosine" | "similarity"
+    operation: str  # "cosine" | "similarity" | "scale"
     device: str  # torch.device.type
     dtypes: frozenset[torch.dtype]
     crops: int  # rows of one image that are read: crops, targets and features, or V + W
@@ -92,3 +92,17 @@ class Backend(ABC):
         With b None, the gradient to a is that of both of its roles.
         """
         raise NotImplementedError(f"{self.name} refuses this operation")
+
+    def scale_(self, gradient: Tensor, upstream: Tensor, row_scale: Tensor | None) -> Tensor:
+        """Gradient [B, V, D] times upstream ([] or [B]) and row_scale ([B, V] or None), in place.
+
+        Products in fp32 before they are rounded, so that fp16 reaches inf where it must.
+        """
+        return gradient.mul_(scale_factor(upstream, row_scale))
+
+
+def scale_factor(upstream: Tensor, row_scale: Tensor | None) -> Tensor:
+    """What a gradient [B, V, D] is multiplied by: [], [B, 1, 1] or [B, V, 1]."""
+    if row_scale is not None:
+        return row_scale.unsqueeze(-1) * upstream.view(-1, 1, 1)
+    return upstream if upstream.ndim == 0 else upstream.view(-1, 1, 1)

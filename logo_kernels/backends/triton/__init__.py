@@ -1,22 +1,98 @@
-"""The `triton` backend (in the making)."""
+"""The `triton` backend: fused kernels for NVIDIA GPUs, or for a CPU under Triton's interpreter.
+
+Importing this module imports no Triton; the kernels' modules are imported where a kernel is first
+called for.
+"""
 
 from __future__ import annotations
 
-from typing import NoReturn
+import functools
 
-from ..protocol import Backend, Problem
+import torch
+from torch import Tensor
+
+from ..protocol import Backend, CosineResult, PairWeights, Problem
+from .environment import installed, interpreted
+from .tiles import MAX_ROWS
+
+__all__ = ["TritonBackend"]
+
+
+@functools.cache
+def _missing() -> str | None:
+    if not installed():
+        return "triton is not installed; pip install triton"
+    if interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return (
+            "there is no CUDA device; check the driver (nvidia-smi) and that this torch is a CUDA "
+            "build, or run the kernels on CPU tensors, slowly, with TRITON_INTERPRET=1"
+        )
+    return None
+
+
+@functools.cache
+def _lacks_bf16() -> bool:
+    """Whether the current device is older than Ampere: its tensor cores have no bf16."""
+    return not interpreted() and torch.cuda.get_device_capability() < (8, 0)
 
 
 class TritonBackend(Backend):
     name = "triton"
 
     def missing(self) -> str | None:
-        return "not written yet"
+        return _missing()
 
     def refuses(self, problem: Problem) -> str | None:
-        return "not written yet"
+        served = "cpu" if interpreted() else "cuda"
+        if problem.device != served:
+            mode = "under TRITON_INTERPRET=1" if interpreted() else "without TRITON_INTERPRET=1"
+            return f"{mode} it works on {served} tensors, and these are on {problem.device!r}"
+        if torch.float64 in problem.dtypes:
+            return "it has no float64; backend='reference' has"
+        if problem.crops > MAX_ROWS:
+            return (
+                f"it takes at most {MAX_ROWS} rows of an image (crops, targets and features "
+                f"together), and these are {problem.crops}"
+            )
+        if torch.bfloat16 in problem.dtypes and _lacks_bf16():
+            return "bfloat16 needs compute capability 8.0, and this device is older"
+        return None
 
-    def cosine(self, *args: object) -> NoReturn:
-        raise NotImplementedError
+    def cosine(
+        self,
+        global_crops: Tensor,
+        local_crops: Tensor | None,
+        targets: Tensor | None,
+        features: Tensor | None,
+        weights: PairWeights,
+        repulsion: bool,
+        reduction: str,
+        grad_global: bool,
+        grad_local: bool,
+        grad_features: bool,
+    ) -> CosineResult:
+        from .cosine import cosine
 
-    similarity = similarity_backward = cosine
+        return cosine(
+            global_crops, local_crops, targets, features, weights, repulsion, reduction,
+            grad_global, grad_local, grad_features,
+        )  # fmt: skip
+
+    def similarity(self, a: Tensor, b: Tensor | None) -> Tensor:
+        from .similarity import similarity
+
+        return similarity(a, b)
+
+    def similarity_backward(
+        self, grad: Tensor, a: Tensor, b: Tensor | None, grad_a: bool, grad_b: bool
+    ) -> tuple[Tensor, Tensor]:
+        from .similarity import similarity_backward
+
+        return similarity_backward(grad, a, b, grad_a, grad_b)
+
+    def scale_(self, gradient: Tensor, upstream: Tensor, row_scale: Tensor | None) -> Tensor:
+        from .scale import scale_
+
+        return scale_(gradient, upstream, row_scale)

@@ -1,0 +1,445 @@
+"""Device functions shared by the cosine and similarity kernels: one image as one tile of rows.
+
+All rows of an image that are read, whatever tensors they come from, form one padded tile
+[V_PAD, BLOCK_D]; rows beyond the image's are masked, so they cost no memory traffic and are zero.
+Two products make up everything: the Gram matrix of the tile, [V_PAD, V_PAD], summed over D, and
+W·X, the gradient, where W [V_PAD, V_PAD] follows from the Gram matrix alone.
+
+Split tiles. A matrix product of 16 or 32 rows has too few output tiles to occupy several warps:
+each would repeat the others' work. With SPLIT > 1 the tile is [SPLIT, V_PAD, BLOCK_D / SPLIT], a
+batch of products over consecutive parts of D, and each warp gets its own part.
+
+Extreme norms. Squares are first accumulated in fp32 as they come. Where a squared norm leaves
+[LOW, HIGH] (or is zero or NaN), the image is done again with each row multiplied by the power of
+two that brings its largest magnitude to about one: a branch that ordinary images never take.
+"""
+
+# Upper case marks compile-time constants in kernels; a branch on one is no expression.
+# ruff: noqa: N803, N806, SIM108, SIM300
+# mypy: allow-untyped-defs, allow-untyped-globals
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .environment import interpreted
+
+TL_DTYPE = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+
+# Triton's interpreter stores bf16 as integers: its dot and sum read them as such, and its
+# conversions truncate. There, kernels hold halves as fp32 and round them by hand.
+INTERPRETED = tl.constexpr(interpreted())
+
+# Squared norms between these need no rescaling: products of two rows stay inside fp32, what
+# underflows is below its precision, and W, about 1/(norm·norm), stays inside bf16 and fp32.
+LOW = tl.constexpr(2.0**-60)
+HIGH = tl.constexpr(2.0**60)
+# fp16 products never leave fp32, but W has fp16's range: this bounds the ratio of two norms by
+# 2^24, and a W in two fp16 parts resolves 2^-39 of a row's largest entry: 2^-15 in the worst case,
+# below the 2^-11 of fp16 itself.
+LOW_FP16 = tl.constexpr(2.0**-16)
+HIGH_FP16 = tl.constexpr(2.0**32)
+
+
+@triton.jit
+def widen(x):
+    """Any float as fp32."""
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        wide = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        wide = x.to(tl.float32)
+    return wide
+
+
+@triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """fp32 rounded to DTYPE, to the nearest even."""
+    if INTERPRETED and DTYPE == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        bits = tl.where(x != x, 0x7FC0, rounded).to(tl.uint16)
+        narrowed = bits.to(tl.bfloat16, bitcast=True)
+    else:
+        narrowed = x.to(DTYPE)
+    return narrowed
+
+
+@triton.jit
+def operand(x, DTYPE: tl.constexpr):
+    """fp32 as an operand of `tl.dot` that has the precision of DTYPE."""
+    if INTERPRETED:
+        converted = widen(narrow(x, DTYPE))
+    else:
+        converted = x.to(DTYPE)
+    return converted
+
+
+@triton.jit
+def lift(v, SPLIT: tl.constexpr):
+    """One value per row, [V_PAD], in the rank of a tile."""
+    if SPLIT == 1:
+        lifted = v[:, None]
+    else:
+        lifted = v[None, :, None]
+    return lifted
+
+
+@triton.jit
+def columns(start, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr):
+    """Indices over D of a tile: [1, BLOCK_D] or [SPLIT, 1, BLOCK_D / SPLIT]."""
+    if SPLIT == 1:
+        index = start + tl.arange(0, BLOCK_D)[None, :]
+    else:
+        PART: tl.constexpr = BLOCK_D // SPLIT
+        part = tl.arange(0, SPLIT)[:, None, None] * PART
+        index = start + part + tl.arange(0, PART)[None, None, :]
+    return index
+
+
+@triton.jit
+def row_of_image(pointer, image, row, first, stride_image, stride_row):
+    """[V_PAD] pointers to rows `row` − `first` of the image, in 64 bits."""
+    return pointer + image * stride_image + (row - first).to(tl.int64) * stride_row
+
+
+@triton.jit
+def load_tile(
+    x_rows,  # [V_PAD] pointers to the rows that have the dtype of x
+    t_rows,  # [V_PAD] to targets, where T_APART: their dtype differs from that of x
+    r_rows,  # [V_PAD] to features, where R_APART
+    in_x,  # [V_PAD] which rows each of the three serves
+    in_t,
+    in_r,
+    steps,  # [V_PAD] int64 strides over D; not read where UNIT
+    start,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SPLIT: tl.constexpr,
+    OP: tl.constexpr,  # dtype of the operands of products: that of all rows, or fp32
+    T_APART: tl.constexpr,
+    R_APART: tl.constexpr,
+    UNIT: tl.constexpr,
+    POLICY: tl.constexpr,
+):
+    """Columns start.. of all rows of one image, as a tile of dtype OP."""
+    index = columns(start, BLOCK_D, SPLIT)
+    if UNIT:
+        offset = index
+    else:
+        offset = index.to(tl.int64) * lift(steps, SPLIT)
+    mask = lift(in_x, SPLIT)
+    if D % BLOCK_D != 0:
+        mask = mask & (index < D)
+    tile = tl.load(lift(x_rows, SPLIT) + offset, mask, other=0.0, eviction_policy=POLICY)
+    if INTERPRETED or T_APART or R_APART:
+        tile = widen(tile)
+    if T_APART:
+        mask = lift(in_t, SPLIT)
+        if D % BLOCK_D != 0:
+            mask = mask & (index < D)
+        apart = tl.load(lift(t_rows, SPLIT) + offset, mask, other=0.0, eviction_policy=POLICY)
+        tile += widen(apart)
+    if R_APART:
+        mask = lift(in_r, SPLIT)
+        if D % BLOCK_D != 0:
+            mask = mask & (index < D)
+        apart = tl.load(lift(r_rows, SPLIT) + offset, mask, other=0.0, eviction_policy=POLICY)
+        tile += widen(apart)
+    return tile
+
+
+@triton.jit
+def no_products(V_PAD: tl.constexpr, SPLIT: tl.constexpr):
+    if SPLIT == 1:
+        zeros = tl.zeros([V_PAD, V_PAD], tl.float32)
+    else:
+        zeros = tl.zeros([SPLIT, V_PAD, V_PAD], tl.float32)
+    return zeros
+
+
+@triton.jit
+def add_products(tile, gram, SPLIT: tl.constexpr):
+    """X·Xᵀ added to gram; fp32 operands in full precision, never tf32."""
+    if SPLIT == 1:
+        gram = tl.dot(tile, tl.trans(tile), gram, input_precision="ieee")
+    else:
+        gram = tl.dot(tile, tl.permute(tile, (0, 2, 1)), gram, input_precision="ieee")
+    return gram
+
+
+@triton.jit
+def sum_parts(gram, SPLIT: tl.constexpr):
+    """[SPLIT, V_PAD, V_PAD] -> [V_PAD, V_PAD]."""
+    if SPLIT == 1:
+        total = gram
+    else:
+        total = tl.sum(gram, 0)
+    return total
+
+
+@triton.jit
+def diagonal(gram, AXIS: tl.constexpr, V_PAD: tl.constexpr):
+    """The squared norms, laid out over rows (AXIS 1 summed away) or over columns (AXIS 0)."""
+    row = tl.arange(0, V_PAD)
+    return tl.sum(tl.where(row[:, None] == row[None, :], gram, 0.0), AXIS)
+
+
+@triton.jit
+def out_of_range(gram, ROWS: tl.constexpr, OP: tl.constexpr, V_PAD: tl.constexpr):
+    """Whether any of the image's squared norms calls for the rescaled evaluation."""
+    squared = diagonal(gram, 1, V_PAD)
+    if OP == tl.float16:
+        # Squares of fp16 never underflow: a zero is a row of zeros.
+        inside = (squared >= LOW_FP16) & (squared <= HIGH_FP16) | (squared == 0.0)
+    else:
+        inside = (squared >= LOW) & (squared <= HIGH)
+    inside = inside | (tl.arange(0, V_PAD) >= ROWS)
+    return tl.min(inside.to(tl.int32), 0) == 0
+
+
+@triton.jit
+def inverse_norm(squared):
+    """1/√squared, and 0 for a zero row: then its cosines and its gradient are 0."""
+    return tl.where(squared == 0.0, 0.0, tl.div_rn(1.0, tl.sqrt_rn(squared)))
+
+
+@triton.jit
+def biased_exponent(x):
+    """The e of finite |x| in [2^(e−127), 2^(e−126)); 0 for denormals, 255 for inf and NaN."""
+    return (x.to(tl.int32, bitcast=True) >> 23) & 0xFF
+
+
+@triton.jit
+def power_of_two(biased):
+    """2^(biased − 127), for biased in [1, 254]."""
+    return (biased << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def scale_towards_one(largest):
+    """The power of two that brings magnitudes of `largest` to [1, 4); denormals, above 2^-24."""
+    return power_of_two(tl.minimum(tl.maximum(254 - biased_exponent(largest), 1), 254))
+
+
+@triton.jit
+def rescaled_products(
+    x_rows, t_rows, r_rows, in_x, in_t, in_r, steps,
+    D: tl.constexpr, V_PAD: tl.constexpr, BLOCK_D: tl.constexpr, OP: tl.constexpr,
+    T_APART: tl.constexpr, R_APART: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    """The Gram matrix of rows multiplied by powers of two, and these factors, [V_PAD]."""
+    largest = tl.zeros([V_PAD], tl.float32)
+    for start in tl.range(0, D, BLOCK_D, num_stages=1):
+        tile = load_tile(
+            x_rows, t_rows, r_rows, in_x, in_t, in_r, steps, start,
+            D, BLOCK_D, 1, OP, T_APART, R_APART, UNIT, "evict_last",
+        )  # fmt: skip
+        largest = tl.maximum(largest, tl.max(tl.abs(widen(tile)), 1))
+    factor = scale_towards_one(largest)
+    gram = no_products(V_PAD, 1)
+    for start in tl.range(0, D, BLOCK_D, num_stages=1):
+        tile = load_tile(
+            x_rows, t_rows, r_rows, in_x, in_t, in_r, steps, start,
+            D, BLOCK_D, 1, OP, T_APART, R_APART, UNIT, "evict_last",
+        )  # fmt: skip
+        gram = add_products(operand(widen(tile) * factor[:, None], OP), gram, 1)
+    return gram, factor
+
+
+@triton.jit
+def gram_matrix(
+    x_rows, t_rows, r_rows, in_x, in_t, in_r, steps,
+    ROWS: tl.constexpr, D: tl.constexpr, V_PAD: tl.constexpr, BLOCK_D: tl.constexpr,
+    SPLIT: tl.constexpr, RESCUE_D: tl.constexpr, STAGES: tl.constexpr, OP: tl.constexpr,
+    T_APART: tl.constexpr, R_APART: tl.constexpr, UNIT: tl.constexpr,
+    AGAIN: tl.constexpr,  # whether the rows are read again, for W·X
+):  # fmt: skip
+    """(tile, gram [V_PAD, V_PAD] of factor·rows, factor [V_PAD], whether any factor is not 1).
+
+    `tile` is the image where a tile holds all of D, else of no meaning.
+    """
+    if BLOCK_D >= D:
+        tile = load_tile(
+            x_rows, t_rows, r_rows, in_x, in_t, in_r, steps, 0,
+            D, BLOCK_D, SPLIT, OP, T_APART, R_APART, UNIT, "evict_first",
+        )  # fmt: skip
+        gram = sum_parts(add_products(tile, no_products(V_PAD, SPLIT), SPLIT), SPLIT)
+    else:
+        POLICY: tl.constexpr = "evict_last" if AGAIN else "evict_first"
+        parts = no_products(V_PAD, SPLIT)
+        for start in tl.range(0, D, BLOCK_D, num_stages=STAGES):
+            chunk = load_tile(
+                x_rows, t_rows, r_rows, in_x, in_t, in_r, steps, start,
+                D, BLOCK_D, SPLIT, OP, T_APART, R_APART, UNIT, POLICY,
+            )  # fmt: skip
+            parts = add_products(chunk, parts, SPLIT)
+        gram = sum_parts(parts, SPLIT)
+        tile = gram
+    factor = tl.full([V_PAD], 1.0, tl.float32)
+    extreme = out_of_range(gram, ROWS, OP, V_PAD)
+    if extreme:
+        gram, factor = rescaled_products(
+            x_rows, t_rows, r_rows, in_x, in_t, in_r, steps,
+            D, V_PAD, RESCUE_D, OP, T_APART, R_APART, UNIT,
+        )  # fmt: skip
+    return tile, gram, factor, extreme
+
+
+@triton.jit
+def combination(pairs, cosines, inverse_of_column, V_PAD: tl.constexpr):
+    """M [V_PAD, V_PAD] with gradient_i = (M·X)_i / ‖x_i‖, by the normalisation's Jacobian.
+
+    Σ_j w_ij (x̂_j − cos_ij x̂_i): off the diagonal w_ij/‖x_j‖, on it −Σ_j w_ij cos_ij / ‖x_i‖.
+    """
+    row = tl.arange(0, V_PAD)
+    off = pairs * inverse_of_column[None, :]
+    along = tl.sum(pairs * cosines, 1)  # [V_PAD]
+    on = -along[:, None] * inverse_of_column[None, :]
+    return tl.where(row[:, None] == row[None, :], on, off)
+
+
+@triton.jit
+def unit_rows(matrix):
+    """Each row over a power of two, its largest entry then in [2^14, 2^15); and these powers.
+
+    That is where fp16 operands are at their most precise, and bf16 and fp32 ones cannot overflow.
+    """
+    largest = tl.max(tl.abs(matrix), 1)
+    exponent = tl.minimum(tl.maximum(biased_exponent(largest), 16), 254)  # 16: 2^-111
+    up = power_of_two(127 + 14 + 127 - exponent)
+    return matrix * up[:, None], power_of_two(exponent - 14)
+
+
+@triton.jit
+def multiply(weights, tile, OP: tl.constexpr, SPLIT: tl.constexpr):
+    """weights·X in fp32.
+
+    Half-precision operands would round the weights to 8 or 11 bits; a second product with the
+    rounded-off part makes that 16 or 22, so that what rounds is the stored gradient alone.
+    """
+    if SPLIT > 1:
+        weights = tl.broadcast_to(weights[None, :, :], [SPLIT, weights.shape[0], weights.shape[1]])
+    V_PAD: tl.constexpr = weights.shape[-1]
+    if OP == tl.float32 and V_PAD > 32:
+        # fp32 products without tensor cores hold both operands' whole depth in registers: V_PAD is
+        # cut to parts of 8, a batch whose products are then summed.
+        PARTS: tl.constexpr = V_PAD // 8
+        left = tl.permute(tl.reshape(weights, [V_PAD, PARTS, 8]), (1, 0, 2))
+        right = tl.reshape(tile, [PARTS, 8, tile.shape[1]])
+        product = tl.sum(tl.dot(left, right, input_precision="ieee"), 0)
+    elif OP == tl.float32:
+        product = tl.dot(weights, tile, input_precision="ieee")
+    else:
+        high = operand(weights, OP)
+        low = operand(weights - widen(high), OP)
+        product = tl.dot(low, tile, tl.dot(high, tile))
+    return product
+
+
+@triton.jit
+def saturate(x, row_factor, DTYPE: tl.constexpr, SPLIT: tl.constexpr):
+    """A tile clamped to row_factor times the largest finite values of DTYPE; NaN stays."""
+    if DTYPE == tl.float16:
+        limit = 65504.0 * row_factor
+    elif DTYPE == tl.bfloat16:
+        limit = 3.3895313892515355e38 * row_factor
+    else:
+        limit = 3.4028234663852886e38 * row_factor
+    limit = lift(limit, SPLIT)
+    x = tl.minimum(x, limit, propagate_nan=tl.PropagateNan.ALL)
+    return tl.maximum(x, -limit, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def store_tile(
+    gradient,  # a tile, fp32, each row already multiplied by row_factor
+    out_rows,  # [V_PAD] pointers
+    wanted,  # [V_PAD]
+    row_factor,  # [V_PAD] powers of two, read where SATURATE
+    start,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SATURATE: tl.constexpr,
+):
+    """Saturates, rounds and writes one tile of the gradient."""
+    DTYPE: tl.constexpr = out_rows.dtype.element_ty
+    index = columns(start, BLOCK_D, SPLIT)
+    mask = lift(wanted, SPLIT)
+    if D % BLOCK_D != 0:
+        mask = mask & (index < D)
+    if SATURATE:
+        gradient = saturate(gradient, row_factor, DTYPE, SPLIT)
+    # Nothing reads the gradient before the next kernel: it should not push inputs out of caches.
+    tl.store(
+        lift(out_rows, SPLIT) + index, narrow(gradient, DTYPE), mask,
+        eviction_policy="evict_first",
+    )  # fmt: skip
+
+
+@triton.jit
+def store_gradients(
+    tile, weights, inverse, factor, extreme,  # of `gram_matrix`, `combination`, `inverse_norm`
+    x_rows, t_rows, r_rows, in_x, in_t, in_r, steps,
+    out_rows, wanted,  # [V_PAD] gradients of the dtype of x, and which of them
+    apart_rows, apart_wanted,  # those of features, where OUT_APART
+    store_scale,  # [V_PAD] powers of two by which rows are multiplied before they are stored
+    D: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr, RESCUE_D: tl.constexpr,
+    STAGES: tl.constexpr, OP: tl.constexpr, T_APART: tl.constexpr, R_APART: tl.constexpr,
+    OUT_APART: tl.constexpr, UNIT: tl.constexpr, CAREFUL: tl.constexpr,
+):  # fmt: skip
+    """W·X, from the tile if it holds the image, else by a second walk over D.
+
+    CAREFUL: rows of W are normalised before they are rounded to operands, the result saturates,
+    and store_scale is applied; without it that must be one.
+    """
+    if extreme:
+        matrix, down = unit_rows(weights)
+        down = down * inverse * store_scale
+        for start in tl.range(0, D, RESCUE_D, num_stages=1):
+            chunk = load_tile(
+                x_rows, t_rows, r_rows, in_x, in_t, in_r, steps, start,
+                D, RESCUE_D, 1, OP, T_APART, R_APART, UNIT, "evict_first",
+            )  # fmt: skip
+            chunk = operand(widen(chunk) * factor[:, None], OP)
+            # In this order: 1/‖x‖ = inverse · factor itself may not be representable.
+            gradient = multiply(matrix, chunk, OP, 1) * down[:, None] * factor[:, None]
+            store_tile(gradient, out_rows, wanted, store_scale, start, D, RESCUE_D, 1, True)
+            if OUT_APART:
+                store_tile(
+                    gradient, apart_rows, apart_wanted, store_scale, start,
+                    D, RESCUE_D, 1, True,
+                )  # fmt: skip
+    else:
+        if CAREFUL:
+            matrix, down = unit_rows(weights)
+            down = down * inverse * store_scale
+        else:
+            matrix = weights * inverse[:, None]
+            down = inverse  # not used
+        for start in tl.range(0, D, BLOCK_D, num_stages=STAGES):
+            if BLOCK_D >= D:
+                chunk = tile
+            else:
+                chunk = load_tile(
+                    x_rows, t_rows, r_rows, in_x, in_t, in_r, steps, start,
+                    D, BLOCK_D, SPLIT, OP, T_APART, R_APART, UNIT, "evict_first",
+                )  # fmt: skip
+            gradient = multiply(matrix, chunk, OP, SPLIT)
+            if CAREFUL:
+                gradient = gradient * lift(down, SPLIT)
+            store_tile(
+                gradient, out_rows, wanted, store_scale, start,
+                D, BLOCK_D, SPLIT, CAREFUL,
+            )  # fmt: skip
+            if OUT_APART:
+                store_tile(
+                    gradient, apart_rows, apart_wanted, store_scale, start,
+                    D, BLOCK_D, SPLIT, CAREFUL,
+                )  # fmt: skip

@@ -1,0 +1,40 @@
+"""`logo_loss` with similarity="cosine": forward and backward through the public function."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+import peers
+from cases import COSINE
+from comparison import compare
+from inputs import cosine_inputs
+from logo_kernels import logo_loss
+from logo_kernels.backends import resolve
+
+CASES = COSINE
+
+
+def loss(x: Tensor, y: Tensor, *rest: Tensor, backend: str = "auto") -> Tensor:
+    """Ours in the peers' signature: x, y, any r, t."""
+    *features, t = rest
+    return logo_loss(
+        x, y, t,
+        repulsion_features=features[0] if features else None,
+        repulsion_weight=peers.REPULSION,
+        backend=backend,
+    )  # fmt: skip
+
+
+def test_cosine(benchmark, case, device) -> None:
+    inputs = cosine_inputs(case, device)
+    leaves, constants = inputs.blocks()
+    compare(
+        benchmark, case, device,
+        backend=resolve("auto", case.operation, *leaves, *constants).name,
+        inputs=inputs,
+        ours=loss,
+        reference=partial(loss, backend="reference"),
+        peers=peers.prepare(peers.COSINE, device, case.moved_bytes()),
+    )  # fmt: skip

@@ -1,0 +1,105 @@
+"""A whole step of SimSiam-LoGo on the trainer's small ResNet: with our loss, and pair by pair.
+
+Forward of global and of local crops, loss, backward, SGD. Crops are cut beforehand: augmentation
+is the same for both and would only hide the difference.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import peers
+from bench_cosine import loss
+from cases import STEP, StepCase
+from logo_kernels.backends import resolve
+from timing import OURS, Pace, clock_of, take_turns
+
+CASES = STEP
+PYTHON = Path(__file__).resolve().parents[1] / "python"
+PAIRS = "pairs"
+
+
+class Training:
+    """One model with its optimiser; both contestants start from the same weights."""
+
+    def __init__(self, case: StepCase, loss: Callable[..., Tensor], device: str) -> None:
+        if str(PYTHON) not in sys.path:
+            sys.path.append(str(PYTHON))
+        model = pytest.importorskip(
+            "model", reason="python/ needs the extra [train]", exc_type=ImportError
+        )
+
+        self.case, self.loss = case, loss
+        torch.manual_seed(0)
+        encoder = model.small_resnet(channels=1)
+        features = model.feature_dim(encoder, 1, case.global_size)
+        self.model = model.SimSiam(encoder, features, case.dim, case.dim // 4).to(device)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.03, 0.9, weight_decay=1e-4)
+        self.global_crops, self.local_crops = (
+            torch.randn(count * case.images, 1, size, size, device=device)
+            for count, size in (
+                (case.global_crops, case.global_size),
+                (case.local_crops, case.local_size),
+            )
+        )
+
+    def embeddings(self) -> tuple[Tensor, ...]:
+        """x, y, r, t as [B, V, D]: transposed views of what the network gives, [V·B, D]."""
+        z_global, h_global = self.model(self.global_crops)
+        z_local, h_local = self.model(self.local_crops)
+        return tuple(
+            rows.view(-1, self.case.images, self.case.dim).transpose(0, 1)
+            for rows in (h_global, h_local, z_local, z_global.detach())
+        )
+
+    def gradients(self) -> list[Tensor]:
+        """Of a first step that changes nothing."""
+        self.loss(*self.embeddings()).backward()
+        gradients = [parameter.grad for parameter in self.model.parameters()]
+        self.optimizer.zero_grad()
+        return gradients
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        self.loss(*self.embeddings()).backward()
+        self.optimizer.step()
+
+
+def test_training_step(benchmark, case, device) -> None:
+    contestants = {
+        OURS: Training(case, loss, device),
+        PAIRS: Training(case, peers.pairs, device),
+    }
+    blocks = contestants[OURS].embeddings()
+    backend = resolve("auto", "cosine", *blocks).name
+    for ours, theirs in zip(
+        contestants[OURS].gradients(), contestants[PAIRS].gradients(), strict=True
+    ):
+        # Rounding grows on its way through batch norm: looser than the gate of the loss itself.
+        error = (ours - theirs).norm() / theirs.norm().clamp_min(1e-6)
+        assert error < 1e-3, "the two losses train differently; a wrong step is not timed"
+
+    info = benchmark.extra_info
+    info |= {
+        "operation": case.operation, "case": case.id, "size": case.size, "dtype": case.dtype,
+        "view_major": True, "features": True, "why": case.why, "device": device,
+        "backend": backend, "excluded": {},
+    }  # fmt: skip
+    steps = {name: training.step for name, training in contestants.items()}
+    for step in steps.values():
+        step()
+    rounds = take_turns(benchmark, steps, clock_of(device), Pace(case_seconds=15))
+    if not rounds.seconds:
+        return
+    ratio = rounds.ratio(PAIRS)
+    info["contestants"] = {
+        OURS: rounds.summary(OURS),
+        PAIRS: rounds.summary(PAIRS) | {"ratio": ratio},
+    }
+    info |= {"best_peer": PAIRS, "best_ratio": ratio["median"]}

@@ -1,0 +1,109 @@
+"""One case from gate to figures: ours against its peers and against a copy of the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from cases import CosineCase, SimilarityCase
+from gate import Expected
+from inputs import Inputs
+from memory import peak_bytes
+from peers import Prepared
+from timing import OURS, Step, clock_of, copy_step, device_times, take_turns
+
+COPY = "copy"
+WARM_UP = 3  # compilation, then the recording of a CUDA graph, then its first replay
+
+
+def compare(
+    benchmark: Any,
+    case: CosineCase | SimilarityCase,
+    device: str,
+    backend: str,
+    inputs: Inputs,
+    ours: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    peers: list[Prepared],
+    upstream: Tensor | None = None,
+    baselines: dict[str, Step] | None = None,
+) -> None:
+    """Checks everyone against `reference` in float64, then times them in turns.
+
+    A wrong result of ours fails the benchmark before it is timed. A peer that fails or is wrong is
+    left out, and the report names it with its reason.
+    """
+    expected = Expected(inputs, reference, upstream)
+    wrong = expected.difference(inputs, ours, upstream)
+    assert wrong is None, f"{case.id}: {wrong}; a wrong result is not timed"
+
+    def step_of(function: Callable[..., Tensor]) -> Step:
+        return lambda: inputs.step(function, upstream)
+
+    contestants = {OURS: step_of(ours)}
+    excluded = {}
+    for peer in peers:
+        step = step_of(peer.function)
+        try:
+            for _ in range(WARM_UP):
+                step()
+            wrong = expected.difference(inputs, peer.function, upstream)
+        except Exception as error:  # a compiler has many ways to fail; the report names this one
+            wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        if wrong is None:
+            contestants[peer.name] = step
+        else:
+            excluded[peer.name] = wrong
+    del expected
+    peer_names = [name for name in contestants if name != OURS]
+    contestants |= baselines or {}
+    contestants[COPY] = copy_step(case.moved_bytes(), device)
+    for step in contestants.values():
+        step()
+
+    info = benchmark.extra_info
+    info |= {
+        "operation": case.operation, "case": case.id, "size": case.size, "dtype": case.dtype,
+        "view_major": case.view_major, "features": getattr(case, "features", False),
+        "why": case.why, "device": device, "backend": backend,
+        "moved_bytes": case.moved_bytes(), "flops": case.flops(), "excluded": excluded,
+    }  # fmt: skip
+    rounds = take_turns(benchmark, contestants, clock_of(device))
+    if not rounds.seconds:
+        return
+    figures: dict[str, dict[str, Any]] = {}
+    for name, step in contestants.items():
+        figures[name] = rounds.summary(name)
+        if name != OURS:
+            figures[name]["ratio"] = rounds.ratio(name)
+        for leaf in inputs.leaves:
+            leaf.grad = None
+        figures[name]["peak_bytes"] = peak_bytes(step, device)
+    if device == "cuda":
+        for name, times in device_times(contestants).items():
+            figures[name]["device_seconds"] = dataclasses.asdict(times)
+    info["contestants"] = figures
+    info |= headline(figures, peer_names, case.moved_bytes())
+
+
+def headline(
+    figures: dict[str, dict[str, Any]], peer_names: list[str], moved_bytes: int
+) -> dict[str, Any]:
+    """The columns of the report. On a GPU, bandwidth is of GPU time with a flushed L2."""
+    best = min(peer_names, key=lambda name: figures[name]["ratio"]["median"], default=None)
+    ours, copy = figures[OURS], figures[COPY]
+    if "device_seconds" in ours:
+        seconds = ours["device_seconds"]["cold"]
+        fraction = copy["device_seconds"]["cold"] / seconds
+    else:
+        seconds = ours["median"]
+        fraction = copy["ratio"]["median"]
+    return {
+        "best_peer": best,
+        "best_ratio": None if best is None else figures[best]["ratio"]["median"],
+        "bytes_per_second": moved_bytes / seconds,
+        "fraction_of_copy": fraction,
+    }

@@ -1,0 +1,64 @@
+"""Options and hooks of `pytest benchmarks --benchmark-only`.
+
+pytest benchmarks --benchmark-only                      all cases of this machine's device
+pytest benchmarks --benchmark-only -m smoke             one small case
+pytest benchmarks --benchmark-only -k "cosine and 2048" some cases
+... --benchmark-json=results.json                       what report.py reads
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import machine
+from timing import clock_of
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", choices=("cpu", "cuda"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where to measure; default: the GPU, if there is one",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    return request.config.getoption("--device")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One benchmark per case of the device; each module names its cases in `CASES`."""
+    chosen = metafunc.module.CASES[metafunc.config.getoption("--device")]
+    metafunc.parametrize(
+        "case",
+        [
+            pytest.param(case, id=case.id, marks=[pytest.mark.smoke] if case.smoke else [])
+            for case in chosen
+        ],
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """pytest-benchmark reads the same clock as everyone else."""
+    clock = clock_of(config.getoption("--device"))
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=clock))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    """Ours in place of the plugin's, which would record the name of the host."""
+    machine_info.clear()
+    machine_info.update(machine.describe(config.getoption("--device")))
+
+
+def pytest_benchmark_update_json(benchmarks: list, output_json: dict) -> None:
+    """Drops the single rounds: the summaries of all contestants are in extra_info."""
+    for benchmark in output_json["benchmarks"]:
+        benchmark["stats"].pop("data", None)
+    output_json["commit_info"] = {
+        key: output_json["commit_info"].get(key) for key in ("id", "time", "dirty")
+    }
+    if output_json["machine_info"].get("cuda"):
+        output_json["machine_info"]["after"] = machine.gpu_state()

@@ -1,0 +1,76 @@
+"""Inputs as a network would give them: leaves that require gradients, and the views of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cases import CosineCase, SimilarityCase
+
+
+@dataclass
+class Inputs:
+    """Leaves in their memory layout: [B, V, D], or [V, B, D] where a case is view-major."""
+
+    leaves: list[Tensor]  # gradients flow to these
+    constants: list[Tensor]
+    view_major: bool
+
+    def blocks(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Leaves and constants as [B, V, D]; part of the timed region, for every contestant."""
+        if not self.view_major:
+            return self.leaves, self.constants
+        return (
+            [leaf.transpose(0, 1) for leaf in self.leaves],
+            [constant.transpose(0, 1) for constant in self.constants],
+        )
+
+    def double(self) -> Inputs:
+        """The same numbers in float64, as new leaves."""
+        return Inputs(
+            [leaf.detach().double().requires_grad_() for leaf in self.leaves],
+            [constant.double() for constant in self.constants],
+            self.view_major,
+        )
+
+    def step(self, loss: Callable[..., Tensor], upstream: Tensor | None = None) -> Tensor:
+        """Drop the old gradients, forward, backward: what is timed, the same for everyone."""
+        for leaf in self.leaves:
+            leaf.grad = None
+        leaves, constants = self.blocks()
+        value = loss(*leaves, *constants)
+        torch.autograd.backward(value, upstream)
+        return value
+
+
+def cosine_inputs(case: CosineCase, device: str) -> Inputs:
+    """x, y and any r as leaves, t as constant. Crops of an image share a direction.
+
+    So cosines are near a half, as in training, and an error in a loss term shows.
+    """
+    counts = [case.global_crops, case.local_crops] + [case.local_crops] * case.features
+    *leaves, targets = _crops([*counts, case.global_crops], case, device)
+    return Inputs([leaf.requires_grad_() for leaf in leaves], [targets], case.view_major)
+
+
+def similarity_inputs(case: SimilarityCase, device: str) -> tuple[Inputs, Tensor]:
+    """Rows a and any b as leaves, and the upstream gradient [B, V, W]."""
+    counts = [case.rows] + ([] if case.others is None else [case.others])
+    leaves = [leaf.requires_grad_() for leaf in _crops(counts, case, device)]
+    upstream = torch.randn(case.images, case.rows, case.others or case.rows, device=device)
+    return Inputs(leaves, [], case.view_major), upstream.to(getattr(torch, case.dtype))
+
+
+def _crops(counts: list[int], case: CosineCase | SimilarityCase, device: str) -> list[Tensor]:
+    torch.manual_seed(0)
+    image = torch.randn(case.images, 1, case.dim, device=device)
+    blocks = []
+    for count in counts:
+        block = image + torch.randn(case.images, count, case.dim, device=device)
+        if case.view_major:
+            block = block.transpose(0, 1).contiguous()
+        blocks.append(block.to(getattr(torch, case.dtype)))
+    return blocks

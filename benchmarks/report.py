@@ -1,0 +1,358 @@
+"""Turns the JSON of `pytest benchmarks --benchmark-json` into a table and a chart.
+
+    python benchmarks/report.py results.json              prints the tables
+    python benchmarks/report.py results.json --png a.png  and draws the chart
+    python benchmarks/report.py results.json --record     files both in benchmarks/results/<device>
+    python benchmarks/report.py --readme README.md        writes the README's block from those files
+    python benchmarks/report.py --readme README.md --check   fails where the block is out of date
+
+GPU figures enter the README only where the ledger says that their kernel, as it is now, passed its
+tests on that GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import ledger
+import machine
+
+BEGIN = "<!-- benchmarks:begin -->"
+END = "<!-- benchmarks:end -->"
+RESULTS = ledger.ROOT / "benchmarks/results"
+
+Row = dict[str, Any]
+
+
+def load(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """The machine, and one row per benchmark that was timed."""
+    data = json.loads(path.read_text())
+    rows = [benchmark["extra_info"] for benchmark in data["benchmarks"]]
+    return data["machine_info"], [row for row in rows if "contestants" in row]
+
+
+def seconds(value: float) -> str:
+    """Three digits with the unit that fits."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= 0.9995 * scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value / 1e-6:.2f} µs"
+
+
+def times(ratio: float) -> str:
+    return (
+        f"{ratio:.2f}×" if ratio < 9.995 else f"{ratio:.1f}×" if ratio < 99.95 else f"{ratio:.0f}×"
+    )
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.3g}" if count < 999.5e6 else f"{count / 1e6:.0f}"
+
+
+def tables(facts: dict[str, Any], rows: list[Row]) -> str:
+    """All tables of one device in Markdown."""
+    parts = [_heading(facts, rows)]
+    for operation, title, columns in (
+        ("cosine", "`logo_loss`, cosine: (B, G, L, D)", _against_peers),
+        ("similarity", "`block_cosine_similarity`: (B, V, W, D)", _against_peers),
+        ("overhead", "Host overhead: (B, G, L, D)", _overhead),
+        ("training_step", "One training step: (B, G, L, D)", _training_step),
+    ):
+        chosen = [row for row in rows if row["operation"] == operation]
+        if chosen:
+            parts.append(f"**{title}**\n\n{columns(chosen)}")
+    excluded = sorted(
+        f"- {name} at {row['case']}: {reason}"
+        for row in rows
+        for name, reason in row["excluded"].items()
+    )
+    if excluded:
+        parts.append("Left out:\n\n" + "\n".join(excluded))
+    return "\n\n".join(parts) + "\n"
+
+
+def _heading(facts: dict[str, Any], rows: list[Row]) -> str:
+    backends = ", ".join(sorted({row["backend"] for row in rows}))
+    versions = ", ".join(
+        f"{name} {facts[key]}"
+        for name, key in (
+            ("torch", "torch"), ("CUDA", "cuda"), ("Triton", "triton"), ("driver", "driver_version")
+        )
+        if facts.get(key)
+    )  # fmt: skip
+    return (
+        f"{facts['device']}; {versions}; backend {backends}. Forward and backward. "
+        f"Times are medians; a peer's column says how many times longer it takes than ours in the "
+        f"same round, eager / compiled, the best one in bold."
+    )
+
+
+def _markdown(header: list[str], body: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _kind(row: Row) -> str:
+    layout = "view-major" if row["view_major"] else ""
+    features = "own features" if row.get("features") else ""
+    return ", ".join(part for part in (row["dtype"], layout, features) if part)
+
+
+def _ours(row: Row) -> str:
+    ours = row["contestants"]["ours"]
+    if "device_seconds" not in ours:
+        return seconds(ours["median"])
+    return f"{seconds(ours['median'])} (GPU {seconds(ours['device_seconds']['cold'])})"
+
+
+def _families(rows: list[Row]) -> list[str]:
+    """Names of the peers without their forms, in the order they were run."""
+    names = [name for row in rows for name in row["contestants"] if _ratio(row, name) is not None]
+    return list(dict.fromkeys(name.split(",")[0] for name in names))
+
+
+def _ratio(row: Row, name: str) -> float | None:
+    """Of a peer; None for ours, the copy, baselines and peers that were left out."""
+    figures = row["contestants"].get(name, {})
+    if name in ("ours", "copy", "empty Function") or "ratio" not in figures:
+        return None
+    return figures["ratio"]["median"]
+
+
+def _peer_cell(row: Row, family: str) -> str:
+    """Eager / compiled, the latter in its best form."""
+    forms = [name for name in row["contestants"] if name.split(",")[0] == family]
+    compiled = [name for name in forms if "compiled" in name]
+    best_compiled = min(compiled, key=lambda name: _ratio(row, name) or 0, default=None)
+    cells = []
+    for name in (family, best_compiled):
+        ratio = None if name is None else _ratio(row, name)
+        text = "–" if ratio is None else times(ratio)
+        cells.append(f"**{text}**" if name is not None and name == row["best_peer"] else text)
+    return " / ".join(cells)
+
+
+def _against_peers(rows: list[Row]) -> str:
+    families = _families(rows)
+    header = [
+        "size",
+        "dtype, layout",
+        "ours",
+        *families,
+        "MB moved",
+        "GB/s",
+        "of a copy",
+        "peak MB",
+    ]
+    body = []
+    for row in rows:
+        figures = row["contestants"]
+        peak = megabytes(figures["ours"]["peak_bytes"])
+        if row["best_peer"]:
+            peak += f" (best peer {megabytes(figures[row['best_peer']]['peak_bytes'])})"
+        body.append(
+            [
+                row["size"], _kind(row), _ours(row),
+                *(_peer_cell(row, family) for family in families),
+                megabytes(row["moved_bytes"]), f"{row['bytes_per_second'] / 1e9:.3g}",
+                f"{100 * row['fraction_of_copy']:.0f} %", peak,
+            ]
+        )  # fmt: skip
+    return _markdown(header, body)
+
+
+def _overhead(rows: list[Row]) -> str:
+    header = ["size", "ours", "an empty autograd Function", "ours beyond it", "best peer"]
+    body = []
+    for row in rows:
+        figures = row["contestants"]
+        ours, empty = figures["ours"]["median"], figures["empty Function"]["median"]
+        best = row["best_peer"]
+        peer = f"{seconds(figures[best]['median'])} ({best})" if best else "–"
+        body.append([row["size"], seconds(ours), seconds(empty), seconds(ours - empty), peer])
+    return _markdown(header, body)
+
+
+def _training_step(rows: list[Row]) -> str:
+    header = ["size", "with ours", "with the loss pair by pair", "times longer"]
+    body = []
+    for row in rows:
+        figures = row["contestants"]
+        pairs = figures["pairs"]
+        body.append(
+            [
+                row["size"], seconds(figures["ours"]["median"]), seconds(pairs["median"]),
+                times(pairs["ratio"]["median"]),
+            ]
+        )  # fmt: skip
+    return _markdown(header, body)
+
+
+def chart(facts: dict[str, Any], rows: list[Row], png: Path) -> None:
+    """Left: how many times longer the best peer takes. Right: the share of a copy's bandwidth."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [row for row in rows if row["operation"] in ("cosine", "similarity")]
+    labels = [f"{row['operation']} {row['size']}\n{_kind(row)}" for row in rows]
+    places = range(len(rows))
+    figure, (left, right) = plt.subplots(
+        1, 2, sharey=True, figsize=(11, 1.6 + 0.46 * len(rows)), layout="constrained",
+        width_ratios=(3, 2),
+    )  # fmt: skip
+    styles = {"o": "eager", "D": "compiled"}
+    colours = {"pairs": "#b0413e", "broadcast": "#7d5ba6", "products": "#d99a3d", "sums": "#4a7c59"}
+    for place, row in zip(places, rows, strict=True):
+        for name in row["contestants"]:
+            ratio = _ratio(row, name)
+            if ratio is not None:
+                left.plot(
+                    ratio, place, "D" if "compiled" in name else "o",
+                    color=colours.get(name.split(",")[0], "#666666"), markersize=6, alpha=0.9,
+                )  # fmt: skip
+        if row["best_ratio"]:
+            left.barh(place, row["best_ratio"] - 1, left=1, height=0.62, color="#3b6ea5", zorder=0)
+            left.annotate(
+                times(row["best_ratio"]), (1, place), xytext=(-5, 0),
+                textcoords="offset points", ha="right", va="center", fontsize=8,
+            )  # fmt: skip
+    left.set_xscale("log")
+    left.axvline(1, color="black", linewidth=1)
+    lowest = min([1.0, *(row["best_ratio"] for row in rows if row["best_ratio"])])
+    left.set_xlim(left=0.45 * lowest)
+    left.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    left.set_yticks(list(places), labels, fontsize=8)
+    left.set_xlabel("time of a peer / time of ours (log scale)")
+    left.set_title("Bars: the best peer takes so many times longer", fontsize=10)
+    handles = [
+        plt.Line2D([], [], marker=marker, linestyle="", color="#666666", label=label)
+        for marker, label in styles.items()
+    ] + [
+        plt.Line2D([], [], marker="s", linestyle="", color=colours.get(family, "#666666"),
+                   label=family)
+        for family in _families(rows)
+    ]  # fmt: skip
+    left.legend(handles=handles, fontsize=8, loc="upper center", ncols=len(handles),
+                bbox_to_anchor=(0.5, -0.8 / (1 + len(rows))), frameon=False)  # fmt: skip
+    bars = right.barh(
+        places, [100 * row["fraction_of_copy"] for row in rows], height=0.62, color="#3b6ea5"
+    )
+    right.bar_label(bars, fmt="%.0f %%", fontsize=8, padding=3)
+    right.axvline(100, color="black", linewidth=1)
+    right.set_xlim(0, max(118, *(115 * row["fraction_of_copy"] for row in rows)))
+    right.set_xlabel("bandwidth, % of that of a copy of the same bytes")
+    right.set_title("100 %: as fast as a copy of the bytes", fontsize=10)
+    for axes in (left, right):
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"Forward and backward on {facts['device']}", fontsize=11)
+    figure.savefig(png, dpi=130)
+    plt.close(figure)
+
+
+def record(source: Path, results: Path = RESULTS) -> Path:
+    """Files JSON, tables and chart under the name of the device."""
+    facts, rows = load(source)
+    folder = results / machine.folder_name(facts["device"])
+    folder.mkdir(parents=True, exist_ok=True)
+    if source.resolve() != (folder / "benchmarks.json").resolve():
+        shutil.copyfile(source, folder / "benchmarks.json")
+    (folder / "table.md").write_text(tables(facts, rows))
+    chart(facts, rows, folder / "chart.png")
+    return folder
+
+
+def may_be_printed(facts: dict[str, Any], row: Row, root: Path = ledger.ROOT) -> bool:
+    """CPU figures always; GPU figures if every kernel behind them passed there as it is now."""
+    if row["device"] == "cpu":
+        return True
+    kernels = kernels_of_row(row, root)
+    return bool(kernels) and all(
+        ledger.is_verified(kernel, facts["device"], root) for kernel in kernels
+    )
+
+
+def kernels_of_row(row: Row, root: Path = ledger.ROOT) -> list[str]:
+    """The kernels that were measured; overhead and training step are the cosine's."""
+    operation = "similarity" if row.get("operation") == "similarity" else "cosine"
+    return ledger.kernels_of(operation, row.get("backend", ""), root)
+
+
+def readme_block(root: Path = ledger.ROOT) -> str:
+    """What stands between the README's markers: every device's tables, CPUs first."""
+    recorded = []
+    for path in sorted((root / "benchmarks/results").glob("*/benchmarks.json")):
+        facts, rows = load(path)
+        rows = [row for row in rows if may_be_printed(facts, row, root)]
+        if rows:
+            recorded.append((rows[0]["device"] != "cpu", path, facts, rows))
+    parts = []
+    for _, path, facts, rows in sorted(recorded, key=lambda entry: entry[:2]):
+        picture = (path.parent / "chart.png").relative_to(root).as_posix()
+        parts.append(tables(facts, rows))
+        if (root / picture).is_file():
+            parts.append(f"![times of the peers and share of a copy's bandwidth]({picture})\n")
+    return "\n".join(parts)
+
+
+def with_block(text: str, block: str) -> str:
+    """The README with its marked block replaced; ValueError where the markers are not one pair."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"the README needs one {BEGIN} and, below it, one {END}")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{block}\n{END}{after}"
+
+
+def readme_is_current(readme: Path, root: Path = ledger.ROOT) -> bool:
+    text = readme.read_text()
+    return with_block(text, readme_block(root)) == text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("json", type=Path, nargs="?", help="of pytest --benchmark-json")
+    parser.add_argument("--png", type=Path, help="draw the chart here")
+    parser.add_argument("--record", action="store_true", help="file it in benchmarks/results")
+    parser.add_argument("--readme", type=Path, help="write the block of this README")
+    parser.add_argument("--check", action="store_true", help="only compare the README's block")
+    options = parser.parse_args(arguments)
+    if options.json is None and options.readme is None:
+        parser.error("name a JSON file, or --readme")
+    if options.json is None and (options.png or options.record):
+        parser.error("--png and --record need a JSON file")
+    if options.json is not None:
+        facts, rows = load(options.json)
+        print(tables(facts, rows))
+        if options.png:
+            chart(facts, rows, options.png)
+        if options.record:
+            print(f"filed in {record(options.json).relative_to(ledger.ROOT)}", file=sys.stderr)
+    if options.readme is None:
+        return 0
+    if options.check:
+        current = readme_is_current(options.readme)
+        if not current:
+            print(
+                f"{options.readme} does not show what benchmarks/results holds; run "
+                f"python benchmarks/report.py --readme {options.readme}",
+                file=sys.stderr,
+            )
+        return 0 if current else 1
+    options.readme.write_text(with_block(options.readme.read_text(), readme_block()))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

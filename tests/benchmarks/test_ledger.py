@@ -1,0 +1,116 @@
+"""The ledger: which kernels count, when they are verified, and what a ledger may not claim."""
+
+import json
+import warnings
+
+import pytest
+
+import ledger
+from ledger import CHANGED, NEVER, VERIFIED
+
+KERNEL = "logo_kernels/backends/triton/cosine.py"
+
+
+def write_ledger(tree, **changes):
+    """A ledger in which the Triton kernel passed as it is; `changes` go to its entry."""
+    entry = {
+        "sha256": ledger.source_hash(ledger.kernels(tree)[KERNEL]),
+        "tests": {"passed": 3, "failed": 0},
+        "sanitizer": {"memcheck": "passed", "racecheck": "not available"},
+        "benchmarks": {"case": {"seconds": 1e-5}},
+    } | changes
+    written = {
+        "device": "NVIDIA H200", "driver": "580", "clocks": {"clocks.sm": "1980 MHz"},
+        "versions": {"torch": "2.11"}, "date": "2026-11-22T00:00:00+00:00",
+        "kernels": {KERNEL: entry},
+    }  # fmt: skip
+    path = tree / "benchmarks/results/nvidia-h200/ledger.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(written))
+    return written, path
+
+
+def verdict(tree, kernel=KERNEL):
+    return {line.kernel: line.status for line in ledger.status(tree)}[kernel]
+
+
+def test_kernels_are_the_files_that_launch_them(tree):
+    found = ledger.kernels(tree)
+    assert set(found) == {KERNEL, "csrc/cuda/cosine.cu"}
+    assert [path.name for path in found[KERNEL]] == ["cosine.py", "rows.py", "tiles.py"]
+    assert [path.name for path in found["csrc/cuda/cosine.cu"]] == [
+        "cosine.cu",
+        "copy.cuh",
+        "math.h",
+    ]
+
+
+def test_verified_while_the_source_is_what_passed(tree):
+    write_ledger(tree)
+    assert verdict(tree) == VERIFIED
+    assert ledger.is_verified(KERNEL, "NVIDIA H200", tree)
+    assert not ledger.is_verified(KERNEL, "NVIDIA A100", tree)
+    assert verdict(tree, "csrc/cuda/cosine.cu") == NEVER
+    assert ledger.inconsistencies(tree) == []
+
+
+@pytest.mark.parametrize("changed", ["cosine.py", "rows.py", "tiles.py"])
+def test_a_change_anywhere_in_its_source_shows(tree, changed):
+    write_ledger(tree)
+    path = tree / "logo_kernels/backends/triton" / changed
+    path.write_text(path.read_text() + "# changed\n")
+    assert verdict(tree) == CHANGED
+    assert not ledger.is_verified(KERNEL, "NVIDIA H200", tree)
+    assert ledger.inconsistencies(tree) == []  # a change is news, not an error
+
+
+def test_a_change_elsewhere_does_not(tree):
+    write_ledger(tree)
+    (tree / "logo_kernels/backends/triton/environment.py").write_text("import sys\n")
+    assert verdict(tree) == VERIFIED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tests": {"passed": 3, "failed": 1}},
+        {"tests": {"passed": 0, "failed": 0}},
+        {"sanitizer": {"memcheck": "failed"}},
+    ],
+)
+def test_not_verified_unless_it_passed(tree, changes):
+    write_ledger(tree, **changes)
+    assert verdict(tree) == NEVER
+    assert ["benchmark figures without" in line for line in ledger.inconsistencies(tree)] == [True]
+
+
+def test_claims_for_files_that_do_not_exist(tree):
+    write_ledger(tree)
+    (tree / KERNEL).unlink()
+    assert ["no such file" in line for line in ledger.inconsistencies(tree)] == [True]
+
+
+@pytest.mark.parametrize("sha256", ["", "0" * 63, "G" * 64, None])
+def test_malformed_hash(tree, sha256):
+    write_ledger(tree, sha256=sha256)
+    assert ["malformed" in line for line in ledger.inconsistencies(tree)] == [True]
+
+
+@pytest.mark.parametrize("missing", ["device", "driver", "clocks", "versions", "date"])
+def test_facts_of_the_machine_are_required(tree, missing):
+    written, path = write_ledger(tree)
+    del written[missing]
+    path.write_text(json.dumps(written))
+    assert [f"no {missing}" in line for line in ledger.inconsistencies(tree)] == [True]
+
+
+def test_the_projects_own_ledger_is_consistent():
+    assert ledger.inconsistencies() == []
+
+
+def test_what_has_to_run_on_hardware_again():
+    """Reports, does not fail: a kernel may be changed where there is no GPU."""
+    pending = [line for line in ledger.status() if line.status != VERIFIED]
+    if pending:
+        listed = "\n".join(f"  {line.kernel}: {line.status}" for line in pending)
+        warnings.warn(f"not verified on hardware as they are now:\n{listed}", stacklevel=1)

@@ -1,0 +1,96 @@
+"""Every peer computes the package's function: else beating it would mean nothing."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import bench_cosine
+import inputs
+import peers
+from cases import CosineCase, SimilarityCase
+from gate import Expected
+from logo_kernels import block_cosine_similarity
+
+REFERENCE = partial(bench_cosine.loss, backend="reference")
+COSINE_CASES = [
+    CosineCase(3, 2, 2, 8, "float32", "the paper's counts"),
+    CosineCase(2, 3, 5, 7, "float32", "more global crops", view_major=True),
+    CosineCase(3, 2, 4, 8, "float32", "features", features=True),
+    CosineCase(1, 2, 8, 16, "bfloat16", "half precision"),
+    CosineCase(2, 2, 3, 16, "float16", "half precision", view_major=True, features=True),
+]
+
+
+@pytest.mark.parametrize("case", COSINE_CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("peer", peers.COSINE)
+def test_cosine_peer(peer, case):
+    crops = inputs.cosine_inputs(case, "cpu")
+    assert Expected(crops, REFERENCE).difference(crops, peers.COSINE[peer]) is None
+
+
+@pytest.mark.parametrize("peer", peers.COSINE)
+def test_cosine_peer_to_the_last_digits(peer):
+    crops = inputs.cosine_inputs(CosineCase(3, 3, 4, 9, "float32", "", features=True), "cpu")
+    exact = crops.double()
+    value = exact.step(peers.COSINE[peer]).item()
+    gradients = [leaf.grad for leaf in exact.leaves]
+    expected = Expected(crops, REFERENCE)
+    assert value == pytest.approx(expected.value.item(), rel=1e-12)
+    for gradient, wanted in zip(gradients, expected.gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("peer", peers.SIMILARITY)
+@pytest.mark.parametrize("others", [None, 3])
+def test_similarity_peer(peer, others):
+    case = SimilarityCase(2, 4, others, 8, "float32", "", view_major=others is None)
+    rows, upstream = inputs.similarity_inputs(case, "cpu")
+    expected = Expected(rows, partial(block_cosine_similarity, backend="reference"), upstream)
+    assert expected.difference(rows, peers.SIMILARITY[peer], upstream) is None
+    assert expected.difference(rows, block_cosine_similarity, upstream) is None
+
+
+def test_features_reach_the_repulsion():
+    case = CosineCase(3, 2, 4, 8, "float32", "", features=True)
+    crops = inputs.cosine_inputs(case, "cpu")
+    x, y, r = crops.leaves
+    (t,) = crops.constants
+    assert peers.pairs(x, y, r, t).item() != pytest.approx(peers.pairs(x, y, t).item())
+
+
+def wrong_loss(x, y, t):
+    return peers.sums(x, y, t) + 1e-3
+
+
+def wrong_repulsion(x, y, t):
+    ys = torch.nn.functional.normalize(y, dim=-1).sum(1)
+    return peers.sums(x, y, t) - 1e-3 * (ys * ys).sum() / x.shape[0]
+
+
+def wrong_scale(x, y, t):
+    loss = peers.sums(x, y, t)
+    return loss + 1e-3 * (loss - loss.detach())
+
+
+def not_a_number(x, y, t):
+    return peers.sums(x, y, t) * float("nan")
+
+
+@pytest.mark.parametrize("function", [wrong_loss, wrong_repulsion, wrong_scale, not_a_number])
+def test_gate_stops_what_is_wrong(function):
+    crops = inputs.cosine_inputs(CosineCase(3, 2, 4, 32, "float32", ""), "cpu")
+    expected = Expected(crops, REFERENCE)
+    assert expected.difference(crops, peers.sums) is None
+    assert expected.difference(crops, function) is not None
+
+
+def test_gate_takes_a_gradient_of_zero():
+    # One global crop has no other: nothing pulls it, and its gradient is exactly zero.
+    crops = inputs.cosine_inputs(CosineCase(2, 1, 3, 8, "float32", ""), "cpu")
+    expected = Expected(crops, REFERENCE)
+    assert expected.gradients[0].abs().max() == 0
+    assert expected.difference(crops, bench_cosine.loss) is None
+    assert (
+        expected.difference(crops, lambda x, y, t: bench_cosine.loss(x, y, t) + x.sum()) is not None
+    )

@@ -67,9 +67,9 @@ def _half(v_pad: int, d_pad: int, careful: bool) -> Tile:
             # the second walk finds the 80 KiB of 2 programs in L1.
             return Tile(16, 1024, 8, 64, 8, 1)
         if d_pad <= 2048:
-            # The whole image on chip. A warp for 256 columns (for 128 where there are few): about
-            # 110 registers, so 2 programs of 8 warps at D = 2048, 9 of 2 warps at D = 256, either
-            # with 40 to 80 KiB in flight.
+            # The whole image on chip. A warp for 256 columns (for 128 where there are few): 110
+            # registers or less, so 2 programs of 8 warps at D = 2048, 12 of 2 warps at D = 256,
+            # with 60 to 80 KiB of 10 crops in flight. (An A100 has room for 1 at D = 2048.)
             warps = {2048: 8, 1024: 4, 512: 4, 256: 2}.get(d_pad, 1)
             return Tile(16, d_pad, warps, 64, warps, 1)
         # 20 KiB in flight in each of 4 programs.

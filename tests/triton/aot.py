@@ -1,0 +1,315 @@
+"""Kernels compiled ahead of time for GPUs that are not there, and what the compiler says of them.
+
+    python tests/triton/aot.py [--quick] [--arch 80 90 100]
+
+The backend's own host code runs on CPU tensors with the launch replaced by a recorder, so that what
+is compiled is what a launch would compile: tile, warps, and Triton's specialisation of every
+argument. No GPU, and none is looked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from logo_kernels.backends.protocol import PairWeights
+from logo_kernels.backends.triton import cosine as cosine_module
+from logo_kernels.backends.triton import scale as scale_module
+from logo_kernels.backends.triton import similarity as similarity_module
+
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+}
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that one program may have
+SHARED_TOTAL = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}  # of a multiprocessor
+
+
+class Case(NamedTuple):
+    """One problem of the table."""
+
+    operation: str
+    dtype: torch.dtype
+    rows: tuple[int, int]  # G, L or V, W
+    dim: int
+    simsiam: bool = False  # targets and features given
+    features: torch.dtype | None = None  # their dtype where it is another one
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.").replace("float", "fp").replace("bfp", "bf")
+        extra = " t r" * self.simsiam + f" r:{self.features}" * (self.features is not None)
+        return f"{self.operation} {name} {self.rows[0]}+{self.rows[1]} D={self.dim}{extra}"
+
+
+class Launch(NamedTuple):
+    kernel: Any  # triton.JITFunction
+    arguments: dict[str, Any]
+    options: dict[str, int]  # num_warps, num_stages
+
+
+class Report(NamedTuple):
+    registers: int
+    spills: int  # instructions that store to or load from local memory
+    local: int  # bytes of local memory per thread
+    shared: int  # bytes
+    mma: int  # tensor-core instructions in the SASS
+    loads: str  # widths in bits of global loads, as "128×16"
+    stores: str
+    seconds: float
+
+
+class Recorder:
+    """Stands for a kernel; remembers its launches instead of making them."""
+
+    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
+            arguments = dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs
+            self.launches.append(Launch(self.kernel, arguments, options))
+
+        return launch
+
+
+def specialise(launch: Launch) -> ASTSource:
+    """What Triton makes of these arguments: constants, types, divisibility by 16."""
+    kernel, signature, constants, attributes = launch.kernel, {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = launch.arguments[parameter.name]
+        divisible = False
+        free = not parameter.do_not_specialize
+        if parameter.is_constexpr or (free and type(value) is int and value == 1):
+            kind = "constexpr"
+            constants[parameter.name] = value
+        elif isinstance(value, torch.Tensor):
+            kind, divisible = TYPES[value.dtype], value.data_ptr() % 16 == 0
+        elif isinstance(value, float):
+            kind = "fp32"
+        else:
+            kind = "i32" if -(2**31) <= value < 2**31 else "i64"
+            divisible = free and value % 16 == 0
+        signature[parameter.name] = kind
+        if divisible:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def widths(sass: str, operation: str) -> str:
+    """Counts of global accesses by width in bits."""
+    counts: dict[int, int] = {}
+    for match in re.finditer(rf"\b{operation}((?:\.\w+)*)(?=\s)", sass):
+        wide = [int(w) for w in re.findall(r"\.(?:U)?(8|16|64|128)\b", match[1])]
+        width = wide[-1] if wide else 32
+        counts[width] = counts.get(width, 0) + 1
+    return " ".join(f"{w}×{n}" for w, n in sorted(counts.items(), reverse=True))
+
+
+def compile_launch(launch: Launch, arch: int) -> tuple[Report, Any]:
+    began = time.perf_counter()
+    compiled = triton.compile(
+        specialise(launch), target=GPUTarget("cuda", arch, 32), options=launch.options
+    )
+    seconds = time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = subprocess.run(
+            [BINARIES / "cuobjdump", "-res-usage", cubin],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        sass = subprocess.run(
+            [BINARIES / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True
+        ).stdout
+    numbers = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
+    return (
+        Report(
+            numbers["REG"],
+            len(re.findall(r"\b(?:STL|LDL)\b", sass)),
+            numbers["LOCAL"] + numbers["STACK"],
+            compiled.metadata.shared,
+            len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA|OMMA)\b", sass)),
+            widths(sass, "LDG") + (" +async" if "LDGSTS" in sass else ""),
+            widths(sass, "STG"),
+            seconds,
+        ),
+        compiled,
+    )
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Inside, the backend's functions take CPU tensors and launch nothing."""
+    launches: list[Launch] = []
+    kept: list[tuple[Any, str, Any]] = []
+
+    def replace(module: Any, name: str, value: Any) -> None:
+        kept.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+
+    for module in (cosine_module, similarity_module, scale_module):
+        replace(module, "launching", lambda tensor: nullcontext())
+        for name in list(vars(module)):
+            if name.endswith("_kernel"):
+                replace(module, name, Recorder(getattr(module, name), launches))
+    replace(
+        cosine_module,
+        "reduction_workspace",
+        lambda like, images, groups: (torch.empty(1), torch.zeros(1, dtype=torch.int32)),
+    )
+    replace(scale_module, "multiprocessors", lambda device: 132)
+    try:
+        yield launches
+    finally:
+        for module, name, value in reversed(kept):
+            setattr(module, name, value)
+
+
+def launch_of(case: Case, images: int = 64) -> Launch:
+    """The one launch that the backend makes for the case: more would be a failure."""
+    first, second = case.rows
+    a = torch.zeros(images, first, case.dim, dtype=case.dtype)
+    b = torch.zeros(images, second, case.dim, dtype=case.dtype) if second else None
+    with recorded() as launches:
+        if case.operation == "cosine":
+            features = None
+            if case.simsiam and b is not None:
+                features = torch.zeros(b.shape, dtype=case.features or case.dtype)
+            cosine_module.cosine(
+                a, b, torch.zeros_like(a) if case.simsiam else None, features,
+                PairWeights(0.5, 1.0, 1e-4), True, "mean", True, True, features is not None,
+            )  # fmt: skip
+        elif case.operation == "similarity":
+            similarity_module.similarity(a, b)
+        elif case.operation == "similarity_backward":
+            grad = torch.zeros(images, first, second or first, dtype=case.dtype)
+            similarity_module.similarity_backward(grad, a, b, True, True)
+        else:
+            per_image = case.operation == "scale_rows"
+            row_scale = torch.ones(images, first) if case.dtype == torch.float16 else None
+            scale_module.scale_(a, torch.ones([images] if per_image else []), row_scale)
+    (launch,) = launches
+    return launch
+
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+# What the tests compile: for each way through tiles.py that users meet most, one case.
+QUICK = (
+    Case("cosine", BF16, (2, 8), 2048),  # the benchmark's main case: whole image on chip
+    Case("cosine", BF16, (2, 2), 2048, simsiam=True),  # the paper's
+    Case("cosine", BF16, (2, 8), 256),
+    Case("cosine", BF16, (2, 8), 2048, simsiam=True),  # 20 rows: V_PAD = 32, in blocks
+    Case("cosine", BF16, (2, 62), 2048),  # V_PAD = 64
+    Case("cosine", FP16, (2, 8), 2048),  # with row scales
+    Case("cosine", FP32, (2, 8), 2048),
+    Case("similarity", BF16, (10, 0), 2048),
+    Case("similarity_backward", BF16, (10, 0), 2048),
+    Case("scale", BF16, (10, 0), 2048),
+)
+
+# Compiled for every architecture.
+MAIN = (QUICK[0], Case("cosine", FP32, (2, 8), 2048))
+
+# By hand: every tile that tiles.py can choose, in every dtype.
+FULL = (
+    *QUICK,
+    *(Case("cosine", BF16, (2, 8), d) for d in (16, 32, 64, 128, 512, 1024, 4096)),
+    *(Case("cosine", BF16, (2, 20), d) for d in (16, 64, 128, 256, 512, 2048)),
+    *(Case("cosine", BF16, (2, 62), d) for d in (16, 64, 128, 1024)),
+    *(Case("cosine", BF16, (10, 90), d) for d in (16, 64, 2048)),
+    *(Case("cosine", FP16, (2, 20), d) for d in (512, 2048)),
+    *(Case("cosine", FP16, (2, 62), d) for d in (128, 1024, 2048)),
+    Case("cosine", FP16, (10, 90), 2048),
+    Case("cosine", FP16, (2, 8), 4096),
+    *(Case("cosine", FP32, (2, 8), d) for d in (16, 32, 64, 128)),
+    *(Case("cosine", FP32, (2, 20), d) for d in (16, 32, 2048)),
+    Case("cosine", FP32, (2, 62), 2048),
+    Case("cosine", FP32, (10, 90), 2048),
+    Case("cosine", BF16, (2, 2), 2048, simsiam=True, features=FP32),
+    Case("cosine", BF16, (2, 8), 2048, simsiam=True, features=FP32),
+    Case("cosine", BF16, (2, 62), 513),  # rows begin anywhere: scalar accesses
+    Case("similarity", FP32, (10, 0), 2048),
+    Case("similarity", BF16, (8, 8), 256),
+    Case("similarity_backward", FP16, (8, 8), 2048),
+    Case("similarity_backward", FP16, (64, 64), 2048),
+    Case("similarity_backward", BF16, (64, 64), 2048),
+    Case("similarity_backward", FP32, (8, 8), 2048),
+    Case("similarity_backward", FP32, (64, 64), 2048),
+    Case("scale", FP16, (10, 0), 2048),
+    Case("scale_rows", FP32, (10, 0), 256),
+)
+
+
+def programs_at_once(launch: Launch, report: Report, arch: int) -> int:
+    """How many programs a multiprocessor holds, by registers, shared memory and warps."""
+    warps = launch.options["num_warps"]
+    by_registers = 65536 // (warps * 32 * ((report.registers + 7) // 8 * 8))
+    by_shared = SHARED_TOTAL[arch] // (report.shared + 1024)
+    return min(by_registers, by_shared, 64 // warps, 32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="the cases that tests compile")
+    parser.add_argument("--main", action="store_true", help="one case in bf16, one in fp32")
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    options = parser.parse_args()
+    if not options.json:
+        print(f"torch {torch.__version__}, triton {triton.__version__}; accesses as bits×count")
+        print(
+            f"{'case':50}{'sm':>4} {'warps':>5} {'regs':>5} {'spills':>6} {'local':>5} "
+            f"{'shared':>7} {'programs':>8} {'mma':>4}  loads | stores"
+        )
+    for case in MAIN if options.main else QUICK if options.quick else FULL:
+        launch = launch_of(case)
+        for arch in options.arch:
+            report, compiled = compile_launch(launch, arch)
+            programs = programs_at_once(launch, report, arch)
+            if options.json:
+                extra = {
+                    "case": str(case),
+                    "arch": arch,
+                    "half": case.dtype != FP32 and case.features != FP32,
+                    "products": not case.operation.startswith("scale"),
+                    "shared_limit": SHARED_LIMIT[arch],
+                    "programs": programs,
+                    "acquire_release": "atom.global.gpu.acq_rel" in compiled.asm["ptx"]
+                    or "atom.acq_rel.gpu.global" in compiled.asm["ptx"],
+                }
+                print(json.dumps(report._asdict() | extra), flush=True)
+                continue
+            print(
+                f"{case!s:50}{arch:4} {launch.options['num_warps']:5} {report.registers:5} "
+                f"{report.spills:6} {report.local:5} {report.shared:7} {programs:8} "
+                f"{report.mma:4}  {report.loads} | {report.stores}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()

@@ -1,0 +1,76 @@
+"""Kernels compiled for GPUs that are not there: registers, spills, tensor cores, wide accesses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+AOT = Path(__file__).parent / "aot.py"
+ROOT = AOT.parents[2]
+
+
+def triton_version() -> tuple[int, ...]:
+    return tuple(map(int, version("triton").split(".")[:2]))
+
+
+def compiled(*arguments: str) -> list[dict]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(AOT), "--json", *arguments],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[dict]:
+    """All quick cases for sm_90; the main one and the fp32 one for the others too."""
+    found = compiled("--quick", "--arch", "90")
+    return found + compiled("--main", "--arch", "80", "100")
+
+
+def test_nothing_spills(reports) -> None:
+    """Triton 3.6's ptxas keeps to 128 registers and puts 4 words of one case aside."""
+    allowed = 0 if triton_version() >= (3, 9) else 16
+    for report in reports:
+        assert report["local"] <= allowed, report
+        assert report["spills"] <= allowed // 4, report
+
+
+def test_shared_memory_fits(reports) -> None:
+    for report in reports:
+        assert report["shared"] <= report["shared_limit"], report
+
+
+def test_half_precision_products_use_tensor_cores(reports) -> None:
+    for report in reports:
+        assert (report["mma"] > 0) == (report["half"] and report["products"]), report
+
+
+def test_rows_are_read_and_written_in_16_bytes(reports) -> None:
+    """All cases have aligned rows: most accesses, those of rows, are of 128 bits."""
+    for report in reports:
+        assert "128×" in report["loads"], report
+        if report["case"].split()[0] != "similarity":
+            assert "128×" in report["stores"], report
+
+
+def test_main_case_leaves_room_for_two_programs(reports) -> None:
+    """One computes while the other loads. (sm_80 has shared memory for one.)"""
+    for report in reports:
+        if "2+8 D=2048" in report["case"] and "cosine" in report["case"] and report["arch"] > 80:
+            assert report["programs"] >= 2, report
+
+
+def test_sum_over_images_is_ordered(reports) -> None:
+    for report in reports:
+        if report["case"].startswith("cosine"):
+            assert report["acquire_release"], report

@@ -1,0 +1,105 @@
+"""What the backend says of itself, and what importing it costs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from logo_kernels.backends.protocol import Problem
+from logo_kernels.backends.triton.tiles import MAX_ROWS, Tile, tile_for
+
+
+def problem(device: str, *dtypes: torch.dtype, crops: int = 10) -> Problem:
+    return Problem("cosine", device, frozenset(dtypes), crops, 128)
+
+
+def test_serves_what_it_says(kernels, device) -> None:
+    assert kernels.missing() is None
+    for dtypes in ((torch.float32,), (torch.bfloat16, torch.float32), (torch.float16,)):
+        assert kernels.refuses(problem(device.type, *dtypes, crops=MAX_ROWS)) is None
+
+
+def test_refuses_with_a_reason(kernels, device) -> None:
+    other = "cuda" if device.type == "cpu" else "cpu"
+    assert other in kernels.refuses(problem(other, torch.float32))
+    assert "float64" in kernels.refuses(problem(device.type, torch.float64, torch.float32))
+    reason = kernels.refuses(problem(device.type, torch.float32, crops=MAX_ROWS + 1))
+    assert str(MAX_ROWS) in reason
+
+
+def python(code: str, **environment: str) -> str:
+    kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=kept | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_the_package_imports_no_triton() -> None:
+    out = python("""
+        import sys
+        import logo_kernels
+        logo_kernels.available_backends()
+        print(any(name.startswith("logo_kernels.backends.triton.cosine") for name in sys.modules))
+    """)
+    assert out == "False"
+
+
+def test_without_triton() -> None:
+    out = python("""
+        import importlib.util
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *a: None if name == "triton" else find(name, *a)
+        import logo_kernels
+        print(logo_kernels.available_backends()["triton"])
+    """)
+    assert "pip install triton" in out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_gpu() -> None:
+    out = python("import logo_kernels; print(logo_kernels.available_backends()['triton'])")
+    assert "CUDA device" in out
+    assert "TRITON_INTERPRET=1" in out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("careful", [False, True])
+def test_every_tile_is_one_that_triton_takes(dtype, careful) -> None:
+    """Powers of two that cover the rows; products no smaller than `tl.dot` takes."""
+    depth = 8 if dtype == torch.float32 else 16
+    for rows in range(1, MAX_ROWS + 1):
+        for dim in (1, 15, 16, 17, 64, 100, 128, 256, 512, 1000, 1024, 1025, 2048, 2049, 100_000):
+            tile: Tile = tile_for(rows, dim, dtype, careful)
+            for value in (tile.v_pad, tile.block_d, tile.split, tile.rescue_d, tile.num_warps):
+                assert value & (value - 1) == 0
+                assert value > 0
+            assert tile.v_pad >= max(16, rows)
+            assert tile.block_d // tile.split >= depth
+            assert tile.rescue_d >= depth
+            assert tile.num_warps <= 16
+
+
+def test_the_public_function(device) -> None:
+    """Through dispatch and autograd, against the reference."""
+    import logo_kernels
+
+    losses = []
+    for backend in ("triton", "reference"):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(3, 2, 20, generator=generator).to(device).requires_grad_()
+        y = torch.randn(3, 4, 20, generator=generator).to(device).requires_grad_()
+        loss = logo_kernels.logo_loss(x, y, backend=backend, repulsion_weight=0.1)
+        (3 * loss).backward()
+        similarity = logo_kernels.block_cosine_similarity(x, backend=backend)
+        similarity.square().sum().backward()
+        losses.append((loss.detach(), similarity.detach(), x.grad, y.grad))
+    for got, right in zip(*losses, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-6)

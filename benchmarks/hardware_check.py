@@ -108,7 +108,7 @@ def without_gpu(folder: Path) -> int:
     work.python("small cases triton", 120, work.source / "benchmarks/small_cases.py", "triton")
     work.tests("interpreter", 720, "triton", folder / "tests.xml")
     work.environment.pop("TRITON_INTERPRET")
-    work.python("ahead of time", 600, work.source / "tests/triton/aot.py")
+    work.python("ahead of time", 600, work.source / "tests/triton_kernels/aot.py")
     print(steps.outcomes[-1].log.read_text())
     print("No NVIDIA GPU here: nothing was verified on hardware, and the ledger stays as it is.")
     return 0 if steps.all_passed() else 1

@@ -1,11 +1,10 @@
-// The crops of one image as rows of compute type T (float or double), and the two products that a
-// cosine loss consists of: inner products between rows, and sums of rows with small weights.
+// The crops of one image as rows of compute type T (float or double), and the two products that
+// cosines and their gradients consist of: inner products between rows, and sums of rows with small
+// weights.
 //
 // An image is some tens of rows, so its rows stay in the L2 cache between the two: memory is read
-// once and each gradient written once. Within the inner products, which touch every row several
-// times, rows go through a panel in the L1 cache, a chunk of columns at a time: there they have the
-// compute type, and a stride that is no power of two. In place, ten rows of 2048 floats would all
-// fall on the same sets of the cache and evict one another (measured: 3.5 times slower).
+// once and each gradient written once. Rows are used in place where they have the compute type and
+// fill whole vectors; else they are converted into a panel.
 #pragma once
 
 #include "cpu/memory.h"
@@ -16,10 +15,18 @@ namespace logo {
 namespace cpu {
 namespace {
 
-// The panel takes this much of a 32 KB L1 cache, but never fewer columns than kLeastChunk, below
-// which loading and storing accumulators would outweigh the products.
-constexpr int64_t kPanelBytes = 24 * 1024;
+// Where every row meets many others, rows go through a panel in the L1 cache in any case, a chunk
+// of columns at a time, with a stride that is no power of two: in place, ten rows of 2048 floats
+// would fall on the same sets of the cache and evict one another. It takes this much of 32 KB, but
+// never fewer columns than kLeastChunk, below which loading and storing accumulators would outweigh
+// the products.
+constexpr int64_t kL1PanelBytes = 24 * 1024;
 constexpr int64_t kLeastChunk = 128;
+// Where each row is used a few times only, the panel may take this much of a 1 MB L2 cache.
+constexpr int64_t kL2PanelBytes = 256 * 1024;
+// Columns that are worked on at a time: a row of them, 2 KB of fp32, is still in the L1 cache when
+// the second use comes.
+constexpr int64_t kColumns = 512;
 // Gradients larger than this leave the caches before anyone reads them, so they are streamed.
 constexpr int64_t kStreamingBytes = 8 * 1024 * 1024;
 // Rows of a register tile: 25 accumulators of the 32 (AVX-512) or 9 of the 16 registers, the rest
@@ -241,49 +248,59 @@ void sum_rows(const T* const* sources, int source_count, const T* weights, const
   }
 }
 
-// ---- one image
-// -----------------------------------------------------------------------------------
+// ---- one image ---------------------------------------------------------------------------------
 
 template <class T>
 class Image {
  public:
-  // `rows` counts all rows that add() will be given, `sums` the most that add_sums() will.
-  Image(int64_t dim, int rows, int sums, const DotPlan& plan)
-      : dim_(dim), rows_(rows), sums_(sums), plan_(plan) {
-    const int64_t padded = (dim + kStrip<T> - 1) / kStrip<T> * kStrip<T>;
-    chunk_ = kPanelBytes / int64_t(sizeof(T)) / rows / kLeastChunk * kLeastChunk;
+  // `rows` counts all rows that add() will be given; `buffers`, rows besides, that belong to nobody
+  // and are filled by the caller; `sums`, the most gradients that add_sums() will be asked for;
+  // `accumulators`, the most of any plan. in_place: no panel where none is needed.
+  Image(int64_t dim, int rows, int buffers, int sums, int accumulators, bool in_place)
+      : dim_(dim),
+        rows_(rows),
+        buffers_(buffers),
+        all_(rows + buffers),
+        sums_(sums),
+        accumulators_(accumulators),
+        in_place_(in_place) {
+    padded_ = (dim + kStrip<T> - 1) / kStrip<T> * kStrip<T>;
+    const int64_t bytes = in_place ? kL2PanelBytes : kL1PanelBytes;
+    chunk_ = bytes / int64_t(sizeof(T)) / rows / kLeastChunk * kLeastChunk;
     if (chunk_ < kLeastChunk) chunk_ = kLeastChunk;
-    if (chunk_ > padded) chunk_ = padded;
+    if (chunk_ > padded_) chunk_ = padded_;
     stride_ = chunk_ + 64 / int64_t(sizeof(T));  // one cache line on
   }
 
   size_t scratch_bytes() const {
-    return Scratch::bytes<T>(rows_ * stride_) + Scratch::bytes<Vector<T>>(plan_.accumulators()) +
-           Scratch::bytes<T>(rows_ * rows_) + 2 * Scratch::bytes<const T*>(rows_) +
-           2 * Scratch::bytes<const char*>(rows_) + Scratch::bytes<const Rows*>(rows_) +
-           Scratch::bytes<T>(rows_ * sums_) + Scratch::bytes<Band>(sums_);
+    return Scratch::bytes<T>(rows_ * stride_) + Scratch::bytes<T>(buffers_ * padded_) +
+           Scratch::bytes<Vector<T>>(accumulators_) + Scratch::bytes<T>(all_ * all_) +
+           2 * Scratch::bytes<const T*>(all_) + 2 * Scratch::bytes<const char*>(rows_) +
+           Scratch::bytes<const Rows*>(rows_) + Scratch::bytes<T>(all_ * sums_) +
+           Scratch::bytes<Band>(sums_);
   }
   void attach(Scratch& scratch) {
     panel_ = scratch.take<T>(rows_ * stride_);
-    totals_ = scratch.take<Vector<T>>(plan_.accumulators());
-    dots_ = scratch.take<T>(rows_ * rows_);
-    now_ = scratch.take<const T*>(rows_);
-    own_ = scratch.take<const T*>(rows_);
+    buffer_ = scratch.take<T>(buffers_ * padded_);
+    totals_ = scratch.take<Vector<T>>(accumulators_);
+    dots_ = scratch.take<T>(all_ * all_);
+    now_ = scratch.take<const T*>(all_);
+    own_ = scratch.take<const T*>(all_);
     address_ = scratch.take<const char*>(rows_);
     next_ = scratch.take<const char*>(rows_);
     origin_ = scratch.take<const Rows*>(rows_);
-    packed_ = scratch.take<T>(rows_ * sums_);
+    packed_ = scratch.take<T>(all_ * sums_);
     bands_ = scratch.take<Band>(sums_);
   }
 
   void clear() {
-    count_ = band_count_ = 0;
-    packed_count_ = 0;
-    direct_ = alike_ = true;
+    count_ = band_count_ = packed_count_ = 0;
+    loaded_ = -1;
+    direct_ = in_place_;
+    alike_ = true;
   }
   void add(const Rows& rows, int64_t image, bool has_next) {
-    direct_ =
-        direct_ && rows.dtype == kDType<T> && rows.element_stride == 1 && dim_ % kStrip<T> == 0;
+    direct_ = direct_ && rows.dtype == kDType<T> && rows.element_stride == 1 && dim_ == padded_;
     for (int64_t crop = 0; crop < rows.count; ++crop, ++count_) {
       origin_[count_] = &rows;
       address_[count_] = row_address(rows, image, crop);
@@ -292,26 +309,36 @@ class Image {
     alike_ = alike_ && rows.dtype == origin_[0]->dtype && rows.element_stride == 1;
   }
 
-  // dots(i) for the pairs of the plan; `fetch` the rows of the next image meanwhile, which is for
+  // Calls work(count) for one run of columns after the other, of at most `width`, while row(i) is
+  // at its first column. `count` includes zero padding to whole strips.
+  template <class Work>
+  void columns(int64_t width, Work work) {
+    if (!direct_ && width > chunk_) width = chunk_;
+    for (int64_t first = 0; first < dim_; first += width) work(point_at(first, width));
+  }
+  const T* const* row(int i) const { return now_ + i; }
+  // The columns that row(rows + i) is at.
+  T* buffer(int i) { return const_cast<T*>(now_[rows_ + i]); }
+
+  // dots(i) for the pairs of the plan. `fetch` the rows of the next image meanwhile, which is for
   // calls without gradients: write_sums() does it where there are some.
-  void multiply(bool fetch) {
+  void multiply(const DotPlan& plan, bool fetch) {
     const Prefetch prefetch = next_rows(fetch);
-    for (int k = 0; k < plan_.accumulators(); ++k) totals_[k] = Vector<T>{};
-    for (int64_t first = 0; first < dim_; first += chunk_) {
-      const int64_t end = fill_panel(first);
-      prefetch.strip(first, int(end));
-      for (const Tile& tile : plan_) {
+    for (int k = 0; k < plan.accumulators(); ++k) totals_[k] = Vector<T>{};
+    columns(kColumns, [&](int64_t count) {
+      prefetch.strip(first_, int(count));
+      for (const Tile& tile : plan) {
         Vector<T>* const totals = totals_ + tile.offset;
         switch (tile.m) {
-          case 1: accumulate_rows<T, 1>(tile, now_, end, totals); break;
-          case 2: accumulate_rows<T, 2>(tile, now_, end, totals); break;
-          case 3: accumulate_rows<T, 3>(tile, now_, end, totals); break;
-          case 4: accumulate_rows<T, 4>(tile, now_, end, totals); break;
-          default: accumulate_rows<T, kDotRows>(tile, now_, end, totals);
+          case 1: accumulate_rows<T, 1>(tile, now_, count, totals); break;
+          case 2: accumulate_rows<T, 2>(tile, now_, count, totals); break;
+          case 3: accumulate_rows<T, 3>(tile, now_, count, totals); break;
+          case 4: accumulate_rows<T, 4>(tile, now_, count, totals); break;
+          default: accumulate_rows<T, kDotRows>(tile, now_, count, totals);
         }
       }
-    }
-    for (const Tile& tile : plan_) {
+    });
+    for (const Tile& tile : plan) {
       T sums[(kDotRows * kDotRows + 3) / 4 * 4];
       for (int k = 0; k < tile.m * tile.n; k += 4) sum4(totals_ + tile.offset + k, sums + k);
       for (int i = 0; i < tile.m; ++i) {
@@ -319,14 +346,14 @@ class Image {
           if (tile.shape == Shape::triangle && j > i) continue;
           const int row = tile.a + i;
           const int column = tile.shape == Shape::diagonal ? row : tile.b + j;
-          dots_[row * rows_ + column] = dots_[column * rows_ + row] = sums[i * tile.n + j];
+          dots_[row * all_ + column] = dots_[column * all_ + row] = sums[i * tile.n + j];
         }
       }
     }
   }
 
-  const T* dots(int row) const { return dots_ + row * rows_; }  // ·[column]
-  T squared_norm(int row) const { return dots_[row * rows_ + row]; }
+  const T* dots(int row) const { return dots_ + row * all_; }  // ·[column]
+  T squared_norm(int row) const { return dots_[row * all_ + row]; }
 
   // A row whose squared norm is 0 may be tiny rather than zero.
   bool is_zero(int row) const {
@@ -372,26 +399,20 @@ class Image {
 
   // Writes all gradients that were asked for; `fetch` the rows of the next image meanwhile.
   void write_sums(bool fetch) {
-    const int64_t step = direct_ ? dim_ : chunk_;
-    for (int64_t first = 0; first < dim_; first += step) {
-      if (direct_) {
-        for (int row = 0; row < rows_; ++row) now_[row] = reinterpret_cast<const T*>(address_[row]);
-      } else {
-        fill_panel(first);
-      }
-      const int64_t count = dim_ - first < step ? dim_ - first : step;
+    columns(dim_, [&](int64_t padded) {
+      const int64_t count = dim_ - first_ < padded ? dim_ - first_ : padded;
       Prefetch prefetch = next_rows(fetch);
       for (int k = 0; k < band_count_; ++k) {
         const Band& band = bands_[k];
         switch (band.m) {
-          case 1: write<1>(band, first, count, prefetch); break;
-          case 2: write<2>(band, first, count, prefetch); break;
-          case 4: write<4>(band, first, count, prefetch); break;
-          default: write<kSumRows>(band, first, count, prefetch);
+          case 1: write<1>(band, count, prefetch); break;
+          case 2: write<2>(band, count, prefetch); break;
+          case 4: write<4>(band, count, prefetch); break;
+          default: write<kSumRows>(band, count, prefetch);
         }
         prefetch = {};  // once is enough
       }
-    }
+    });
   }
 
   void set_streaming(bool streaming) { streaming_ = streaming; }
@@ -414,17 +435,32 @@ class Image {
     return {next_, count_, dtype_bytes(origin_[0]->dtype)};
   }
 
-  // Points now_ at the columns from `first` on, in the panel; returns how many, with zero padding.
-  int64_t fill_panel(int64_t first) {
-    const int64_t filled = dim_ - first < chunk_ ? dim_ - first : chunk_;
-    const int64_t end = (filled + kStrip<T> - 1) / kStrip<T> * kStrip<T>;
+  // Points now_ at column `first` of every row; returns how many follow, with zero padding.
+  int64_t point_at(int64_t first, int64_t width) {
+    first_ = first;
+    for (int i = 0; i < buffers_; ++i) now_[rows_ + i] = buffer_ + i * padded_ + first;
+    if (direct_) {
+      for (int row = 0; row < rows_; ++row) {
+        now_[row] = reinterpret_cast<const T*>(address_[row]) + first;
+      }
+      return padded_ - first < width ? padded_ - first : width;
+    }
+    const int64_t base = first / chunk_ * chunk_;
+    if (base != loaded_) fill_panel(base);
+    for (int row = 0; row < rows_; ++row) now_[row] = panel_ + row * stride_ + (first - base);
+    const int64_t end = base + chunk_ < padded_ ? base + chunk_ : padded_;
+    return end - first < width ? end - first : width;
+  }
+
+  void fill_panel(int64_t base) {
+    const int64_t filled = dim_ - base < chunk_ ? dim_ - base : chunk_;
+    const int64_t end = padded_ - base < chunk_ ? padded_ - base : chunk_;
     for (int row = 0; row < rows_; ++row) {
       T* const to = panel_ + row * stride_;
-      convert(*origin_[row], address_[row], first, filled, to);
+      convert(*origin_[row], address_[row], base, filled, to);
       for (int64_t d = filled; d < end; ++d) to[d] = 0;
-      now_[row] = to;
     }
-    return end;
+    loaded_ = base;
   }
 
   static void convert(const Rows& rows, const char* from, int64_t first, int64_t count, T* to) {
@@ -455,47 +491,52 @@ class Image {
   }
 
   template <int M>
-  void write(const Band& band, int64_t first, int64_t count, const Prefetch& prefetch) {
+  void write(const Band& band, int64_t count, const Prefetch& prefetch) {
     switch (band.gradient->dtype) {
-      case DType::f32: return write_as<M, float>(band, first, count, prefetch);
-      case DType::bf16: return write_as<M, bf16>(band, first, count, prefetch);
-      case DType::f16: return write_as<M, f16>(band, first, count, prefetch);
-      case DType::f64: return write_as<M, double>(band, first, count, prefetch);
+      case DType::f32: return write_as<M, float>(band, count, prefetch);
+      case DType::bf16: return write_as<M, bf16>(band, count, prefetch);
+      case DType::f16: return write_as<M, f16>(band, count, prefetch);
+      case DType::f64: return write_as<M, double>(band, count, prefetch);
     }
   }
   template <int M, class To>
-  void write_as(const Band& band, int64_t first, int64_t count, const Prefetch& prefetch) {
+  void write_as(const Band& band, int64_t count, const Prefetch& prefetch) {
     // fp64 gradients come from fp64 arithmetic, all others from fp32 (exact.h has the rest).
     if constexpr ((sizeof(T) == 8) == (sizeof(To) == 8)) {
       To* out[M];
       bool streaming = streaming_;
       for (int i = 0; i < M; ++i) {
         const char* const row = row_address(*band.gradient, band.image, band.row + i);
-        out[i] = reinterpret_cast<To*>(const_cast<char*>(row)) + first;
+        out[i] = reinterpret_cast<To*>(const_cast<char*>(row)) + first_;
         streaming = streaming && reinterpret_cast<uintptr_t>(out[i]) % LOGO_VECTOR_BYTES == 0;
         if (band.own != nullptr) own_[i] = now_[band.own_first + i];
       }
       sum_rows<T, M, To>(now_ + band.first, band.count, band.weights,
-                         band.own == nullptr ? nullptr : own_, band.own, out, count, first,
+                         band.own == nullptr ? nullptr : own_, band.own, out, count, first_,
                          streaming, band.limits, prefetch);
     }
   }
 
-  int64_t dim_, chunk_, stride_;  // of the rows, and of the panel
-  int rows_, sums_, count_ = 0, band_count_ = 0, packed_count_ = 0;
-  const DotPlan& plan_;
+  int64_t dim_, padded_;    // of the rows, and in whole strips
+  int64_t chunk_, stride_;  // of the panel
+  int64_t first_ = 0;       // column that now_ is at
+  int64_t loaded_ = -1;     // first column of the panel
+  int rows_, buffers_, all_, sums_, accumulators_;
+  int count_ = 0, band_count_ = 0, packed_count_ = 0;
+  bool in_place_;
   bool direct_ = true;              // all rows can be summed in place
   bool alike_ = true;               // all rows have one dtype and unit stride
   bool streaming_ = false;          // gradients bypass the caches
   T* panel_ = nullptr;              // [rows, stride]
+  T* buffer_ = nullptr;             // [buffers, padded]
   Vector<T>* totals_ = nullptr;     // accumulators of the plan's tiles
-  T* dots_ = nullptr;               // [rows, rows]
-  const T** now_ = nullptr;         // [rows] the rows, or the present chunk of them
-  const T** own_ = nullptr;         // [rows]
+  T* dots_ = nullptr;               // [all, all]
+  const T** now_ = nullptr;         // [all] rows and buffers at column first_
+  const T** own_ = nullptr;         // [all]
   const char** address_ = nullptr;  // [rows]
   const char** next_ = nullptr;     // [rows] the same rows of the next image
   const Rows** origin_ = nullptr;   // [rows]
-  T* packed_ = nullptr;             // [sums, rows] weights in the order of use
+  T* packed_ = nullptr;             // [sums, all] weights in the order of use
   Band* bands_ = nullptr;           // [sums]
 };
 

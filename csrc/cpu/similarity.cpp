@@ -61,7 +61,8 @@ class Worker {
   Worker(const SimilarityProblem& problem, const Layout& at, const DotPlan& plan, bool streaming)
       : p_(problem),
         at_(at),
-        image_(problem.dim, at.rows, at.rows, plan),
+        plan_(plan),
+        image_(problem.dim, at.rows, 0, at.rows, plan.accumulators(), false),
         exact_(problem.dim, at.rows) {
     image_.set_streaming(streaming);
   }
@@ -77,7 +78,7 @@ class Worker {
     image_.clear();
     image_.add(p_.a, image, has_next);
     if (!at_.self) image_.add(p_.b, image, has_next);
-    image_.multiply(has_next && !backward);
+    image_.multiply(plan_, has_next && !backward);
     for (int row = 0; row < at_.rows; ++row) {
       const T squared = image_.squared_norm(row);
       if (!squares_well(squared)) {
@@ -193,6 +194,7 @@ class Worker {
 
   const SimilarityProblem& p_;
   const Layout& at_;
+  const DotPlan& plan_;
   bool has_exact_ = false;
   Scratch scratch_, exact_scratch_;
   Image<T> image_;

@@ -21,7 +21,8 @@ void use_simd(Simd simd);  // for tests; the default is the widest
 
 namespace cuda {
 
-// The architectures that the CUDA sources were compiled for ("80-real, 90a-real, 100"), "" without nvcc.
+// The architectures that the CUDA sources were compiled for ("80-real, 90a-real, 100"), "" without
+// nvcc.
 const char* architectures();
 
 }  // namespace cuda

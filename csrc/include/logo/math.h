@@ -29,4 +29,19 @@ LOGO_FUNCTION T cosine_row(const T* dots, int count, int skip, T inverse_x, cons
   return cosines;
 }
 
+// The same where all partners have one weight: then their unit vectors enter through their sum
+// T = Σ_j t_j/‖t_j‖ alone,
+//
+//   d/dx w Σ_j cos(x, t_j)  =  w/‖x‖ T  −  w (x·T)/‖x‖³ x,
+//
+// and a partner that is x itself changes nothing, since the two terms of its own cancel. dot = x·T.
+// Writes the coefficient of T, adds that of x to own, and returns Σ_j cos_j.
+template <class T>
+LOGO_FUNCTION T cosine_with_sum(T dot, T inverse_x, T weight, T* on_sum, T* own) {
+  const T cosines = dot * inverse_x;
+  *on_sum = weight * inverse_x;
+  *own -= weight * cosines * inverse_x * inverse_x;
+  return cosines;
+}
+
 }  // namespace logo

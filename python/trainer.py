@@ -1,0 +1,281 @@
+"""The training loop of one method."""
+
+import csv
+import json
+import math
+import os
+import random
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import checkpoint
+import evaluate
+from augment import draw_examples, multi_crop
+from config import RESUME_MAY_CHANGE, Config
+from data import ImageData
+from errors import UserError
+from logo_kernels import LoGoTerms, block_cosine_similarity, logo_loss
+from model import SimSiam, build_encoder, feature_dim
+
+CSV_COLUMNS = (
+    "step", "epoch", "lr", "total", "gg", "lg", "ll", "z_std", "z_rank", "ms_per_step",
+)  # fmt: skip
+
+# channel_std is 1 when embeddings point everywhere and 0 when they all point the same way.
+COLLAPSED_BELOW = 0.2
+
+
+class Trainer:
+    """One run of one method: the network, its optimiser, and the step that it stands at."""
+
+    def __init__(self, config: Config, data: ImageData, out: Path) -> None:
+        self.config, self.data, self.out = config, data, out
+        self.device = torch.device(config.device)
+        self.steps_per_epoch = len(data.train_images) // config.batch_size
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"--batch-size: got {config.batch_size} for {len(data.train_images)} training "
+                "images; want at most as many"
+            )
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.local_crops = 0 if config.method == "simsiam" else config.local_crops
+        self.repulsion_weight = config.repulsion_weight if config.method == "simsiam-logo" else 0.0
+
+        random.seed(config.seed)
+        np.random.seed(config.seed)
+        torch.manual_seed(config.seed)  # All three methods start from the same weights.
+        encoder = build_encoder(config.encoder, data.channels)
+        features = feature_dim(encoder, data.channels, config.global_size)
+        self.network = SimSiam(encoder, features, config.dim, config.bottleneck).to(self.device)
+        self.augment = multi_crop(config, data, self.local_crops)
+        self.examples = draw_examples(config, data, self.device)
+        self.peak_lr = config.lr * config.batch_size / 256
+        decayed = [*encoder.parameters(), *self.network.projector.parameters()]
+        self.optimizer = torch.optim.SGD(
+            [{"params": decayed}, {"params": list(self.network.predictor.parameters())}],
+            lr=self.peak_lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []  # one entry per kNN evaluation
+        self.csv_path = out / "metrics.csv"
+        self.checkpoint_path = out / "checkpoint.pt"
+
+    # ---------------------------------------------------------------------------------- one step
+
+    def train_step(self, images: Tensor) -> tuple[LoGoTerms, Tensor]:
+        """Images uint8 [B, C, H, W] -> (LoGoTerms, z of the global crops [G*B, D])."""
+        config, count = self.config, len(images)
+
+        def by_image(rows: Tensor) -> Tensor:
+            """View-major [V*B, D] -> [B, V, D], a view that costs no copy."""
+            return rows.view(-1, count, rows.shape[1]).transpose(0, 1)
+
+        global_crops, local_crops = self.augment(images)
+        h_local = z_local = None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+            z_global, h_global = self.network(global_crops)
+            if local_crops is not None:
+                z_local, h_local = map(by_image, self.network(local_crops))
+        terms = logo_loss(
+            by_image(h_global),
+            h_local,
+            targets=by_image(z_global).detach(),
+            similarity="cosine",
+            # Eq. 5 is about the representation: it sees z, not the predictor's guess at another z.
+            repulsion_features=z_local,
+            repulsion_weight=self.repulsion_weight,
+            pair_reduction=config.pair_reduction,
+            return_terms=True,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()
+        self.optimizer.step()
+        return terms, z_global.detach()
+
+    def set_lr(self) -> float:
+        """Cosine decay as a function of the step alone, so there is no schedule state to save."""
+        lr = 0.5 * self.peak_lr * (1 + math.cos(math.pi * self.step / self.total_steps))
+        body, predictor = self.optimizer.param_groups
+        body["lr"] = lr
+        fixed = self.config.fixed_predictor_lr
+        predictor["lr"] = self.config.predictor_lr * (self.peak_lr if fixed else lr)
+        return lr
+
+    def batch(self) -> Tensor:
+        """The images of the current step. The order follows from (seed, epoch), the place from the
+        step, so a resumed run goes on in the middle of an epoch without replaying it.
+        """
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        generator = torch.Generator().manual_seed(1_000_003 * self.config.seed + epoch)
+        order = torch.randperm(len(self.data.train_images), generator=generator)
+        size = self.config.batch_size
+        index = order[position * size : (position + 1) * size]
+        return self.data.train_images[index].to(self.device)
+
+    # -------------------------------------------------------------------------------- evaluation
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        encoder = self.network.encoder
+        train = evaluate.embed(encoder, self.data, self.data.train_images, self.device)
+        test = evaluate.embed(encoder, self.data, self.data.test_images, self.device)
+        return train, test
+
+    def example_similarity(self) -> Tensor:
+        """Cosines of z between the example crops, image by image: [N*V, N*V], in block form."""
+        dim, count = self.config.dim, len(self.examples.images)
+        self.network.eval()
+        with torch.no_grad():
+            z = [self.network(v)[0].view(-1, count, dim) for v in self.examples.views]
+        self.network.train()
+        by_image = torch.cat(z).transpose(0, 1)  # [N, V, D]
+        # Taken as the crops of a single image, they give every block between two images as well.
+        return block_cosine_similarity(by_image.reshape(1, -1, dim))[0].float().cpu()
+
+    def evaluate_knn(self) -> dict[str, float]:
+        config, data = self.config, self.data
+        train, test = self.features()
+        return {
+            "step": self.step,
+            "epoch": self.step / self.steps_per_epoch,
+            "knn": evaluate.knn_metric(data, train, test, config.knn_k, config.knn_temperature),
+            "feature_rank": evaluate.effective_rank(test),
+        }
+
+    def progress_line(self) -> str:
+        now = self.history[-1]
+        line = (
+            f"{self.config.method:18}epoch {now['epoch']:4.0f}/{self.config.epochs}   "
+            f"loss {now['loss']:6.3f}   kNN {now['knn']:.3f}   "
+            f"z std {now['z_std']:.2f}   z rank {now['z_rank']:.1f}"
+        )
+        return line + ("   COLLAPSED: see z std" if now["z_std"] < COLLAPSED_BELOW else "")
+
+    # -------------------------------------------------------------------------------------- loop
+
+    def start(self) -> None:
+        """Begin at step 0."""
+        self.csv_path.write_text(",".join(CSV_COLUMNS) + "\n")
+        torch.manual_seed(self.config.seed)  # The same crops whatever was evaluated before.
+
+    def run(self) -> None:
+        """Train from `self.step` to the end, with rows, evaluations and checkpoints on the way."""
+        config = self.config
+        self.network.train()
+        bar = tqdm(
+            total=self.total_steps, initial=self.step, desc=config.method, unit="step", disable=None
+        )
+        since, since_step = time.perf_counter(), self.step
+        with self.csv_path.open("a", newline="") as file, bar:
+            writer = csv.writer(file, lineterminator="\n")
+            while self.step < self.total_steps:
+                lr = self.set_lr()
+                terms, z = self.train_step(self.batch())
+                self.step += 1
+                bar.update()
+                epoch_ends = self.step % self.steps_per_epoch == 0
+                last = self.step == self.total_steps
+
+                if self.step % config.log_every == 0 or epoch_ends:
+                    # Reading a value waits for the GPU, hence not at every step.
+                    total, gg, lg, ll = (term.item() for term in terms)
+                    if not math.isfinite(total):
+                        raise UserError(f"step {self.step}: the loss is {total}; try a lower --lr")
+                    z_std, z_rank = evaluate.channel_std(z), evaluate.effective_rank(z)
+                    now = time.perf_counter()
+                    self.seconds += now - since
+                    ms = (now - since) / (self.step - since_step) * 1e3
+                    epoch = self.step / self.steps_per_epoch
+                    writer.writerow(
+                        [
+                            self.step,
+                            f"{epoch:.4f}",
+                            lr,
+                            total,
+                            gg,
+                            lg,
+                            ll,
+                            z_std,
+                            z_rank,
+                            f"{ms:.2f}",
+                        ]
+                    )
+                    file.flush()
+                    bar.set_postfix(loss=f"{total:.3f}", z_std=f"{z_std:.2f}")
+                    since, since_step = now, self.step
+
+                if epoch_ends:
+                    epoch = self.step // self.steps_per_epoch
+                    if epoch % config.knn_every == 0 or last:
+                        paused = time.perf_counter()
+                        self.history.append(
+                            self.evaluate_knn() | {"loss": total, "z_std": z_std, "z_rank": z_rank}
+                        )
+                        since += time.perf_counter() - paused  # not part of ms_per_step
+                        bar.write(self.progress_line())
+                if self.step % config.checkpoint_every == 0 or last:
+                    self.save(file)
+
+    # ------------------------------------------------------------------------------- checkpoints
+
+    def save(self, csv_file: IO[str]) -> None:
+        csv_file.flush()
+        os.fsync(csv_file.fileno())  # Rows that the checkpoint counts must be as safe as itself.
+        state = {
+            "config": self.comparable_config(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "csv_bytes": self.csv_path.stat().st_size,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": checkpoint.random_states(),
+        }
+        checkpoint.save(self.checkpoint_path, state)
+
+    def resume(self) -> None:
+        """Continue where the checkpoint stands. Call it last: it sets the random states."""
+        state = checkpoint.load(self.checkpoint_path)
+        saved, asked = state["config"], self.comparable_config()
+        different = [
+            f"{name} was {saved.get(name)}, is {asked.get(name)}"
+            for name in sorted(saved.keys() | asked.keys())
+            if saved.get(name) != asked.get(name)
+        ]
+        if different:
+            raise UserError(
+                f"--resume: {self.checkpoint_path} belongs to another configuration: "
+                f"{'; '.join(different)}. Repeat its settings, or choose another --out."
+            )
+        have = self.csv_path.stat().st_size if self.csv_path.exists() else 0
+        if have < state["csv_bytes"]:
+            raise UserError(
+                f"--resume: {self.csv_path} has {have} bytes, the checkpoint counts "
+                f"{state['csv_bytes']}: it was changed. Start again with another --out."
+            )
+        os.truncate(self.csv_path, state["csv_bytes"])  # Rows after the checkpoint come again.
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        checkpoint.restore_random_states(state["random"])
+
+    def comparable_config(self) -> dict[str, Any]:
+        """The settings that a resumed run must share, as plain values."""
+        values = json.loads(json.dumps(asdict(self.config), default=str))
+        return {name: value for name, value in values.items() if name not in RESUME_MAY_CHANGE}
+
+
+def read_metrics(path: Path) -> dict[str, np.ndarray]:
+    """The columns of metrics.csv."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name]) for row in rows]) for name in CSV_COLUMNS}

@@ -64,7 +64,6 @@ class Config:
     """The predictor keeps its rate while the others decay, as in SimSiam."""
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    """Ten times more drives the effective rank of z below 10 on the scenes, and kNN with it."""
     seed: int = 0
 
     knn_every: int = 1

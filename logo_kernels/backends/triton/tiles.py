@@ -11,7 +11,8 @@ shared memory and (H100, H200) about 25 KiB that must be in flight to keep DRAM 
 - Otherwise D is walked twice in blocks. The second walk should find an image in L2: images at work
   on 132 multiprocessors should stay below about 35 MB (of 50).
 
-Registers, spills and shared memory that compilers report for each choice: tests/triton_kernels/aot.py.
+tests/triton_kernels/aot.py prints what the compiler makes of each choice: registers, spills, shared
+memory.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@
 // fill whole vectors; else they are converted into a panel.
 #pragma once
 
+#include "cpu/dots.h"
 #include "cpu/memory.h"
 #include "cpu/simd.h"
+#include "cpu/sums.h"
 #include "logo/problem.h"
 
 namespace logo {
@@ -31,14 +33,6 @@ constexpr int64_t kColumns = 512;
 // reach anyway, and to fetch lines that are written whole would be waste (measured: a third less
 // time at 4 MB, no difference at 10 MB).
 constexpr int64_t kStreamingBytes = 1024 * 1024;
-// Rows of a register tile: 25 accumulators of the 32 (AVX-512) or 9 of the 16 registers, the rest
-// for the factors.
-constexpr int kDotRows = LOGO_VECTOR_BYTES == 64 ? 5 : 3;
-constexpr int kSumRows = LOGO_VECTOR_BYTES == 64 ? 8 : 4;
-// Sums are formed over strips of two vectors, which hide the latency of the multiply-add.
-template <class T>
-constexpr int kStrip = 2 * kLanes<T>;
-
 inline int64_t dtype_bytes(DType dtype) {
   return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
 }
@@ -58,199 +52,6 @@ bool squares_well(T squared_norm) {
   constexpr T most = sizeof(T) == 4 ? T(0x1p80) : T(0x1p600);
   return squared_norm >= 1 / most && squared_norm <= most;  // false for NaN
 }
-
-// ---- inner products
-// ------------------------------------------------------------------------------
-
-// Which pairs of rows: rectangle a × b, triangle a ≥ b within one range, or squared norms alone.
-enum class Shape { rectangle, triangle, diagonal };
-
-struct Tile {
-  Shape shape;
-  int a, b;    // first rows
-  int m, n;    // rows, ≤ kDotRows
-  int offset;  // of its accumulators
-};
-
-constexpr int tile_size(const Tile& tile) { return (tile.m * tile.n + 3) / 4 * 4; }
-
-// The tiles of a problem; the same for every image.
-class DotPlan {
- public:
-  // Tiles that a plan over `rows` rows can need, at the most.
-  static int64_t capacity(int64_t rows) {
-    const int64_t bands = rows / kDotRows + 4;  // + a remainder for each of four ranges
-    return bands * (bands + 2);
-  }
-  explicit DotPlan(Tile* tiles) : tiles_(tiles) {}
-
-  void triangle(int first, int count) {
-    const Bands bands(count);
-    for (int i = 0; i < bands.count; ++i) {
-      for (int j = 0; j < i; ++j) {
-        add(Shape::rectangle, first + bands.at(i), bands.size(i), first + bands.at(j),
-            bands.size(j));
-      }
-      add(Shape::triangle, first + bands.at(i), bands.size(i), first + bands.at(i), bands.size(i));
-    }
-  }
-  void rectangle(int a, int a_count, int b, int b_count) {
-    const Bands of_a(a_count), of_b(b_count);
-    for (int i = 0; i < of_a.count; ++i) {
-      for (int j = 0; j < of_b.count; ++j) {
-        add(Shape::rectangle, a + of_a.at(i), of_a.size(i), b + of_b.at(j), of_b.size(j));
-      }
-    }
-  }
-  void diagonal(int first, int count) {
-    const Bands bands(count);
-    for (int i = 0; i < bands.count; ++i) {
-      add(Shape::diagonal, first + bands.at(i), bands.size(i), first + bands.at(i), 1);
-    }
-  }
-
-  const Tile* begin() const { return tiles_; }
-  const Tile* end() const { return tiles_ + count_; }
-  int accumulators() const { return accumulators_; }
-
- private:
-  // `rows` rows in as few bands of at most kDotRows as can be, of almost equal size.
-  struct Bands {
-    int rows, count;
-    explicit Bands(int rows) : rows(rows), count((rows + kDotRows - 1) / kDotRows) {}
-    int at(int band) const { return rows * band / count; }
-    int size(int band) const { return at(band + 1) - at(band); }
-  };
-
-  void add(Shape shape, int a, int m, int b, int n) {
-    tiles_[count_] = {shape, a, b, m, n, accumulators_};
-    accumulators_ += tile_size(tiles_[count_++]);
-  }
-
-  Tile* tiles_;
-  int count_ = 0;
-  int accumulators_ = 0;
-};
-
-template <class T, Shape kShape, int M, int N>
-void accumulate(const T* const* a, const T* const* b, int64_t count, Vector<T>* totals) {
-  Vector<T> sums[M * N];
-#pragma GCC unroll 25
-  for (int k = 0; k < M * N; ++k) sums[k] = totals[k];
-  for (int64_t d = 0; d < count; d += kLanes<T>) {
-    Vector<T> left[M];
-#pragma GCC unroll 5
-    for (int i = 0; i < M; ++i) left[i] = in_register(load(a[i] + d));
-    if constexpr (kShape == Shape::diagonal) {
-#pragma GCC unroll 5
-      for (int i = 0; i < M; ++i) sums[i] += left[i] * left[i];
-    } else {
-#pragma GCC unroll 5
-      for (int j = 0; j < N; ++j) {
-        const Vector<T> right = kShape == Shape::triangle ? left[j] : in_register(load(b[j] + d));
-#pragma GCC unroll 5
-        for (int i = 0; i < M; ++i) {
-          if (kShape == Shape::rectangle || i >= j) sums[i * N + j] += left[i] * right;
-        }
-      }
-    }
-  }
-#pragma GCC unroll 25
-  for (int k = 0; k < M * N; ++k) totals[k] = sums[k];
-}
-
-template <class T, int M>
-void accumulate_rows(const Tile& tile, const T* const* rows, int64_t count, Vector<T>* totals) {
-  const T* const* a = rows + tile.a;
-  const T* const* b = rows + tile.b;
-  if (tile.shape == Shape::triangle) {
-    return accumulate<T, Shape::triangle, M, M>(a, b, count, totals);
-  }
-  if (tile.shape == Shape::diagonal) {
-    return accumulate<T, Shape::diagonal, M, 1>(a, b, count, totals);
-  }
-  switch (tile.n) {
-    case 1: return accumulate<T, Shape::rectangle, M, 1>(a, b, count, totals);
-    case 2: return accumulate<T, Shape::rectangle, M, 2>(a, b, count, totals);
-    case 3: return accumulate<T, Shape::rectangle, M, 3>(a, b, count, totals);
-    case 4: return accumulate<T, Shape::rectangle, M, 4>(a, b, count, totals);
-    default: return accumulate<T, Shape::rectangle, M, kDotRows>(a, b, count, totals);
-  }
-}
-
-// ---- sums of rows
-// --------------------------------------------------------------------------------
-
-// Lines of the next image to fetch while this one computes: reads overlap the writes.
-struct Prefetch {
-  const char* const* rows = nullptr;
-  int count = 0;
-  int64_t element_bytes = 0;
-
-  inline void strip(int64_t element, int elements) const {
-    for (int row = 0; row < count; ++row) {
-      const char* const from = rows[row] + element * element_bytes;
-      for (int64_t byte = 0; byte < elements * element_bytes; byte += 64) {
-        __builtin_prefetch(from + byte, 0, 2);
-      }
-    }
-  }
-};
-
-template <class V, class T>
-inline V clamp(V value, T limit) {  // NaN stays
-  const V most = V{} + limit;
-  value = value > most ? most : value;
-  return value < -most ? -most : value;
-}
-
-// out_i = Σ_k weights[k][i] source_k + own_i x_i for M rows i and `count` elements. All addresses
-// are those of the first element; `first` is its place in the row, for the prefetch.
-template <class T, int M, class To>
-void sum_rows(const T* const* sources, int source_count, const T* weights, const T* const* own_rows,
-              const T* own, To* const* out, int64_t count, int64_t first, bool streaming,
-              const T* limits, const Prefetch& prefetch) {
-  constexpr int kLane = kLanes<T>;
-  for (int64_t d = 0; d < count; d += kStrip<T>) {
-    Vector<T> low[M], high[M];
-#pragma GCC unroll 8
-    for (int i = 0; i < M; ++i) low[i] = high[i] = Vector<T>{};
-    for (int k = 0; k < source_count; ++k) {
-      const Vector<T> source_low = load(sources[k] + d);
-      const Vector<T> source_high = load(sources[k] + d + kLane);
-#pragma GCC unroll 8
-      for (int i = 0; i < M; ++i) {
-        low[i] += source_low * weights[k * M + i];
-        high[i] += source_high * weights[k * M + i];
-      }
-    }
-    if (own_rows != nullptr) {
-#pragma GCC unroll 8
-      for (int i = 0; i < M; ++i) {
-        low[i] += load(own_rows[i] + d) * own[i];
-        high[i] += load(own_rows[i] + d + kLane) * own[i];
-      }
-    }
-    prefetch.strip(first + d, kStrip<T>);
-    const int64_t left = count - d;
-#pragma GCC unroll 8
-    for (int i = 0; i < M; ++i) {
-      if (limits != nullptr) {
-        low[i] = clamp(low[i], limits[i]);
-        high[i] = clamp(high[i], limits[i]);
-      }
-      if (left >= kStrip<T>) {
-        store2(low[i], high[i], out[i] + d, streaming);
-      } else {
-        To strip[kStrip<T>];
-        store2(low[i], high[i], strip, false);
-        memcpy(out[i] + d, strip, size_t(left) * sizeof(To));
-      }
-    }
-  }
-}
-
-// ---- one image ---------------------------------------------------------------------------------
 
 template <class T>
 class Image {

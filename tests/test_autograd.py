@@ -5,7 +5,8 @@ import threading
 import pytest
 import torch
 
-from logo_kernels import block_cosine_similarity, logo_loss
+from logo_kernels import autograd, available_backends, block_cosine_similarity, logo_loss
+from logo_kernels.backends import BACKENDS
 from support import crops, error, leaves
 
 
@@ -67,6 +68,27 @@ def test_two_backwards_and_new_upstreams(name):
     (last,) = torch.autograd.grad(-2 * loss, x)
     assert torch.equal(thrice, 3 * once_copy)
     assert torch.equal(last, -2 * once_copy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_backward_scales_by_a_kernel_where_there_is_one(monkeypatch, dtype, reduction):
+    """What a GPU does: the saved gradient is multiplied in place by Triton's kernel."""
+    reason = available_backends()["triton"]
+    if reason is not None:
+        pytest.skip(f"triton: {reason}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    problem = crops(3, 2, 3, 8, dtype, device=device)[:2]
+    upstream = torch.tensor([2.0, -1.0, 0.5] if reduction == "none" else 3.0, device=device)
+    results = []
+    for chosen in ("reference", "triton"):
+        monkeypatch.setattr(autograd, "resolve", lambda *_, chosen=chosen: BACKENDS[chosen])
+        x, y = leaves(*problem)
+        logo_loss(x, y, reduction=reduction, backend="reference").backward(upstream)
+        results.append((x.grad, y.grad))
+    for a, b in zip(*results, strict=True):
+        assert a.any()
+        assert error(a, b) <= 1e-3 * float(a.abs().max())
 
 
 def test_gradients_accumulate(name):

@@ -83,7 +83,7 @@ def test_unknown_simd_is_refused():
         extension.use_simd("avx1024")
 
 
-def test_import_does_not_need_the_extension_or_triton():
+def test_import_does_not_need_the_extension_or_triton(tmp_path):
     """Without either, the reference serves, and the reasons say what to do."""
     script = """
 import sys
@@ -97,14 +97,15 @@ reasons = logo_kernels.available_backends()
 assert reasons["reference"] is None
 assert "pip install" in reasons["cpu"] and "pip install" in reasons["triton"], reasons
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
 
 
-def test_command_line():
+def test_command_line(tmp_path):
     """python -m logo_kernels: versions, devices, backends, reasons."""
     done = subprocess.run(
-        [sys.executable, "-m", "logo_kernels"], check=True, capture_output=True, text=True
-    )
+        [sys.executable, "-m", "logo_kernels"],
+        check=True, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
     for word in ("logo_kernels", "torch", "triton", "reference", "cpu", "cuda", "devices"):
         assert word in done.stdout
     for reason in available_backends().values():

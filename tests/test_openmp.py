@@ -28,10 +28,10 @@ print(len(runtimes), counts[1] - counts[0], counts[2] - counts[1])
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("threads", [1, 3])
-def test_one_pool_of_the_size_that_torch_was_told(threads):
+def test_one_pool_of_the_size_that_torch_was_told(threads, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(threads=threads)],
-        check=True, capture_output=True, text=True,
+        check=True, capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     runtimes, ours, torchs = map(int, done.stdout.split())
     assert runtimes == 1  # a second OpenMP runtime would be a second pool

@@ -53,18 +53,13 @@ Status run(const CosineProblem& p) {
   bool short_of_memory = false;
 #pragma omp parallel num_threads(threads) reduction(|| : short_of_memory)
   {
-    const int64_t tile_count = DotPlan::capacity(layout.rows);
-    Scratch tiles;
-    short_of_memory = !tiles.reserve(Scratch::bytes<Tile>(tile_count));
-    if (!short_of_memory) {
-      FastCosine<T> fast(layout, tiles.take<Tile>(tile_count), streaming);
-      ExactCosine exact(layout);
-      short_of_memory = !fast.reserve();
-      const Share share = share_of(p.images);
-      for (int64_t image = share.first; !short_of_memory && image < share.last; ++image) {
-        const bool done = !mixed && fast.run(image, image + 1 < share.last, per_image);
-        if (!done) short_of_memory = !exact.run(image, per_image);
-      }
+    FastCosine<T> fast(layout, streaming);
+    ExactCosine exact(layout);
+    short_of_memory = !fast.reserve();
+    const Share share = share_of(p.images);
+    for (int64_t image = share.first; !short_of_memory && image < share.last; ++image) {
+      const bool done = !mixed && fast.run(image, image + 1 < share.last, per_image);
+      if (!done) short_of_memory = !exact.run(image, per_image);
     }
     streaming_fence(streaming);
   }

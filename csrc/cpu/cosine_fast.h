@@ -21,20 +21,17 @@ class FastCosine {
   // U = lg_weight T + ll_weight R.
   enum Buffer { kTargets = 0, kFeatures = 1, kBoth = 2, kBuffers = 3 };
 
-  FastCosine(const Layout& layout, Tile* tiles, bool streaming)
+  FastCosine(const Layout& layout, bool streaming)
       : at_(layout),
-        norms_(tiles),
         y_partner_(layout.y_repelled() ? kBoth : kTargets),
         writes_(layout.p.grad_global.present() || layout.p.grad_local.present() ||
                 layout.p.grad_features.present()),
-        image_(make_image()) {
+        image_(layout.p.dim, layout.rows, kBuffers, layout.globals + 2 * layout.locals, 0, true) {
     image_.set_streaming(streaming);
   }
 
   bool reserve() {
-    const int64_t width = at_.own_targets ? 1 : at_.globals;
-    const size_t bytes = image_.scratch_bytes() + 3 * Scratch::bytes<T>(at_.rows) +
-                         Scratch::bytes<T>(at_.rows + at_.globals * width) +
+    const size_t bytes = image_.scratch_bytes() + 5 * Scratch::bytes<T>(at_.rows) +
                          Scratch::bytes<T>(padded_products()) +
                          Scratch::bytes<Vector<T>>(padded_products());
     if (!scratch_.reserve(bytes)) return false;
@@ -42,7 +39,8 @@ class FastCosine {
     inverse_ = scratch_.take<T>(at_.rows);
     own_ = scratch_.take<T>(at_.rows);
     limits_ = scratch_.take<T>(at_.rows);
-    weights_ = scratch_.take<T>(at_.rows + at_.globals * width);
+    weights_ = scratch_.take<T>(at_.rows);
+    other_ = scratch_.take<T>(at_.rows);
     products_ = scratch_.take<T>(padded_products());
     totals_ = scratch_.take<Vector<T>>(padded_products());
     return true;
@@ -52,9 +50,29 @@ class FastCosine {
   bool run(int64_t image, bool has_next, double* per_image) {
     image_.clear();
     at_.add_rows(image_, image, has_next);
-    image_.multiply(norms_, has_next && !writes_);
+    switch (image_.dtype()) {
+      case DType::bf16: return run_on<bf16>(image, has_next, per_image);
+      case DType::f16: return run_on<f16>(image, has_next, per_image);
+      default: return run_on<T>(image, has_next, per_image);
+    }
+  }
+
+ private:
+  // Row is the dtype of the rows as they are read: their own, or T from a panel.
+  template <class Row>
+  bool run_on(int64_t image, bool has_next, double* per_image) {
+    if constexpr (sizeof(T) == 8 && sizeof(Row) != 8) {
+      return false;  // does not occur: halves are in place beside fp32 arithmetic alone
+    } else {
+      square<Row>(has_next && !writes_);
+      return finish<Row>(image, has_next, per_image);
+    }
+  }
+
+  template <class Row>
+  bool finish(int64_t image, bool has_next, double* per_image) {
     for (int row = 0; row < at_.rows; ++row) {
-      const T squared = image_.squared_norm(row);
+      const T squared = products_[row];
       if (squares_well(squared)) {
         inverse_[row] = 1 / T(__builtin_sqrt(squared));
       } else if (squared == 0 && image_.is_zero(row)) {
@@ -63,7 +81,7 @@ class FastCosine {
         return false;
       }
     }
-    multiply_with_sums();
+    multiply_with_sums<Row>();
 
     float* const scale = at_.row_scale(image);
     const double gg = pull_globals(image, scale);
@@ -82,19 +100,45 @@ class FastCosine {
     return true;
   }
 
- private:
-  Image<T> make_image() {
-    norms_.diagonal(0, at_.rows);
-    return Image<T>(at_.p.dim, at_.rows, kBuffers, at_.globals + 2 * at_.locals,
-                    norms_.accumulators(), true);
-  }
-
   // Products wanted besides those of each row with its partner's sum: R·R, R·T, and x_i·t_i.
   enum { kFeaturesSquared = 0, kFeaturesTargets = 1, kInner = 2 };
   int padded_products() const { return (at_.rows + kInner + at_.globals + 3) / 4 * 4; }
 
+  // ‖row‖² of all rows into products_; `fetch` the next image meanwhile.
+  template <class Row>
+  void square(bool fetch) {
+    for (int i = 0; i < padded_products(); ++i) totals_[i] = Vector<T>{};
+    image_.columns(kColumns, [&](int64_t columns) {
+      if (fetch) image_.fetch_next(columns);
+      int row = 0;
+      for (; row + 4 <= at_.rows; row += 4) square_rows<Row, 4>(row, columns);
+      for (; row < at_.rows; ++row) square_rows<Row, 1>(row, columns);
+    });
+    for (int i = 0; i < at_.rows; i += 4) sum4(totals_ + i, products_ + i);
+  }
+  template <class Row, int M>
+  void square_rows(int first, int64_t columns) {
+    const Row* row[M];
+    Vector<T> low[M], high[M];
+    for (int i = 0; i < M; ++i) {
+      row[i] = static_cast<const Row*>(image_.rows()[first + i]);
+      low[i] = totals_[first + i];
+      high[i] = Vector<T>{};
+    }
+    for (int64_t d = 0; d < columns; d += kStrip<T>) {
+#pragma GCC unroll 4
+      for (int i = 0; i < M; ++i) {
+        const Vector<T> a = load_as<T>(row[i] + d), b = load_as<T>(row[i] + d + kLanes<T>);
+        low[i] += a * a;
+        high[i] += b * b;
+      }
+    }
+    for (int i = 0; i < M; ++i) totals_[first + i] = low[i] + high[i];
+  }
+
   // T, R and U into their buffers and the inner products of all rows with them, strip by strip:
   // a row is used for the product while it is still in the L1 cache from the sum.
+  template <class Row>
   void multiply_with_sums() {
     using V = Vector<T>;
     constexpr int kLane = kLanes<T>;
@@ -109,23 +153,24 @@ class FastCosine {
     const int t = at_.t, x = at_.x, y = at_.y;
     const bool repulsion = at_.repulsion, repelled = at_.y_repelled(), apart = !at_.own_targets;
     image_.columns(at_.p.dim, [&](int64_t columns) {
-      const T* const* const row = image_.row(0);
+      const void* const* const rows_at = image_.rows();
+      const auto row = [rows_at](int i) { return static_cast<const Row*>(rows_at[i]); };
       T* const sum_t = image_.buffer(kTargets);
       T* const sum_r = image_.buffer(kFeatures);
       T* const sum_u = image_.buffer(kBoth);
       for (int64_t d = 0; d < columns; d += kStrip<T>) {
         V t_low{}, t_high{};
         for (int i = t; i < t + globals; ++i) {
-          t_low += load(row[i] + d) * inverse[i];
-          t_high += load(row[i] + d + kLane) * inverse[i];
+          t_low += load_as<T>(row(i) + d) * inverse[i];
+          t_high += load_as<T>(row(i) + d + kLane) * inverse[i];
         }
         store2(t_low, t_high, sum_t + d, false);
         V y_low = t_low, y_high = t_high;  // what pulls the local crops
         if (repulsion) {
           V low{}, high{};
           for (int i = r; i < r + locals; ++i) {
-            low += load(row[i] + d) * inverse[i];
-            high += load(row[i] + d + kLane) * inverse[i];
+            low += load_as<T>(row(i) + d) * inverse[i];
+            high += load_as<T>(row(i) + d + kLane) * inverse[i];
           }
           squared += low * low;
           squared += high * high;
@@ -138,22 +183,22 @@ class FastCosine {
           } else {
             store2(low, high, sum_r + d, false);
             for (int i = r; i < r + locals; ++i) {
-              const V product = load(row[i] + d) * low;
-              totals[i] += load(row[i] + d + kLane) * high + product;
+              const V product = load_as<T>(row(i) + d) * low;
+              totals[i] += load_as<T>(row(i) + d + kLane) * high + product;
             }
           }
         }
         for (int i = y; i < y + locals; ++i) {
-          const V product = load(row[i] + d) * y_low;
-          totals[i] += load(row[i] + d + kLane) * y_high + product;
+          const V product = load_as<T>(row(i) + d) * y_low;
+          totals[i] += load_as<T>(row(i) + d + kLane) * y_high + product;
         }
         for (int i = 0; i < globals; ++i) {
-          const V x_low = load(row[x + i] + d), x_high = load(row[x + i] + d + kLane);
+          const V x_low = load_as<T>(row(x + i) + d), x_high = load_as<T>(row(x + i) + d + kLane);
           const V product = x_low * t_low;
           totals[x + i] += x_high * t_high + product;
           if (apart) {
-            const V inner = x_low * load(row[t + i] + d);
-            totals[rows + kInner + i] += x_high * load(row[t + i] + d + kLane) + inner;
+            const V inner = x_low * load_as<T>(row(t + i) + d);
+            totals[rows + kInner + i] += x_high * load_as<T>(row(t + i) + d + kLane) + inner;
           }
         }
       }
@@ -167,26 +212,21 @@ class FastCosine {
 
   double pull_globals(int64_t image, float* scale) {
     const T weight = T(at_.gg_weight);
-    const int width = at_.own_targets ? 1 : at_.globals;
-    T* const weights = weights_ + at_.rows;
     double sum = 0;
     for (int i = 0; i < at_.globals; ++i) {
       const int row = at_.x + i;
       const T dot = products_[row], inverse = inverse_[row];
-      T* const w = weights + i * width;
       own_[row] = 0;
       if (at_.own_targets) {  // T holds x_i itself, which pulls nowhere
-        sum += cosine_with_sum(dot, inverse, weight, w, own_ + row) - (inverse != 0);
-        continue;
+        sum += cosine_with_sum(dot, inverse, weight, weights_ + row, own_ + row) - (inverse != 0);
+      } else {  // T holds t_i, which is no partner of x_i: taken away again
+        const T inner = products_[at_.rows + kInner + i] * inverse_[at_.t + i];
+        sum += cosine_with_sum(dot - inner, inverse, weight, weights_ + row, own_ + row);
+        other_[row] = -weights_[row] * inverse_[at_.t + i];
       }
-      // T holds t_i, which is no partner of x_i: the others one by one
-      const T inner = products_[at_.rows + kInner + i] * inverse_[at_.t + i];
-      T on_sum;
-      sum += cosine_with_sum(dot - inner, inverse, weight, &on_sum, own_ + row);
-      for (int j = 0; j < at_.globals; ++j) w[j] = j == i ? T(0) : on_sum * inverse_[at_.t + j];
     }
-    ask(at_.p.grad_global, weights, at_.own_targets ? at_.rows + kTargets : at_.t, width, at_.x,
-        at_.x_weights(), scale, image);
+    ask(at_.p.grad_global, at_.rows + kTargets, at_.x, !at_.own_targets, at_.x_weights(), scale,
+        image);
     return at_.globals > 1 ? sum : 0;
   }
 
@@ -207,11 +247,11 @@ class FastCosine {
       own_[row] = 0;
       sum += cosine_with_sum(products_[row], inverse_[row], weight, weights_ + row, own_ + row);
     }
-    ask(gradient, weights_ + first, at_.rows + partner, 1, first, bound, scale, image);
+    ask(gradient, at_.rows + partner, first, false, bound, scale, image);
     return sum;
   }
 
-  void ask(const Rows& gradient, T* weights, int partners, int width, int first, double bound,
+  void ask(const Rows& gradient, int partner, int first, bool less_target, double bound,
            float* scale, int64_t image) {
     const bool fp16 = gradient.dtype == DType::f16;
     for (int i = 0; scale != nullptr && i < int(gradient.count); ++i) {
@@ -222,16 +262,17 @@ class FastCosine {
       const int exponent = fp16_exponent(bound * double(inverse_[first + i]));
       scale[i] = float(ldexp(1.0, exponent));
       const T factor = T(ldexp(1.0, -exponent));
-      for (int k = 0; k < width; ++k) weights[i * width + k] *= factor;
+      weights_[first + i] *= factor;
       own_[first + i] *= factor;
+      if (less_target) other_[first + i] *= factor;
       limits_[first + i] = exponent < 0 ? T(65504) : T(65504) * factor;
     }
-    image_.add_sums(weights, partners, width, own_ + first, first, fp16 ? limits_ + first : nullptr,
+    image_.add_sums(weights_ + first, partner, 1, own_ + first, first,
+                    less_target ? other_ + first : nullptr, at_.t, fp16 ? limits_ + first : nullptr,
                     gradient, image);
   }
 
   const Layout& at_;
-  DotPlan norms_;
   int y_partner_;  // buffer whose product with a local crop is wanted
   bool writes_;
   Scratch scratch_;
@@ -241,7 +282,8 @@ class FastCosine {
   T* products_ = nullptr;        // [rows] with T, R or U, then those of the enum above
   Vector<T>* totals_ = nullptr;  // their accumulators
   T* limits_ = nullptr;          // [rows] largest magnitude of an fp16 gradient as stored
-  T* weights_ = nullptr;         // [rows] coefficients of sums, then [G, G] of single targets
+  T* weights_ = nullptr;         // [rows] coefficient of the partners' sum in a row's gradient
+  T* other_ = nullptr;           // [rows] of the target that is no partner
 };
 
 }  // namespace

@@ -84,21 +84,23 @@ class DotPlan {
 };
 
 template <class T, Shape kShape, int M, int N>
-void accumulate(const T* const* a, const T* const* b, int64_t count, Vector<T>* totals) {
+void accumulate(const void* const* a, const void* const* b, int64_t count, Vector<T>* totals) {
   Vector<T> sums[M * N];
 #pragma GCC unroll 25
   for (int k = 0; k < M * N; ++k) sums[k] = totals[k];
   for (int64_t d = 0; d < count; d += kLanes<T>) {
     Vector<T> left[M];
 #pragma GCC unroll 5
-    for (int i = 0; i < M; ++i) left[i] = in_register(load(a[i] + d));
+    for (int i = 0; i < M; ++i) left[i] = in_register(load(static_cast<const T*>(a[i]) + d));
     if constexpr (kShape == Shape::diagonal) {
 #pragma GCC unroll 5
       for (int i = 0; i < M; ++i) sums[i] += left[i] * left[i];
     } else {
 #pragma GCC unroll 5
       for (int j = 0; j < N; ++j) {
-        const Vector<T> right = kShape == Shape::triangle ? left[j] : in_register(load(b[j] + d));
+        const Vector<T> right = kShape == Shape::triangle
+                                    ? left[j]
+                                    : in_register(load(static_cast<const T*>(b[j]) + d));
 #pragma GCC unroll 5
         for (int i = 0; i < M; ++i) {
           if (kShape == Shape::rectangle || i >= j) sums[i * N + j] += left[i] * right;
@@ -111,9 +113,9 @@ void accumulate(const T* const* a, const T* const* b, int64_t count, Vector<T>* 
 }
 
 template <class T, int M>
-void accumulate_rows(const Tile& tile, const T* const* rows, int64_t count, Vector<T>* totals) {
-  const T* const* a = rows + tile.a;
-  const T* const* b = rows + tile.b;
+void accumulate_rows(const Tile& tile, const void* const* rows, int64_t count, Vector<T>* totals) {
+  const void* const* a = rows + tile.a;
+  const void* const* b = rows + tile.b;
   if (tile.shape == Shape::triangle) {
     return accumulate<T, Shape::triangle, M, M>(a, b, count, totals);
   }

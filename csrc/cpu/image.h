@@ -78,7 +78,7 @@ class Image {
   size_t scratch_bytes() const {
     return Scratch::bytes<T>(rows_ * stride_) + Scratch::bytes<T>(buffers_ * padded_) +
            Scratch::bytes<Vector<T>>(accumulators_) + Scratch::bytes<T>(all_ * all_) +
-           2 * Scratch::bytes<const T*>(all_) + 2 * Scratch::bytes<const char*>(rows_) +
+           3 * Scratch::bytes<const void*>(all_) + 2 * Scratch::bytes<const char*>(rows_) +
            Scratch::bytes<const Rows*>(rows_) + Scratch::bytes<T>(all_ * sums_) +
            Scratch::bytes<Band>(sums_);
   }
@@ -87,8 +87,9 @@ class Image {
     buffer_ = scratch.take<T>(buffers_ * padded_);
     totals_ = scratch.take<Vector<T>>(accumulators_);
     dots_ = scratch.take<T>(all_ * all_);
-    now_ = scratch.take<const T*>(all_);
-    own_ = scratch.take<const T*>(all_);
+    now_ = scratch.take<const void*>(all_);
+    own_ = scratch.take<const void*>(all_);
+    other_ = scratch.take<const void*>(all_);
     address_ = scratch.take<const char*>(rows_);
     next_ = scratch.take<const char*>(rows_);
     origin_ = scratch.take<const Rows*>(rows_);
@@ -103,14 +104,18 @@ class Image {
     alike_ = true;
   }
   void add(const Rows& rows, int64_t image, bool has_next) {
-    direct_ = direct_ && rows.dtype == kDType<T> && rows.element_stride == 1 && dim_ == padded_;
     for (int64_t crop = 0; crop < rows.count; ++crop, ++count_) {
       origin_[count_] = &rows;
       address_[count_] = row_address(rows, image, crop);
       next_[count_] = row_address(rows, has_next ? image + 1 : image, crop);
     }
     alike_ = alike_ && rows.dtype == origin_[0]->dtype && rows.element_stride == 1;
+    const bool loadable =
+        rows.dtype == kDType<T> || (sizeof(T) == 4 && dtype_bytes(rows.dtype) == 2);
+    direct_ = in_place_ && alike_ && loadable && dim_ == padded_;
   }
+  // The dtype of rows as row(i) gives them: their own if they are used in place, else T.
+  DType dtype() const { return direct_ ? origin_[0]->dtype : kDType<T>; }
 
   // Calls work(count) for one run of columns after the other, of at most `width`, while row(i) is
   // at its first column. `count` includes zero padding to whole strips.
@@ -119,9 +124,10 @@ class Image {
     if (!direct_ && width > chunk_) width = chunk_;
     for (int64_t first = 0; first < dim_; first += width) work(point_at(first, width));
   }
-  const T* const* row(int i) const { return now_ + i; }
-  // The columns that row(rows + i) is at.
-  T* buffer(int i) { return const_cast<T*>(now_[rows_ + i]); }
+  const void* const* rows() const { return now_; }
+  T* buffer(int i) const { return buffer_ + i * padded_ + first_; }
+  // Fetches these columns of the next image.
+  void fetch_next(int64_t count) const { next_rows(true).strip(first_, int(count)); }
 
   // dots(i) for the pairs of the plan. `fetch` the rows of the next image meanwhile, which is for
   // calls without gradients: write_sums() does it where there are some.
@@ -173,11 +179,12 @@ class Image {
     return true;
   }
 
-  // Asks for grad_i = Σ_k weights[i * count + k] row_{first + k} + own[i] row_{own_first + i}, to
-  // be written to the image's rows of `gradient`. own null: none. limits null, or the largest
-  // magnitude of each row. own and limits must live until write_sums().
-  void add_sums(const T* weights, int first, int count, const T* own, int own_first,
-                const T* limits, const Rows& gradient, int64_t image) {
+  // Asks for grad_i = Σ_k weights[i * count + k] row_{first + k} + own[i] row_{own_first + i} +
+  // other[i] row_{other_first + i}, to be written to the image's rows of `gradient`. own, other
+  // null: none. limits null, or the largest magnitude of each row. They must live until
+  // write_sums(). Rows of the first sum must have the compute type: buffers, or a panel's.
+  void add_sums(const T* weights, int first, int count, const T* own, int own_first, const T* other,
+                int other_first, const T* limits, const Rows& gradient, int64_t image) {
     for (int row = 0; row < int(gradient.count);) {
       const int left = int(gradient.count) - row;
       const int m = left >= 8 && kSumRows >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
@@ -190,12 +197,14 @@ class Image {
                                image,
                                packed,
                                own == nullptr ? nullptr : own + row,
+                               other == nullptr ? nullptr : other + row,
                                limits == nullptr ? nullptr : limits + row,
                                row,
                                m,
                                first,
                                count,
-                               own_first + row};
+                               own_first + row,
+                               other_first + row};
       row += m;
     }
   }
@@ -227,10 +236,11 @@ class Image {
     int64_t image;
     const T* weights;  // [count, m]
     const T* own;      // [m] or null
+    const T* other;    // [m] or null
     const T* limits;   // [m] or null
     int row, m;        // rows of the gradient
     int first, count;  // rows of the image
-    int own_first;
+    int own_first, other_first;
   };
 
   Prefetch next_rows(bool fetch) const {
@@ -241,10 +251,10 @@ class Image {
   // Points now_ at column `first` of every row; returns how many follow, with zero padding.
   int64_t point_at(int64_t first, int64_t width) {
     first_ = first;
-    for (int i = 0; i < buffers_; ++i) now_[rows_ + i] = buffer_ + i * padded_ + first;
+    for (int i = 0; i < buffers_; ++i) now_[rows_ + i] = buffer(i);
     if (direct_) {
       for (int row = 0; row < rows_; ++row) {
-        now_[row] = reinterpret_cast<const T*>(address_[row]) + first;
+        now_[row] = address_[row] + first * dtype_bytes(origin_[0]->dtype);
       }
       return padded_ - first < width ? padded_ - first : width;
     }
@@ -306,18 +316,28 @@ class Image {
   void write_as(const Band& band, int64_t count, const Prefetch& prefetch) {
     // fp64 gradients come from fp64 arithmetic, all others from fp32 (exact.h has the rest).
     if constexpr ((sizeof(T) == 8) == (sizeof(To) == 8)) {
-      To* out[M];
-      bool streaming = streaming_;
-      for (int i = 0; i < M; ++i) {
-        const char* const row = row_address(*band.gradient, band.image, band.row + i);
-        out[i] = reinterpret_cast<To*>(const_cast<char*>(row)) + first_;
-        streaming = streaming && reinterpret_cast<uintptr_t>(out[i]) % LOGO_VECTOR_BYTES == 0;
-        if (band.own != nullptr) own_[i] = now_[band.own_first + i];
+      // Halves that are used in place are all of one dtype, that of their gradient.
+      if constexpr (sizeof(To) == 2) {
+        if (dtype() != kDType<T>) return write_from<M, To, To>(band, count, prefetch);
       }
-      sum_rows<T, M, To>(now_ + band.first, band.count, band.weights,
-                         band.own == nullptr ? nullptr : own_, band.own, out, count, first_,
-                         streaming, band.limits, prefetch);
+      write_from<M, T, To>(band, count, prefetch);
     }
+  }
+  template <int M, class Row, class To>
+  void write_from(const Band& band, int64_t count, const Prefetch& prefetch) {
+    To* out[M];
+    bool streaming = streaming_;
+    for (int i = 0; i < M; ++i) {
+      const char* const row = row_address(*band.gradient, band.image, band.row + i);
+      out[i] = reinterpret_cast<To*>(const_cast<char*>(row)) + first_;
+      streaming = streaming && reinterpret_cast<uintptr_t>(out[i]) % LOGO_VECTOR_BYTES == 0;
+      if (band.own != nullptr) own_[i] = now_[band.own_first + i];
+      if (band.other != nullptr) other_[i] = now_[band.other_first + i];
+    }
+    const Single<T> own = {band.own == nullptr ? nullptr : own_, band.own};
+    const Single<T> other = {band.other == nullptr ? nullptr : other_, band.other};
+    sum_rows<T, M, Row, To>(now_ + band.first, band.count, band.weights, own, other, out, count,
+                            first_, streaming, band.limits, prefetch);
   }
 
   int64_t dim_, padded_;    // of the rows, and in whole strips
@@ -334,8 +354,9 @@ class Image {
   T* buffer_ = nullptr;             // [buffers, padded]
   Vector<T>* totals_ = nullptr;     // accumulators of the plan's tiles
   T* dots_ = nullptr;               // [all, all]
-  const T** now_ = nullptr;         // [all] rows and buffers at column first_
-  const T** own_ = nullptr;         // [all]
+  const void** now_ = nullptr;      // [all] rows and buffers at column first_
+  const void** own_ = nullptr;      // [all]
+  const void** other_ = nullptr;    // [all]
   const char** address_ = nullptr;  // [rows]
   const char** next_ = nullptr;     // [rows] the same rows of the next image
   const Rows** origin_ = nullptr;   // [rows]

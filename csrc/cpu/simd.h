@@ -136,8 +136,16 @@ inline double largest(DType dtype) {
 
 inline Vector<float> load_as_float(const float* from) { return load(from); }
 inline Vector<float> load_as_float(const bf16* from) {
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return Vector<float>(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
+#elif defined(__AVX2__)
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return Vector<float>(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
+#else
   const U16 bits = *reinterpret_cast<const U16*>(from);
-  return reinterpret_cast<Vector<float>>(__builtin_convertvector(bits, U32) << 16);
+  return reinterpret_cast<Vector<float> >(__builtin_convertvector(bits, U32) << 16);
+#endif
 }
 inline Vector<float> load_as_float(const f16* from) {
 #if defined(__AVX512F__)
@@ -151,11 +159,32 @@ inline Vector<float> load_as_float(const f16* from) {
 #endif
 }
 
-inline U16 narrow(Vector<float> value, bf16) {
+// Elements of dtype S as a vector of compute type T, where one has a vector for the other.
+template <class T, class S>
+inline Vector<T> load_as(const S* from) {
+  if constexpr (sizeof(T) == 8) {
+    static_assert(sizeof(S) == 8, "fp64 is computed from fp64 rows or from a panel");
+    return load(from);
+  } else {
+    return load_as_float(from);
+  }
+}
+
+inline U16 narrow(Vector<float> value, bf16) {  // round to nearest even
+#if defined(__AVX512F__)
+  const __m512i bits = _mm512_castps_si512(__m512(value));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_srli_epi32(
+      _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(__m512(value), __m512(value), _CMP_UNORD_Q);
+  rounded = _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fc0));
+  return U16(_mm512_cvtepi32_epi16(rounded));
+#else
   const U32 bits = reinterpret_cast<U32>(value);
   const U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const U32 is_nan = reinterpret_cast<U32>(value != value);  // all ones or zero
   return __builtin_convertvector((rounded & ~is_nan) | (0x7fc0 & is_nan), U16);
+#endif
 }
 inline U16 narrow(Vector<float> value, f16) {
 #if defined(__AVX512F__)
@@ -205,14 +234,24 @@ inline void store2(Vector<double> low, Vector<double> high, double* to, bool str
   store_vector(low, to, streaming);
   store_vector(high, to + kLanes<double>, streaming);
 }
-template <class Half>  // two narrowed halves fill one vector, so that a streamed line is whole
-inline void store2(Vector<float> low, Vector<float> high, Half* to, bool streaming) {
+// Two half vectors as a whole one, in registers: a detour by memory would wait for both stores.
+inline U32 join(U16 low, U16 high) {
+#if defined(__AVX512F__)
+  return U32(_mm512_inserti64x4(_mm512_castsi256_si512(__m256i(low)), __m256i(high), 1));
+#elif defined(__AVX2__)
+  return U32(_mm256_inserti128_si256(_mm256_castsi128_si256(__m128i(low)), __m128i(high), 1));
+#else
   struct {
     U16 low, high;
-  } both = {narrow(low, Half()), narrow(high, Half())};
+  } both = {low, high};
   U32 line;
   memcpy(&line, &both, sizeof(line));
-  store_vector(line, to, streaming);
+  return line;
+#endif
+}
+template <class Half>  // two narrowed halves fill one vector, so that a streamed line is whole
+inline void store2(Vector<float> low, Vector<float> high, Half* to, bool streaming) {
+  store_vector(join(narrow(low, Half()), narrow(high, Half())), to, streaming);
 }
 
 inline void streaming_fence(bool streaming) {

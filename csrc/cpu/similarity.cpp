@@ -98,12 +98,13 @@ class Worker {
     const T* const limits = saturates ? fast_.limits : nullptr;
     if (p_.grad_a.present()) {
       fast_.compute(at_, p_, image, image_, true);
-      image_.add_sums(fast_.weights, at_.b, at_.w, at_.self ? nullptr : fast_.own, 0, limits,
-                      p_.grad_a, image);
+      image_.add_sums(fast_.weights, at_.b, at_.w, at_.self ? nullptr : fast_.own, 0, nullptr, 0,
+                      limits, p_.grad_a, image);
     }
     if (p_.grad_b.present()) {
       fast_.compute(at_, p_, image, image_, false);
-      image_.add_sums(fast_.weights, 0, at_.v, fast_.own + at_.v, at_.b, limits, p_.grad_b, image);
+      image_.add_sums(fast_.weights, 0, at_.v, fast_.own + at_.v, at_.b, nullptr, 0, limits,
+                      p_.grad_b, image);
     }
     image_.write_sums(has_next);
     return true;

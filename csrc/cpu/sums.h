@@ -1,6 +1,8 @@
 // Sums of rows with small weights, written as a gradient.
 #pragma once
 
+#include <initializer_list>
+
 #include "cpu/simd.h"
 
 namespace logo {
@@ -38,11 +40,19 @@ inline V clamp(V value, T limit) {  // NaN stays
   return value < -most ? -most : value;
 }
 
-// out_i = Σ_k weights[k][i] source_k + own_i x_i for M rows i and `count` elements. All addresses
-// are those of the first element; `first` is its place in the row, for the prefetch.
-template <class T, int M, class To>
-void sum_rows(const T* const* sources, int source_count, const T* weights, const T* const* own_rows,
-              const T* own, To* const* out, int64_t count, int64_t first, bool streaming,
+// Rows that enter one sum each, with a coefficient: rows[i] enters sum i. null: none.
+template <class T>
+struct Single {
+  const void* const* rows = nullptr;
+  const T* coefficients = nullptr;
+};
+
+// out_i = Σ_k weights[k][i] source_k + own_i x_i + other_i z_i for M sums i and `count` elements.
+// Sources have the compute type T, x_i and z_i the dtype Row. All addresses are those of the first
+// element; `first` is its place in the row, for the prefetch.
+template <class T, int M, class Row, class To>
+void sum_rows(const void* const* sources, int source_count, const T* weights, Single<T> own,
+              Single<T> other, To* const* out, int64_t count, int64_t first, bool streaming,
               const T* limits, const Prefetch& prefetch) {
   constexpr int kLane = kLanes<T>;
   for (int64_t d = 0; d < count; d += kStrip<T>) {
@@ -50,19 +60,22 @@ void sum_rows(const T* const* sources, int source_count, const T* weights, const
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i) low[i] = high[i] = Vector<T>{};
     for (int k = 0; k < source_count; ++k) {
-      const Vector<T> source_low = load(sources[k] + d);
-      const Vector<T> source_high = load(sources[k] + d + kLane);
+      const T* const source = static_cast<const T*>(sources[k]) + d;
+      const Vector<T> source_low = load(source);
+      const Vector<T> source_high = load(source + kLane);
 #pragma GCC unroll 8
       for (int i = 0; i < M; ++i) {
         low[i] += source_low * weights[k * M + i];
         high[i] += source_high * weights[k * M + i];
       }
     }
-    if (own_rows != nullptr) {
+    for (const Single<T>& single : {own, other}) {
+      if (single.rows == nullptr) continue;
 #pragma GCC unroll 8
       for (int i = 0; i < M; ++i) {
-        low[i] += load(own_rows[i] + d) * own[i];
-        high[i] += load(own_rows[i] + d + kLane) * own[i];
+        const Row* const row = static_cast<const Row*>(single.rows[i]) + d;
+        low[i] += load_as<T>(row) * single.coefficients[i];
+        high[i] += load_as<T>(row + kLane) * single.coefficients[i];
       }
     }
     prefetch.strip(first + d, kStrip<T>);

@@ -28,7 +28,8 @@ class CMakeBuild(build_ext):
             raise SystemExit(f"LOGO_KERNELS_CUDA must be auto, on or off, got {cuda!r}")
         subprocess.run(
             [
-                "cmake", "--fresh", str(source), "-G", "Ninja",  # the last build environment is gone
+                # fresh: an earlier cache names tools of a build environment that is gone
+                "cmake", "--fresh", str(source), "-G", "Ninja",
                 f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={destination}",
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

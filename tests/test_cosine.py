@@ -299,6 +299,19 @@ def test_every_element_is_written(backend, dtype, monkeypatch):
     assert result.row_scale.numel() == (3 * (3 + 4 + 4) if dtype == torch.float16 else 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_column_counts(backend, dtype):
+    """Rows that are converted, in several chunks that are no multiple of each other."""
+    if backend[0] == "triton":
+        pytest.skip("tests/triton_kernels covers its loops over D at less cost")
+    x, y, _, _ = crops(2, 2, 8, 7001, dtype)
+    want, want_grads = exact(x, y, None, None, 0.5, "sum", "mean")
+    terms, grads = run(backend, x, y, None, None, repulsion_weight=0.5)
+    assert error(terms[0], want[0]) < 1e-5
+    for grad, value in zip(grads, want_grads, strict=True):
+        assert error(grad, value) < 2 * EPS[dtype] * float(value.abs().max()) + 1e-8
+
+
 def test_results_do_not_depend_on_threads_or_runs():
     """Sums over images are formed in a fixed order."""
     x, y, _, _ = crops(300, 2, 4, 128)

@@ -49,6 +49,16 @@ def test_against_float64(backend, dtype, v, w, dim, itself):
         assert error(ours, exact) <= 2 * error(peer, exact) + EPS[dtype] * size + floor
 
 
+@pytest.mark.parametrize("v", [5, 7, 9])
+def test_every_column_counts(backend, v):
+    """Rows of several chunks, whose sizes depend on how many rows there are."""
+    if backend[0] == "triton":
+        pytest.skip("tests/triton_kernels covers its loops over D at less cost")
+    a, _ = blocks(v, 1, 1100)
+    out = block_cosine_similarity(a, backend=backend[0])
+    assert error(out, eager(a.double(), a.double())) < 1e-6
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_strides(backend, layout):
     name, device = backend

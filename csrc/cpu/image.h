@@ -122,7 +122,11 @@ class Image {
   template <class Work>
   void columns(int64_t width, Work work) {
     if (!direct_ && width > chunk_) width = chunk_;
-    for (int64_t first = 0; first < dim_; first += width) work(point_at(first, width));
+    for (int64_t first = 0; first < dim_;) {
+      const int64_t count = point_at(first, width);  // less where the panel's chunk ends
+      work(count);
+      first += count;
+    }
   }
   const void* const* rows() const { return now_; }
   T* buffer(int i) const { return buffer_ + i * padded_ + first_; }

@@ -64,13 +64,13 @@ class FastCosine {
     if constexpr (sizeof(T) == 8 && sizeof(Row) != 8) {
       return false;  // does not occur: halves are in place beside fp32 arithmetic alone
     } else {
-      square<Row>(has_next && !writes_);
-      return finish<Row>(image, has_next, per_image);
+      return evaluate<Row>(image, has_next, per_image);
     }
   }
 
   template <class Row>
-  bool finish(int64_t image, bool has_next, double* per_image) {
+  bool evaluate(int64_t image, bool has_next, double* per_image) {
+    square<Row>(has_next && !writes_);
     for (int row = 0; row < at_.rows; ++row) {
       const T squared = products_[row];
       if (squares_well(squared)) {

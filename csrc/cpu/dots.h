@@ -11,8 +11,6 @@ namespace {
 // for the factors.
 constexpr int kDotRows = LOGO_VECTOR_BYTES == 64 ? 5 : 3;
 
-// ------------------------------------------------------------------------------
-
 // Which pairs of rows: rectangle a × b, triangle a ≥ b within one range, or squared norms alone.
 enum class Shape { rectangle, triangle, diagonal };
 

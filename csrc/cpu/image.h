@@ -114,11 +114,11 @@ class Image {
         rows.dtype == kDType<T> || (sizeof(T) == 4 && dtype_bytes(rows.dtype) == 2);
     direct_ = in_place_ && alike_ && loadable && dim_ == padded_;
   }
-  // The dtype of rows as row(i) gives them: their own if they are used in place, else T.
+  // The dtype of rows as rows() gives them: their own if they are used in place, else T.
   DType dtype() const { return direct_ ? origin_[0]->dtype : kDType<T>; }
 
-  // Calls work(count) for one run of columns after the other, of at most `width`, while row(i) is
-  // at its first column. `count` includes zero padding to whole strips.
+  // Calls work(count) for one run of columns after the other, of at most `width`, while rows()
+  // are at its first column. `count` includes zero padding to whole strips.
   template <class Work>
   void columns(int64_t width, Work work) {
     if (!direct_ && width > chunk_) width = chunk_;

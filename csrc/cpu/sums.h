@@ -15,8 +15,6 @@ constexpr int kSumRows = LOGO_VECTOR_BYTES == 64 ? 8 : 4;
 template <class T>
 constexpr int kStrip = 2 * kLanes<T>;
 
-// --------------------------------------------------------------------------------
-
 // Lines of the next image to fetch while this one computes: reads overlap the writes.
 struct Prefetch {
   const char* const* rows = nullptr;

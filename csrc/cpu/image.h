@@ -11,7 +11,7 @@
 #include "cpu/memory.h"
 #include "cpu/simd.h"
 #include "cpu/sums.h"
-#include "logo/problem.h"
+#include "logo/math.h"
 
 namespace logo {
 namespace cpu {
@@ -33,25 +33,6 @@ constexpr int64_t kColumns = 512;
 // reach anyway, and to fetch lines that are written whole would be waste (measured: a third less
 // time at 4 MB, no difference at 10 MB).
 constexpr int64_t kStreamingBytes = 1024 * 1024;
-inline int64_t dtype_bytes(DType dtype) {
-  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-}
-inline const char* row_address(const Rows& rows, int64_t image, int64_t crop) {
-  return static_cast<const char*>(rows.data) +
-         (image * rows.image_stride + crop * rows.crop_stride) * dtype_bytes(rows.dtype);
-}
-
-template <class T>
-constexpr DType kDType = DType::f32;
-template <>
-constexpr DType kDType<double> = DType::f64;
-
-// Squared norms for which products of inverse norms, and gradients, stay inside the dtype.
-template <class T>
-bool squares_well(T squared_norm) {
-  constexpr T most = sizeof(T) == 4 ? T(0x1p80) : T(0x1p600);
-  return squared_norm >= 1 / most && squared_norm <= most;  // false for NaN
-}
 
 template <class T>
 class Image {

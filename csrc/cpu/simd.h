@@ -1,4 +1,4 @@
-// Vectors of the widest kind that this translation unit is compiled for, and dtype conversion.
+// Vectors of the widest kind that this translation unit is compiled for, and their conversion.
 //
 // Written with the vector extensions of GCC and Clang; intrinsics only where those have no word
 // (fp16, streaming stores, horizontal sums). All in an anonymous namespace: see macros.h.
@@ -12,7 +12,7 @@
 #include <immintrin.h>
 #endif
 
-#include "logo/problem.h"
+#include "logo/dtypes.h"
 
 #if defined(__AVX512F__)
 #define LOGO_VECTOR_BYTES 64
@@ -25,13 +25,6 @@
 namespace logo {
 namespace cpu {
 namespace {
-
-struct bf16 {
-  uint16_t bits;
-};
-struct f16 {
-  uint16_t bits;
-};
 
 // Unaligned vectors of compute type T, float or double.
 template <class T>
@@ -69,70 +62,7 @@ inline V in_register(V value) {
   return value;
 }
 
-// ---- scalar conversions
-// --------------------------------------------------------------------------
-
-inline float bits_to_float(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
-inline uint32_t float_to_bits(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, 4);
-  return bits;
-}
-
-inline float to_float(float value) { return value; }
-inline float to_float(bf16 value) { return bits_to_float(uint32_t(value.bits) << 16); }
-inline float to_float(f16 value) {
-  const uint32_t sign = uint32_t(value.bits & 0x8000) << 16;
-  const uint32_t magnitude = value.bits & 0x7fff;
-  if (magnitude >= 0x7c00) return bits_to_float(sign | 0x7f800000 | ((magnitude & 0x3ff) << 13));
-  // Shifting the exponent by a product also gets the subnormals right.
-  const float scaled = bits_to_float(magnitude << 13) * 0x1p112f;
-  return bits_to_float(sign | float_to_bits(scaled));
-}
-inline double to_double(double value) { return value; }
-template <class Source>
-inline double to_double(Source value) {
-  return to_float(value);
-}
-
-inline void from_float(float value, float* to) { *to = value; }
-inline void from_float(float value, bf16* to) {  // round to nearest even
-  const uint32_t bits = float_to_bits(value);
-  to->bits = value != value ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-inline void from_float(float value, f16* to) {  // round to nearest even
-  const uint32_t bits = float_to_bits(value);
-  const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
-  const uint32_t magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000) {
-    to->bits = uint16_t(sign | 0x7e00);
-  } else if (magnitude >= 0x477ff000) {  // 65520 and more round to infinity
-    to->bits = uint16_t(sign | 0x7c00);
-  } else if (magnitude < 0x38800000) {  // subnormal: let the adder round at 2⁻²⁴
-    const float shifted = bits_to_float(magnitude) + 0.5f;
-    to->bits = uint16_t(sign | (float_to_bits(shifted) - 0x3f000000));
-  } else {
-    to->bits = uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13));
-  }
-}
-
-// The largest finite value of a gradient's dtype.
-inline double largest(DType dtype) {
-  switch (dtype) {
-    case DType::f64: return 1.7976931348623157e308;
-    case DType::f32: return 3.4028234663852886e38;
-    case DType::bf16: return 3.3895313892515355e38;
-    case DType::f16: return 65504;
-  }
-  return 0;
-}
-
-// ---- vectors: kLanes<float> values at once
-// -------------------------------------------------------
+// ---- kLanes<float> values at once
 
 inline Vector<float> load_as_float(const float* from) { return load(from); }
 inline Vector<float> load_as_float(const bf16* from) {

@@ -5,6 +5,13 @@
 
 namespace logo {
 
+// Squared norms for which products of inverse norms, and gradients, stay inside the dtype.
+template <class T>
+LOGO_FUNCTION bool squares_well(T squared_norm) {
+  constexpr T most = sizeof(T) == 4 ? T(0x1p80) : T(0x1p600);
+  return squared_norm >= 1 / most && squared_norm <= most;  // false for NaN
+}
+
 // Every gradient of the cosine loss is a sum of one kind. For a row x, partners t_j and weights w_j
 //
 //   d/dx Σ_j w_j cos(x, t_j)  =  Σ_j w_j/(‖x‖‖t_j‖) t_j  −  (Σ_j w_j cos_j)/‖x‖² x,

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "logo/macros.h"
+
 namespace logo {
 
 // The numbers are those of logo_kernels/backends/cpu.py.
@@ -22,7 +24,7 @@ struct Rows {
   int64_t crop_stride = 0;
   int64_t element_stride = 0;
 
-  bool present() const { return count > 0; }
+  LOGO_METHOD bool present() const { return count > 0; }
 };
 
 // Cosine LoGo loss and gradient (DESIGN, eqs 2-5, 9).

@@ -1,23 +1,15 @@
-// Python's view of the launchers: integers in, exceptions out, the GIL released in between.
+// Python's view of the CPU launchers: integers in, exceptions out, the GIL released in between.
 #include <pybind11/pybind11.h>
 
 #include <array>
 #include <stdexcept>
 
-#include "logo/launch.h"
+#include "bindings.h"
 
 namespace py = pybind11;
 using namespace logo;
 
 namespace {
-
-// (address, dtype, count, strides over image, crop, element)
-using RowsTuple = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, int64_t>;
-
-Rows rows(const RowsTuple& tuple) {
-  const auto& [address, dtype, count, image, crop, element] = tuple;
-  return {reinterpret_cast<void*>(address), static_cast<DType>(dtype), count, image, crop, element};
-}
 
 void check(Status status) {
   if (status == Status::out_of_memory) throw std::bad_alloc();  // MemoryError
@@ -29,25 +21,9 @@ void cosine(int64_t images, int64_t dim, const RowsTuple& global, const RowsTupl
             const RowsTuple& grad_global, const RowsTuple& grad_local,
             const RowsTuple& grad_features, uintptr_t row_scale, uintptr_t total, uintptr_t terms,
             int threads) {
-  CosineProblem p;
-  p.images = images;
-  p.dim = dim;
-  p.global = rows(global);
-  p.local = rows(local);
-  p.targets = rows(targets);
-  p.features = rows(features);
-  p.gg_weight = gg_weight;
-  p.lg_weight = lg_weight;
-  p.ll_weight = ll_weight;
-  p.repulsion = repulsion;
-  p.reduction = static_cast<Reduction>(reduction);
-  p.fp64 = fp64;
-  p.grad_global = rows(grad_global);
-  p.grad_local = rows(grad_local);
-  p.grad_features = rows(grad_features);
-  p.row_scale = reinterpret_cast<float*>(row_scale);
-  p.total = reinterpret_cast<void*>(total);
-  p.terms = reinterpret_cast<void*>(terms);
+  CosineProblem p = cosine_problem(images, dim, global, local, targets, features, gg_weight,
+                                   lg_weight, ll_weight, repulsion, reduction, fp64, grad_global,
+                                   grad_local, grad_features, row_scale, total, terms);
   p.threads = threads;
   Status status;
   {
@@ -57,21 +33,10 @@ void cosine(int64_t images, int64_t dim, const RowsTuple& global, const RowsTupl
   check(status);
 }
 
-SimilarityProblem similarity_problem(int64_t images, int64_t dim, const RowsTuple& a,
-                                     const RowsTuple& b, const RowsTuple& cosines, int threads) {
-  SimilarityProblem p;
-  p.images = images;
-  p.dim = dim;
-  p.a = rows(a);
-  p.b = rows(b);
-  p.cosines = rows(cosines);
-  p.threads = threads;
-  return p;
-}
-
 void similarity(int64_t images, int64_t dim, const RowsTuple& a, const RowsTuple& b,
                 const RowsTuple& cosines, int threads) {
-  const SimilarityProblem p = similarity_problem(images, dim, a, b, cosines, threads);
+  SimilarityProblem p = similarity_problem(images, dim, a, b, cosines);
+  p.threads = threads;
   Status status;
   {
     py::gil_scoped_release release;
@@ -83,7 +48,8 @@ void similarity(int64_t images, int64_t dim, const RowsTuple& a, const RowsTuple
 void similarity_backward(int64_t images, int64_t dim, const RowsTuple& upstream, const RowsTuple& a,
                          const RowsTuple& b, const RowsTuple& grad_a, const RowsTuple& grad_b,
                          int threads) {
-  SimilarityProblem p = similarity_problem(images, dim, a, b, upstream, threads);
+  SimilarityProblem p = similarity_problem(images, dim, a, b, upstream);
+  p.threads = threads;
   p.grad_a = rows(grad_a);
   p.grad_b = rows(grad_b);
   Status status;
@@ -132,7 +98,8 @@ PYBIND11_MODULE(_C, m) {
         throw std::invalid_argument("this processor cannot run " + wanted);
       },
       "For tests: the instruction set of all later calls.");
-  m.attr("cuda_architectures") = cuda::architectures();
+  py::module_ of_cuda = m.def_submodule("cuda", "The CUDA kernels, if the build found nvcc.");
+  bind_cuda(of_cuda);
   m.attr("openmp") =
 #if defined(_OPENMP)
       true;

@@ -40,7 +40,7 @@ def devices() -> list[str]:
             name = torch.cuda.get_device_name(index)
             lines.append(f"cuda:{index}        {name}, compute capability {major}.{minor}")
     if extension is not None:
-        built = extension.cuda_architectures or "none (built without nvcc)"
+        built = extension.cuda.architectures or "none (built without nvcc)"
         lines.append(f"built for     CUDA architectures {built}")
     return lines
 

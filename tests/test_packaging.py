@@ -25,7 +25,7 @@ y = torch.randn(4, 3, 32, requires_grad=True)
 logo_loss(x, y, backend="cpu").backward()
 assert x.grad.abs().sum() > 0 and y.grad.abs().sum() > 0
 from logo_kernels.backends.extension import extension
-assert extension.cuda_architectures == ""  # and works all the same
+assert extension.cuda.architectures == ""  # and works all the same
 assert "nvcc" in logo_kernels.available_backends()["cuda"]
 print(logo_kernels.__file__)
 """

@@ -1,10 +1,33 @@
 // Stands for csrc/cuda where the build found no nvcc.
+#include <cstdio>
+
 #include "logo/launch.h"
 
 namespace logo {
 namespace cuda {
+namespace {
 
+Status absent(Failure* failure) {
+  snprintf(failure->text, sizeof(failure->text), "this extension was built without CUDA");
+  return Status::launch_failed;
+}
+
+}  // namespace
+
+Status cosine(const CosineProblem&, const Queue&, Failure* failure) { return absent(failure); }
+Status similarity(const SimilarityProblem&, const Queue&, Failure* failure) {
+  return absent(failure);
+}
+Status similarity_backward(const SimilarityProblem&, const Queue&, Failure* failure) {
+  return absent(failure);
+}
+Status scale(const ScaleProblem&, const Queue&, Failure* failure) { return absent(failure); }
+int64_t workspace_bytes(int, Failure* failure) {
+  absent(failure);
+  return 0;
+}
 const char* architectures() { return ""; }
+int max_rows() { return 0; }
 
 }  // namespace cuda
 }  // namespace logo

@@ -5,24 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .arguments import NO_ROWS, REDUCTIONS, rows
 from .buffers import cosine_result, gradient_like
 from .extension import extension, problem
 from .protocol import Backend, CosineResult, PairWeights, Problem
-
-# The numbers of csrc/include/logo/problem.h.
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
-
-Rows = tuple[int, int, int, int, int, int]
-NO_ROWS: Rows = (0, 0, 0, 0, 0, 0)
-
-
-def rows(crops: Tensor | None) -> Rows:
-    """(address, dtype, V, strides in elements over B, V, D) of crops [B, V, D]."""
-    if crops is None or crops.numel() == 0:
-        return NO_ROWS
-    image, crop, element = crops.stride()
-    return crops.data_ptr(), DTYPES[crops.dtype], crops.shape[1], image, crop, element
 
 
 class CpuBackend(Backend):

@@ -1,34 +1,155 @@
-"""The `cuda` backend: its place in the protocol. Its kernels are not in this version.
-
-What there is already: the build compiles `csrc/cuda` when it finds nvcc, and the extension tells
-for which architectures. `refuses` says that no operation has a kernel yet, so "auto" goes on.
-"""
+"""The `cuda` backend: CUDA C++ kernels, csrc/cuda/cosine.cu, similarity.cu and scale.cu."""
 
 from __future__ import annotations
 
-import torch
+import functools
+from types import ModuleType
 
+import torch
+from torch import Tensor
+
+from .arguments import DTYPES, NO_ROWS, REDUCTIONS, Rows, rows
+from .buffers import cosine_result, gradient_like
+from .devices import Workspaces, current_stream, on_device_of
 from .extension import extension, problem
-from .protocol import Backend, Problem
+from .protocol import Backend, CosineResult, PairWeights, Problem
+
+
+@functools.cache
+def _missing() -> str | None:
+    if extension is None:
+        return problem
+    if not extension.cuda.architectures:
+        return (
+            "the extension was built without CUDA; install the CUDA toolkit (nvcc) and build "
+            "again with LOGO_KERNELS_CUDA=on pip install ."
+        )
+    if not torch.cuda.is_available():
+        return (
+            "torch sees no CUDA device; check the driver (nvidia-smi) and that this torch is a "
+            "CUDA build (torch.version.cuda)"
+        )
+    return None
+
+
+@functools.cache
+def _too_old() -> bool:
+    """Whether the current device is older than Ampere, the first with what the kernels need."""
+    return torch.cuda.get_device_capability() < (8, 0)
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    """(device, stream) that a launch goes to."""
+    return tensor.device.index or 0, current_stream(tensor)
+
+
+def _one_per_row(numbers: Tensor | None) -> Rows:
+    """Numbers [B, V] as rows of one element each."""
+    return rows(None if numbers is None else numbers.unsqueeze(-1))
 
 
 class CudaBackend(Backend):
     name = "cuda"
+    device_type = "cuda"
+
+    def __init__(self) -> None:
+        self._workspaces: Workspaces[Tensor] = Workspaces()
+
+    @property
+    def library(self) -> ModuleType:
+        """The compiled launchers."""
+        return extension.cuda  # type: ignore[union-attr]
 
     def missing(self) -> str | None:
-        if extension is None:
-            return problem
-        if not extension.cuda_architectures:
-            return (
-                "the extension was built without CUDA; install the CUDA toolkit (nvcc) and build "
-                "again with LOGO_KERNELS_CUDA=on pip install ."
-            )
-        if not torch.cuda.is_available():
-            return (
-                "torch sees no CUDA device; check the driver (nvidia-smi) and that this torch is a "
-                "CUDA build (torch.version.cuda)"
-            )
-        return "its kernels are not in this version of logo_kernels; use 'triton' or 'auto'"
+        return _missing()
 
     def refuses(self, problem: Problem) -> str | None:
-        return f"there is no CUDA kernel for {problem.operation!r} in this version"
+        if problem.device != self.device_type:
+            return f"it works on {self.device_type} tensors, and these are on {problem.device!r}"
+        if torch.float64 in problem.dtypes:
+            return "it has no float64; backend='reference' has"
+        if problem.operation != "scale" and problem.crops > self.library.max_rows:
+            return (
+                f"it takes at most {self.library.max_rows} rows of an image (crops, targets and "
+                f"features together), and these are {problem.crops}"
+            )
+        if self.device_type == "cuda" and _too_old():
+            return "it needs compute capability 8.0, and this device is older"
+        return None
+
+    def cosine(
+        self,
+        global_crops: Tensor,
+        local_crops: Tensor | None,
+        targets: Tensor | None,
+        features: Tensor | None,
+        weights: PairWeights,
+        repulsion: bool,
+        reduction: str,
+        grad_global: bool,
+        grad_local: bool,
+        grad_features: bool,
+    ) -> CosineResult:
+        with on_device_of(global_crops):
+            result = cosine_result(
+                global_crops, local_crops, targets, features, reduction,
+                grad_global, grad_local, grad_features,
+            )  # fmt: skip
+            self.library.cosine(
+                *_place(global_crops), self._workspace(global_crops).data_ptr(),
+                global_crops.shape[0], global_crops.shape[2],
+                rows(global_crops), rows(local_crops), rows(targets), rows(features),
+                *weights, repulsion, REDUCTIONS[reduction],
+                rows(result.grad_global) if grad_global else NO_ROWS,
+                rows(result.grad_local) if grad_local else NO_ROWS,
+                rows(result.grad_features) if grad_features else NO_ROWS,
+                result.row_scale.data_ptr() if result.row_scale.numel() else 0,
+                result.total.data_ptr(), result.terms.data_ptr(),
+            )  # fmt: skip
+        return result
+
+    def similarity(self, a: Tensor, b: Tensor | None) -> Tensor:
+        cosines = a.new_empty(a.shape[0], a.shape[1], a.shape[1] if b is None else b.shape[1])
+        if cosines.numel() == 0:
+            return cosines
+        with on_device_of(a):
+            self.library.similarity(
+                *_place(a), a.shape[0], a.shape[2], rows(a), rows(b), rows(cosines)
+            )
+        return cosines
+
+    def similarity_backward(
+        self, grad: Tensor, a: Tensor, b: Tensor | None, grad_a: bool, grad_b: bool
+    ) -> tuple[Tensor, Tensor]:
+        to_a = gradient_like(a) if grad_a else a.new_empty(0)
+        to_b = gradient_like(b) if b is not None and grad_b else a.new_empty(0)
+        if grad.numel() == 0 or not (to_a.numel() or to_b.numel()):
+            return to_a, to_b
+        with on_device_of(a):
+            self.library.similarity_backward(
+                *_place(a), a.shape[0], a.shape[2], rows(grad), rows(a), rows(b),
+                rows(to_a) if to_a.numel() else NO_ROWS,
+                rows(to_b) if to_b.numel() else NO_ROWS,
+            )  # fmt: skip
+        return to_a, to_b
+
+    def scale_(self, gradient: Tensor, upstream: Tensor, row_scale: Tensor | None) -> Tensor:
+        if gradient.numel() == 0:
+            return gradient
+        stride = upstream.stride(0) if upstream.ndim else 0
+        with on_device_of(gradient):
+            self.library.scale(
+                *_place(gradient), gradient.shape[0], gradient.shape[2], rows(gradient),
+                (upstream.data_ptr(), DTYPES[upstream.dtype], 1, stride, 0, 1),
+                _one_per_row(row_scale),
+            )  # fmt: skip
+        return gradient
+
+    def _workspace(self, like: Tensor) -> Tensor:
+        """The counter and the sums of blocks that launches of `cosine` on a stream share."""
+        needed = self.library.workspace_bytes(like.device.index or 0)
+        return self._workspaces.take(
+            like,
+            lambda kept: kept.numel() >= needed,
+            lambda: torch.zeros(needed, dtype=torch.uint8, device=like.device),
+        )

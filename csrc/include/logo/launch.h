@@ -21,9 +21,33 @@ void use_simd(Simd simd);  // for tests; the default is the widest
 
 namespace cuda {
 
+// Where and with what a kernel runs. Everything is queued on the stream; nothing waits for it.
+struct Queue {
+  int device = 0;
+  void* stream = nullptr;
+  // Of workspace_bytes(device), zeros before its first use; launches that share it must follow one
+  // another, as those of one stream do.
+  void* workspace = nullptr;
+};
+
+// Why a launch failed: which one, of what shape, on which device, and CUDA's own words.
+struct Failure {
+  char text[512] = "";
+};
+
+Status cosine(const CosineProblem& problem, const Queue& queue, Failure* failure);
+Status similarity(const SimilarityProblem& problem, const Queue& queue, Failure* failure);
+Status similarity_backward(const SimilarityProblem& problem, const Queue& queue, Failure* failure);
+Status scale(const ScaleProblem& problem, const Queue& queue, Failure* failure);
+
+int64_t workspace_bytes(int device, Failure* failure);  // 0: failure says why
+
 // The architectures that the CUDA sources were compiled for ("80-real, 90a-real, 100"), "" without
 // nvcc.
 const char* architectures();
+
+// The most rows of one image that the kernels take.
+int max_rows();
 
 }  // namespace cuda
 }  // namespace logo

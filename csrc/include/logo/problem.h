@@ -9,11 +9,11 @@
 
 namespace logo {
 
-// The numbers are those of logo_kernels/backends/cpu.py.
+// The numbers are those of logo_kernels/backends/arguments.py.
 enum class DType : int32_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
 enum class Reduction : int32_t { mean = 0, sum = 1, none = 2 };
 
-enum class Status : int32_t { ok = 0, out_of_memory = 1 };
+enum class Status : int32_t { ok = 0, out_of_memory = 1, launch_failed = 2 };
 
 // [B, count, D], or absent (count = 0).
 struct Rows {
@@ -46,7 +46,7 @@ struct CosineProblem {
   float* row_scale = nullptr;  // [B, G + L + L'], null unless a gradient is fp16
   void* total = nullptr;       // [] or [B]
   void* terms = nullptr;       // [3] or [3, B]
-  int threads = 1;
+  int threads = 1;  // of the CPU
 };
 
 // Cosines between all pairs of rows of one image, and their gradients.
@@ -58,7 +58,16 @@ struct SimilarityProblem {
   Rows cosines;  // [B, V, W] with D standing for W: forward's output, backward's upstream gradient
   Rows grad_a;   // backward only; absent: not wanted
   Rows grad_b;
-  int threads = 1;
+  int threads = 1;  // of the CPU
+};
+
+// A gradient times the upstream gradient, and times the scales of its rows, in place.
+struct ScaleProblem {
+  int64_t images = 0;
+  int64_t dim = 0;
+  Rows gradient;   // [B, V, D], unit stride over D
+  Rows upstream;   // [B] as B images of one row and D = 1, or one number: image_stride 0
+  Rows row_scale;  // [B, V] fp32 as rows of D = 1; absent: one
 };
 
 }  // namespace logo

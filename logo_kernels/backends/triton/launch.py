@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
 
+from ..devices import Workspaces, on_device_of
 from .environment import interpreted
 
 # Programs of one launch that a grid-stride kernel starts where there are no multiprocessors.
 INTERPRETER_PROGRAMS = 3
 
 _interpreter = threading.RLock()
-_workspaces: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+_workspaces: Workspaces[tuple[Tensor, Tensor]] = Workspaces()
 
 
 @contextmanager
@@ -30,9 +31,7 @@ def launching(tensor: Tensor) -> AbstractContextManager[object]:
     """Context of a launch on the device of `tensor`; Triton launches on the current one."""
     if interpreted():
         return _one_at_a_time()
-    if tensor.device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(tensor.device)
+    return on_device_of(tensor)
 
 
 def strides(crops: Tensor | None) -> tuple[int, int, int]:
@@ -78,27 +77,19 @@ def multiprocessors(device: int | None) -> int:
 def reduction_workspace(like: Tensor, images: int, groups: int) -> tuple[Tensor, Tensor]:
     """(partials [≥ 3·(images + groups)] fp32, counters [≥ 1 + groups] int32, zeros).
 
-    Kept per device and stream: launches on one stream follow each other, and each leaves the
-    counters at zero. A captured graph may run beside later work on any stream: it gets its own,
-    with a memset of the counters inside the graph. Called within `launching(like)`.
+    Each launch leaves the counters at zero. Called within `launching(like)`.
     """
-    if interpreted():
-        key = -1, 0
-    elif torch.cuda.is_current_stream_capturing():
-        return _new_workspace(like, images + groups, groups)
-    else:
-        key = like.device.index, torch.cuda.current_stream().cuda_stream
-    workspace = _workspaces.get(key)
-    if workspace is None or workspace[0].numel() < 3 * (images + groups):
-        # Powers of two: a batch that is a little larger does not allocate again.
-        size = 1 << (images + groups - 1).bit_length()
-        workspace = _new_workspace(like, size, size)
-        _workspaces[key] = workspace
-    return workspace
+    # Powers of two: a batch that is a little larger does not allocate again.
+    size = 1 << (images + groups - 1).bit_length()
+    return _workspaces.take(
+        like,
+        lambda kept: kept[0].numel() >= 3 * (images + groups),
+        lambda: _new_workspace(like, size),
+    )
 
 
-def _new_workspace(like: Tensor, partials: int, groups: int) -> tuple[Tensor, Tensor]:
+def _new_workspace(like: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return (
-        torch.empty(3 * partials, dtype=torch.float32, device=like.device),
-        torch.zeros(1 + groups, dtype=torch.int32, device=like.device),
+        torch.empty(3 * size, dtype=torch.float32, device=like.device),
+        torch.zeros(1 + size, dtype=torch.int32, device=like.device),
     )

@@ -1,0 +1,100 @@
+// Python's view of the CUDA launchers: integers in, RuntimeError out.
+//
+// The GIL is kept: a launch takes microseconds and waits for nothing.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+
+#include "bindings.h"
+#include "cuda/plan.h"
+
+namespace py = pybind11;
+
+namespace logo {
+namespace {
+
+void check(Status status, const cuda::Failure& failure) {
+  if (status != Status::ok) throw std::runtime_error(failure.text);
+}
+
+template <class Problem>
+void run(Status (*launcher)(const Problem&, const cuda::Queue&, cuda::Failure*),
+         const Problem& problem, int device, uintptr_t stream, uintptr_t workspace) {
+  cuda::Failure failure;
+  const cuda::Queue queue{device, reinterpret_cast<void*>(stream),
+                          reinterpret_cast<void*>(workspace)};
+  check(launcher(problem, queue, &failure), failure);
+}
+
+void cosine(int device, uintptr_t stream, uintptr_t workspace, int64_t images, int64_t dim,
+            const RowsTuple& global, const RowsTuple& local, const RowsTuple& targets,
+            const RowsTuple& features, double gg_weight, double lg_weight, double ll_weight,
+            bool repulsion, int reduction, const RowsTuple& grad_global,
+            const RowsTuple& grad_local, const RowsTuple& grad_features, uintptr_t row_scale,
+            uintptr_t total, uintptr_t terms) {
+  run(&cuda::cosine,
+      cosine_problem(images, dim, global, local, targets, features, gg_weight, lg_weight, ll_weight,
+                     repulsion, reduction, false, grad_global, grad_local, grad_features, row_scale,
+                     total, terms),
+      device, stream, workspace);
+}
+
+void similarity(int device, uintptr_t stream, int64_t images, int64_t dim, const RowsTuple& a,
+                const RowsTuple& b, const RowsTuple& cosines) {
+  run(&cuda::similarity, similarity_problem(images, dim, a, b, cosines), device, stream, 0);
+}
+
+void similarity_backward(int device, uintptr_t stream, int64_t images, int64_t dim,
+                         const RowsTuple& upstream, const RowsTuple& a, const RowsTuple& b,
+                         const RowsTuple& grad_a, const RowsTuple& grad_b) {
+  SimilarityProblem p = similarity_problem(images, dim, a, b, upstream);
+  p.grad_a = rows(grad_a);
+  p.grad_b = rows(grad_b);
+  run(&cuda::similarity_backward, p, device, stream, 0);
+}
+
+void scale(int device, uintptr_t stream, int64_t images, int64_t dim, const RowsTuple& gradient,
+           const RowsTuple& upstream, const RowsTuple& row_scale) {
+  const ScaleProblem p{images, dim, rows(gradient), rows(upstream), rows(row_scale)};
+  run(&cuda::scale, p, device, stream, 0);
+}
+
+py::dict plan(int rows, int64_t dim, int element_bytes, int64_t shared_per_block) {
+  cuda::Limits limits{};
+  limits.shared_per_block = shared_per_block;
+  const cuda::Plan plan = cuda::plan_for(rows, dim, element_bytes, limits);
+  py::dict facts;
+  facts["threads"] = plan.threads;
+  facts["stages"] = plan.stages;
+  facts["chunk"] = plan.chunk;
+  facts["chunks"] = plan.chunks;
+  facts["slices"] = plan.slices;
+  facts["stage_bytes"] = plan.stage_bytes;
+  facts["shared_bytes"] = plan.shared_bytes;
+  return facts;
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& m) {
+  m.def("cosine", &cosine);
+  m.def("similarity", &similarity);
+  m.def("similarity_backward", &similarity_backward);
+  m.def("scale", &scale);
+  m.def(
+      "workspace_bytes",
+      [](int device) {
+        cuda::Failure failure;
+        const int64_t bytes = cuda::workspace_bytes(device, &failure);
+        check(bytes > 0 ? Status::ok : Status::launch_failed, failure);
+        return bytes;
+      },
+      "Bytes, zeros at first, that launches of `cosine` on one stream share.");
+  m.def("plan", &plan, py::arg("rows"), py::arg("dim"), py::arg("element_bytes"),
+        py::arg("shared_per_block"),
+        "How images of these sizes are laid over a device (csrc/cuda/plan.h); also without one.");
+  m.attr("architectures") = cuda::architectures();
+  m.attr("max_rows") = cuda::max_rows();
+}
+
+}  // namespace logo

@@ -1,0 +1,294 @@
+// Cosine LoGo loss and gradient: one launch, each crop read from DRAM once.
+//
+// Products of all rows with all rows (gram.cuh) give the cosines. The pairs of one kind have one
+// weight, so the gradient needs only the sums T and R of the partners' unit vectors (math.h,
+// cosine_with_sum): O(crops · D) work on what is in shared memory already.
+#include <cuda_runtime.h>
+
+#include "cuda/launcher.h"
+#include "cuda/output.cuh"
+#include "cuda/vectors.cuh"
+#include "cuda/walk.cuh"
+#include "logo/layout.h"
+#include "logo/math.h"
+
+namespace logo {
+namespace cuda {
+namespace {
+
+// Weights of pairs up to here keep a gradient inside fp32 and bf16 for every norm that is not
+// scaled (2^−40 and more, math.h); those of fp16 and of larger weights saturate.
+constexpr double kOrdinaryWeight = 0x1p40;
+
+struct CosineArguments {
+  Input input;
+  Plan plan;
+  CosineLayout at;
+  Output grad_global, grad_local, grad_features;
+  bool gradients;
+  bool careful;  // gradients may leave the range of their dtype
+  Reduction reduction;
+  float* row_scale;  // [B, at.scaled_rows()], or null
+  float* total;      // [] or [B]
+  float* terms;      // [3] or [3, B]
+  // For sums over images: blocks that have finished (zero between launches), and what they found.
+  unsigned* finished;
+  double* found;  // [blocks, 4]
+};
+
+// Of a row's gradient: a T + b R + c row, and d times the target that is no partner.
+struct Coefficients {
+  float targets, features, own, other;
+};
+
+template <class T>
+class CosineKernel {
+ public:
+  __device__ CosineKernel(const CosineArguments& arguments) : a_(arguments), at_(arguments.at) {}
+
+  __device__ bool gradients() const { return a_.gradients; }
+
+  // By the first warp: a lane for each row that has a gradient.
+  __device__ void algebra(const Gram& gram, const Facts& facts, int64_t image, bool scaled) {
+    if (threadIdx.x >= 32) return;
+    float gg = 0, lg = 0, ll = 0;
+    const int outputs = at_.scaled_rows();
+#pragma unroll 1
+    for (int output = threadIdx.x; output < outputs; output += 32) {
+      const bool is_x = output < at_.globals, is_r = output >= at_.globals + at_.locals;
+      const int crop = crop_of(output), row = row_of(output);
+      const bool repelled = is_r ? at_.repulsion : !is_x && at_.y_repelled();
+      const float inverse = facts.inverse[row];
+      Coefficients c = {0, 0, 0, 0};
+      if (!is_r) {
+        float dot = 0;
+#pragma unroll 2
+        for (int j = 0; j < at_.globals; ++j) {
+          if (!is_x || j != crop) dot += gram(row, at_.t + j) * facts.inverse[at_.t + j];
+        }
+        const float weight = float(is_x ? at_.gg_weight : at_.lg_weight);
+        const float cosines = cosine_with_sum(dot, inverse, weight, &c.targets, &c.own);
+        (is_x ? gg : lg) += cosines;
+        if (is_x) {  // T holds t_i, which is no partner of x_i: taken away again
+          const float away = c.targets * facts.inverse[at_.t + crop];
+          (at_.own_targets ? c.own : c.other) -= away;
+        }
+      }
+      if (repelled) {
+        float dot = 0;
+#pragma unroll 2
+        for (int j = 0; j < at_.locals; ++j) {
+          if (j != crop) dot += gram(row, at_.r + j) * facts.inverse[at_.r + j];
+        }
+        ll += cosine_with_sum(dot, inverse, float(at_.ll_weight), &c.features, &c.own);
+        c.own -= c.features * inverse;  // R holds the row itself
+      }
+      facts.limit[output] = float(largest(grad_of(output).rows.dtype));
+      if (a_.row_scale != nullptr) scale_row(output, row, image, scaled, facts, &c);
+      facts.coefficients[output] = make_float4(c.targets, c.features, c.own, c.other);
+    }
+    gg = warp_sum(gg);
+    lg = warp_sum(lg);
+    ll = warp_sum(ll);
+    if (threadIdx.x == 0) record(cosine_terms(at_, gg, lg, ll), image);
+  }
+
+  template <bool SCALED>
+  __device__ void gradient(const Stage<T>& stage, const Gram&, const Facts& facts, int64_t image,
+                           int64_t first) {
+    const ColumnShare share(stage.vectors());
+    if (share.idle) return;
+#pragma unroll 1
+    for (int vector = share.first; vector < stage.vectors(); vector += share.step) {
+      float targets[N], features[N];
+      sum_units<SCALED>(stage, facts, at_.t, at_.globals, vector, targets);
+      sum_units<SCALED>(stage, facts, at_.r, at_.repulsion ? at_.locals : 0, vector, features);
+      const int64_t column = first + vector * N;
+      const int outputs = at_.scaled_rows();
+#pragma unroll 1
+      for (int output = share.group; output < outputs; output += share.groups) {
+        const Output& to = grad_of(output);
+        if (!to.rows.present()) continue;
+        const bool is_x = output < at_.globals, is_r = output >= at_.globals + at_.locals;
+        const int crop = crop_of(output), row = row_of(output);
+        const float4 c = facts.coefficients[output];
+        float values[N];
+        load_row<SCALED>(stage, facts, row, vector, values);
+        scale(values, c.z);
+        if (!is_r) add(values, targets, c.x);
+        if (is_r ? at_.repulsion : !is_x && at_.y_repelled()) add(values, features, c.y);
+        if (is_x && !at_.own_targets) {
+          float target[N];
+          load_row<SCALED>(stage, facts, at_.t + crop, vector, target);
+          add(values, target, c.w);
+        }
+        if (SCALED) scale(values, facts.factor[row]);
+        if (SCALED || a_.careful) clamp(values, facts.limit[output]);
+        store_vector<T>(to, image, crop, column, a_.input.dim, values);
+      }
+    }
+  }
+
+  // The sums over images: the block that comes last adds up what all of them found, in order.
+  __device__ void finish(unsigned* flag) {
+    if (a_.reduction == Reduction::none) return;
+    if (threadIdx.x == 0) {
+      double* const mine = a_.found + 4 * int64_t(blockIdx.x);
+      mine[0] = sum_.total;
+      mine[1] = sum_.gg;
+      mine[2] = sum_.lg;
+      mine[3] = sum_.ll;
+      __threadfence();
+      *flag = atomicAdd(a_.finished, 1u) == gridDim.x - 1;
+    }
+    __syncthreads();
+    if (*flag == 0) return;
+    __threadfence();
+    const double share = a_.reduction == Reduction::mean ? 1 / double(a_.input.images) : 1;
+    const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    for (int k = threadIdx.x / 32; k < 4; k += warps) {
+      double sum = 0;
+      for (int block = lane; block < int(gridDim.x); block += 32) {
+        sum += __ldcg(a_.found + 4 * int64_t(block) + k);
+      }
+      sum = warp_sum(sum) * share;
+      if (lane == 0) (k == 0 ? a_.total : a_.terms + k - 1)[0] = float(sum);
+    }
+    if (threadIdx.x == 0) *a_.finished = 0;
+  }
+
+ private:
+  static constexpr int N = kVector<T>;
+
+  // Outputs in the order of row_scale: global, local, features.
+  __device__ __forceinline__ int crop_of(int output) const {
+    if (output < at_.globals) return output;
+    output -= at_.globals;
+    return output < at_.locals ? output : output - at_.locals;
+  }
+  __device__ __forceinline__ int row_of(int output) const {
+    if (output < at_.globals) return at_.x + output;
+    output -= at_.globals;
+    return output < at_.locals ? at_.y + output : at_.r + output - at_.locals;
+  }
+  __device__ __forceinline__ const Output& grad_of(int output) const {
+    if (output < at_.globals) return a_.grad_global;
+    return output < at_.globals + at_.locals ? a_.grad_local : a_.grad_features;
+  }
+
+  __device__ void scale_row(int output, int row, int64_t image, bool scaled, const Facts& facts,
+                            Coefficients* c) {
+    float stored = 1;
+    if (grad_of(output).rows.dtype == DType::f16) {
+      const double weights = output < at_.globals                ? at_.x_weights()
+                             : output < at_.globals + at_.locals ? at_.y_weights()
+                                                                 : at_.r_weights();
+      double bound = weights * facts.inverse[row];
+      if (scaled) bound *= facts.factor[row];
+      const int exponent = fp16_exponent(bound);
+      stored = float(ldexp(1.0, exponent));
+      const float factor = 1 / stored;
+      c->targets *= factor;
+      c->features *= factor;
+      c->own *= factor;
+      c->other *= factor;
+      if (exponent > 0) facts.limit[output] *= factor;
+    }
+    a_.row_scale[image * at_.scaled_rows() + output] = stored;
+  }
+
+  __device__ void record(const CosineTerms& terms, int64_t image) {
+    if (a_.reduction != Reduction::none) {
+      sum_.total += terms.total;
+      sum_.gg += terms.gg;
+      sum_.lg += terms.lg;
+      sum_.ll += terms.ll;
+      return;
+    }
+    const int64_t images = a_.input.images;
+    a_.total[image] = float(terms.total);
+    a_.terms[image] = float(terms.gg);
+    a_.terms[images + image] = float(terms.lg);
+    a_.terms[2 * images + image] = float(terms.ll);
+  }
+
+  // Σ row / ‖row‖ over `count` rows.
+  template <bool SCALED>
+  static __device__ __forceinline__ void sum_units(const Stage<T>& stage, const Facts& facts,
+                                                   int first, int count, int vector,
+                                                   float (&sum)[N]) {
+    clear(sum);
+#pragma unroll 2
+    for (int row = first; row < first + count; ++row) {
+      float values[N];
+      load_row<SCALED>(stage, facts, row, vector, values);
+      add(sum, values, facts.inverse[row]);
+    }
+  }
+
+  const CosineArguments& a_;
+  const CosineLayout& at_;
+  CosineTerms sum_ = {0, 0, 0, 0};  // of this block's images; thread 0 has it
+};
+
+template <class T>
+__global__ void __launch_bounds__(kMaxThreads)
+    cosine_kernel(const __grid_constant__ CosineArguments arguments) {
+  const SharedParts shared(arguments.plan, arguments.input.rows);
+  CosineKernel<T> kernel(arguments);
+  walk_images<T>(arguments.input, arguments.plan, shared, kernel);
+  kernel.finish(shared.flag);
+}
+
+}  // namespace
+
+Status cosine(const CosineProblem& p, const Queue& queue, Failure* failure) {
+  const CosineLayout at(p);
+  Input input;
+  input.images = p.images;
+  input.dim = p.dim;
+  input.add(at.own_targets ? p.global : p.targets);
+  if (at.locals > 0) input.add(p.local);
+  if (!at.own_targets) input.add(p.global);
+  if (!at.own_features) input.add(p.features);
+  input.as_is = copied_as_is(input);
+  const DType dtype = common_dtype(input);
+
+  char shape[160];
+  snprintf(shape, sizeof(shape), "B=%lld G=%d L=%d D=%lld %s, %d rows an image",
+           static_cast<long long>(p.images), at.globals, at.locals, static_cast<long long>(p.dim),
+           name_of(dtype), input.rows);
+  Limits limits;
+  const Status entered = enter("cosine", shape, queue, &limits, failure);
+  if (entered != Status::ok) return entered;
+
+  const auto output = [&](const Rows& rows) { return Output(rows, p.images, p.dim, dtype); };
+  const bool fp16 = p.row_scale != nullptr;
+  const double weights[] = {fabs(p.gg_weight), fabs(p.lg_weight), fabs(p.ll_weight)};
+  const bool heavy =
+      weights[0] > kOrdinaryWeight || weights[1] > kOrdinaryWeight || weights[2] > kOrdinaryWeight;
+  char* const workspace = static_cast<char*>(queue.workspace);
+  const CosineArguments arguments{
+      input,
+      plan_for(input.rows, p.dim, int(dtype_bytes(dtype)), limits),
+      at,
+      output(p.grad_global),
+      output(p.grad_local),
+      output(p.grad_features),
+      p.grad_global.present() || p.grad_local.present() || p.grad_features.present(),
+      fp16 || heavy,
+      p.reduction,
+      p.row_scale,
+      static_cast<float*>(p.total),
+      static_cast<float*>(p.terms),
+      reinterpret_cast<unsigned*>(workspace),
+      reinterpret_cast<double*>(workspace + kFoundOffset),
+  };
+  const auto kernel = dtype == DType::f32    ? cosine_kernel<float>
+                      : dtype == DType::bf16 ? cosine_kernel<bf16>
+                                             : cosine_kernel<f16>;
+  return launch_over_images("cosine", shape, kernel, arguments, p.images, limits, queue, failure);
+}
+
+}  // namespace cuda
+}  // namespace logo

@@ -1,0 +1,44 @@
+// What the CUDA half knows of itself and of the devices.
+#include <cuda_runtime.h>
+
+#include "cuda/launcher.h"
+
+namespace logo {
+namespace cuda {
+
+cudaError_t limits_of(int device, Limits* limits) {
+  // A device's limits never change; asking takes several calls.
+  static std::mutex mutex;
+  static std::map<int, Limits> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) {
+    *limits = found->second;
+    return cudaSuccess;
+  }
+  int shared = 0;
+  cudaError_t error =
+      cudaDeviceGetAttribute(&limits->multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  if (error != cudaSuccess) return error;
+  limits->shared_per_block = shared;
+  known[device] = *limits;
+  return cudaSuccess;
+}
+
+int64_t workspace_bytes(int device, Failure* failure) {
+  Limits limits;
+  if (enter("nothing", "workspace", {device}, &limits, failure) != Status::ok) return 0;
+  // A multiprocessor holds 32 blocks at most.
+  return kFoundOffset + int64_t(limits.multiprocessors) * 32 * kFoundBytes;
+}
+
+// As CMake names them: "80-real, 90a-real, 100", the last one with PTX for what is newer.
+const char* architectures() { return LOGO_CUDA_ARCHITECTURES; }
+
+int max_rows() { return kMaxRows; }
+
+}  // namespace cuda
+}  // namespace logo

@@ -59,6 +59,13 @@ void scale(int device, uintptr_t stream, int64_t images, int64_t dim, const Rows
   run(&cuda::scale, p, device, stream, 0);
 }
 
+int64_t ask(int64_t (*question)(int, cuda::Failure*), int device) {
+  cuda::Failure failure;
+  const int64_t answer = question(device, &failure);
+  check(answer > 0 ? Status::ok : Status::launch_failed, failure);
+  return answer;
+}
+
 py::dict plan(int rows, int64_t dim, int element_bytes, int64_t shared_per_block) {
   cuda::Limits limits{};
   limits.shared_per_block = shared_per_block;
@@ -82,14 +89,11 @@ void bind_cuda(py::module_& m) {
   m.def("similarity_backward", &similarity_backward);
   m.def("scale", &scale);
   m.def(
-      "workspace_bytes",
-      [](int device) {
-        cuda::Failure failure;
-        const int64_t bytes = cuda::workspace_bytes(device, &failure);
-        check(bytes > 0 ? Status::ok : Status::launch_failed, failure);
-        return bytes;
-      },
+      "workspace_bytes", [](int device) { return ask(&cuda::workspace_bytes, device); },
       "Bytes, zeros at first, that launches of `cosine` on one stream share.");
+  m.def(
+      "shared_bytes", [](int device) { return ask(&cuda::shared_bytes, device); },
+      "Bytes of shared memory that a block may have on this device.");
   m.def("plan", &plan, py::arg("rows"), py::arg("dim"), py::arg("element_bytes"),
         py::arg("shared_per_block"),
         "How images of these sizes are laid over a device (csrc/cuda/plan.h); also without one.");

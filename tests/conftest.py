@@ -18,25 +18,31 @@ import pytest
 from logo_kernels.backends.extension import extension
 
 CPU_VARIANTS = [f"cpu-{simd}" for simd in (extension.simds() if extension else ())]
+# The CUDA sources on the CPU: cp.async on sm_80, bulk copies on sm_90.
+EMULATED_VARIANTS = ["emulated-80", "emulated-90"]
 
 
-@pytest.fixture(params=["reference", *CPU_VARIANTS, "triton"])
-def backend(request):
+@pytest.fixture(params=["reference", *CPU_VARIANTS, "triton", "cuda", *EMULATED_VARIANTS])
+def backend(request, monkeypatch):
     """Every backend that can work here, the C++ one once per instruction set.
 
     Yields (name, device).
     """
     from logo_kernels import available_backends
 
-    name, _, simd = request.param.partition("-")
+    name, _, variant = request.param.partition("-")
+    if name == "emulated":
+        from emulation.backend import emulate
+
+        emulate(monkeypatch, int(variant))
     reason = available_backends()[name]
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
-    device = "cuda" if name == "triton" and torch.cuda.is_available() else "cpu"
-    if not simd:
+    device = "cuda" if name in ("triton", "cuda") and torch.cuda.is_available() else "cpu"
+    if name != "cpu":
         yield name, device
         return
     before = extension.current_simd()
-    extension.use_simd(simd)
+    extension.use_simd(variant)
     yield name, device
     extension.use_simd(before)

@@ -12,11 +12,12 @@ from support import EPS, crops, eager_loss, error, leaves, pairwise_loss
 GOLDEN = Path(__file__).parent / "golden"
 WIDE = (torch.float64, torch.float32)
 ALL = (*WIDE, torch.bfloat16, torch.float16)
+NO_FP64 = ("triton", "cuda", "emulated")
 
 
 def serves(backend: tuple[str, str], dtype: torch.dtype) -> None:
-    if backend[0] == "triton" and dtype == torch.float64:
-        pytest.skip("triton has no fp64 kernels; reference and cpu serve it")
+    if backend[0] in NO_FP64 and dtype == torch.float64:
+        pytest.skip(f"{backend[0]} has no fp64 kernels; reference and cpu serve it")
 
 
 def run(backend, x, y, t, r, upstream=None, **options):
@@ -285,6 +286,7 @@ def test_every_element_is_written(backend, dtype, monkeypatch):
     for module in (
         "logo_kernels.backends.reference",
         "logo_kernels.backends.cpu",
+        "logo_kernels.backends.cuda",
         "logo_kernels.backends.triton",
         "logo_kernels.backends.triton.cosine",
     ):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from support import EPS, crops, error
-from test_cosine import LAYOUTS, WIDE, exact, run
+from test_cosine import LAYOUTS, NO_FP64, WIDE, exact, run
 
 pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
@@ -23,7 +23,7 @@ def test_any_problem(backend, data):
     locals_ = data.draw(st.integers(0 if globals_ > 1 else 1, 6), "L")
     dim = data.draw(st.integers(1, 70), "D")
     dtypes = [torch.float32, torch.bfloat16, torch.float16]
-    dtype = data.draw(st.sampled_from(dtypes if backend[0] == "triton" else [*dtypes, *WIDE]))
+    dtype = data.draw(st.sampled_from(dtypes if backend[0] in NO_FP64 else [*dtypes, *WIDE]))
     targets, features = data.draw(st.booleans()), data.draw(st.booleans())
     layout = LAYOUTS[data.draw(st.sampled_from(sorted(LAYOUTS)))]
     pair_reduction = data.draw(st.sampled_from(["sum", "mean"]))

@@ -26,6 +26,10 @@ int64_t workspace_bytes(int, Failure* failure) {
   absent(failure);
   return 0;
 }
+int64_t shared_bytes(int, Failure* failure) {
+  absent(failure);
+  return 0;
+}
 const char* architectures() { return ""; }
 int max_rows() { return 0; }
 

@@ -35,6 +35,12 @@ int64_t workspace_bytes(int device, Failure* failure) {
   return kFoundOffset + int64_t(limits.multiprocessors) * 32 * kFoundBytes;
 }
 
+int64_t shared_bytes(int device, Failure* failure) {
+  Limits limits;
+  if (enter("nothing", "limits", {device}, &limits, failure) != Status::ok) return 0;
+  return limits.shared_per_block;
+}
+
 // As CMake names them: "80-real, 90a-real, 100", the last one with PTX for what is newer.
 const char* architectures() { return LOGO_CUDA_ARCHITECTURES; }
 

@@ -68,13 +68,22 @@ class CudaBackend(Backend):
             return f"it works on {self.device_type} tensors, and these are on {problem.device!r}"
         if torch.float64 in problem.dtypes:
             return "it has no float64; backend='reference' has"
-        if problem.operation != "scale" and problem.crops > self.library.max_rows:
+        if self.device_type == "cuda" and _too_old():
+            return "it needs compute capability 8.0, and this device is older"
+        if problem.operation == "scale":
+            return None
+        if problem.crops > self.library.max_rows:
             return (
                 f"it takes at most {self.library.max_rows} rows of an image (crops, targets and "
                 f"features together), and these are {problem.crops}"
             )
-        if self.device_type == "cuda" and _too_old():
-            return "it needs compute capability 8.0, and this device is older"
+        device = torch.cuda.current_device() if self.device_type == "cuda" else 0
+        shared = self.library.shared_bytes(device)
+        if self.library.plan(problem.crops, problem.dim, 4, shared)["threads"] == 0:
+            return (
+                f"the {shared >> 10} KiB of shared memory that a block has on this device do not "
+                f"hold the products of {problem.crops} rows"
+            )
         return None
 
     def cosine(

@@ -40,7 +40,9 @@ Status similarity(const SimilarityProblem& problem, const Queue& queue, Failure*
 Status similarity_backward(const SimilarityProblem& problem, const Queue& queue, Failure* failure);
 Status scale(const ScaleProblem& problem, const Queue& queue, Failure* failure);
 
-int64_t workspace_bytes(int device, Failure* failure);  // 0: failure says why
+// 0: failure says why.
+int64_t workspace_bytes(int device, Failure* failure);
+int64_t shared_bytes(int device, Failure* failure);  // that a block may have
 
 // The architectures that the CUDA sources were compiled for ("80-real, 90a-real, 100"), "" without
 // nvcc.

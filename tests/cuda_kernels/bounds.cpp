@@ -1,0 +1,160 @@
+// Runs every kernel on tensors of exactly the bytes that they need. Built with AddressSanitizer, so
+// that a read or write of one byte beyond them ends the program.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "emulation/run.h"
+#include "logo/dtypes.h"
+#include "logo/launch.h"
+
+using namespace logo;
+
+namespace {
+
+enum class Layout { contiguous, view_major, every_second };
+
+// [images, count, dim], its first element `offset` elements into its allocation.
+class Tensor {
+ public:
+  Tensor(DType dtype, int64_t images, int64_t count, int64_t dim, Layout layout, int offset) {
+    const int64_t step = layout == Layout::every_second ? 2 : 1;
+    const int64_t rows = images * count, bytes = dtype_bytes(dtype);
+    const int64_t elements = offset + (rows * dim - 1) * step + 1;
+    memory_.reset(new unsigned char[elements * bytes]);
+    unsigned char* const first = memory_.get() + offset * bytes;
+    const bool view_major = layout == Layout::view_major;
+    rows_ = {first,
+             dtype,
+             count,
+             (view_major ? 1 : count) * dim * step,
+             (view_major ? images : 1) * dim * step,
+             step};
+    for (int64_t k = 0; k < rows * dim; ++k) {
+      const float value = float(int(k * 2654435761u >> 20) % 200 - 100) / 64;
+      unsigned char* const at = first + k * step * bytes;
+      switch (dtype) {
+        case DType::f32: from_float(value, reinterpret_cast<float*>(at)); break;
+        case DType::bf16: from_float(value, reinterpret_cast<bf16*>(at)); break;
+        default: from_float(value, reinterpret_cast<f16*>(at));
+      }
+    }
+  }
+
+  const Rows& rows() const { return rows_; }
+
+ private:
+  std::unique_ptr<unsigned char[]> memory_;
+  Rows rows_;
+};
+
+void check(Status status, const cuda::Failure& failure) {
+  if (status == Status::ok) return;
+  fprintf(stderr, "%s\n", failure.text);
+  exit(2);
+}
+
+struct Case {
+  int64_t images;
+  int globals, locals;
+  int64_t dim;
+  bool both;  // targets and features
+};
+
+void run(const Case& c, DType dtype, Layout layout, int offset, cuda::Queue queue) {
+  const auto tensor = [&](int64_t count) {
+    return Tensor(dtype, c.images, count, c.dim, layout, offset);
+  };
+  // Gradients are dense over D.
+  const auto gradient = [&](int64_t count) {
+    return Tensor(dtype, c.images, count, c.dim,
+                  layout == Layout::every_second ? Layout::contiguous : layout, offset);
+  };
+  cuda::Failure failure;
+  const Tensor x = tensor(c.globals), y = tensor(c.locals > 0 ? c.locals : 1);
+  const Tensor t = tensor(c.globals), r = tensor(c.locals > 0 ? c.locals : 1);
+  const Tensor gx = gradient(c.globals), gy = gradient(c.locals > 0 ? c.locals : 1);
+  const Tensor gr = gradient(c.locals > 0 ? c.locals : 1);
+  const int scaled = c.globals + c.locals * (c.both ? 2 : 1);
+  std::vector<float> row_scale(c.images * scaled), total(c.images), terms(3 * c.images);
+  for (const Reduction reduction : {Reduction::mean, Reduction::none}) {
+    CosineProblem p;
+    p.images = c.images;
+    p.dim = c.dim;
+    p.global = x.rows();
+    p.grad_global = gx.rows();
+    if (c.locals > 0) {
+      p.local = y.rows();
+      p.grad_local = gy.rows();
+    }
+    if (c.both) {
+      p.targets = t.rows();
+      p.features = r.rows();
+      p.grad_features = gr.rows();
+    }
+    p.gg_weight = p.lg_weight = p.ll_weight = 0.5;
+    p.repulsion = true;
+    p.reduction = reduction;
+    if (dtype == DType::f16) p.row_scale = row_scale.data();
+    p.total = total.data();
+    p.terms = terms.data();
+    check(cuda::cosine(p, queue, &failure), failure);
+    if (!std::isfinite(total[0])) {
+      fprintf(stderr, "the loss is not finite\n");
+      exit(3);
+    }
+  }
+
+  SimilarityProblem s;
+  s.images = c.images;
+  s.dim = c.dim;
+  s.a = x.rows();
+  s.b = y.rows();
+  const Tensor cosines(dtype, c.images, c.globals, s.b.count, Layout::contiguous, offset);
+  s.cosines = cosines.rows();
+  check(cuda::similarity(s, queue, &failure), failure);
+  s.grad_a = gx.rows();
+  s.grad_b = gy.rows();
+  check(cuda::similarity_backward(s, queue, &failure), failure);
+
+  ScaleProblem z;
+  z.images = c.images;
+  z.dim = c.dim;
+  z.gradient = gx.rows();
+  const Tensor upstream(DType::f32, c.images, 1, 1, Layout::contiguous, 0);
+  const Tensor scales(DType::f32, c.images, c.globals, 1, Layout::contiguous, 0);
+  z.upstream = upstream.rows();
+  z.row_scale = scales.rows();
+  check(cuda::scale(z, queue, &failure), failure);
+}
+
+}  // namespace
+
+int main() {
+  cuda::Failure failure;
+  const int64_t bytes = cuda::workspace_bytes(0, &failure);
+  check(bytes > 0 ? Status::ok : Status::launch_failed, failure);
+  std::unique_ptr<unsigned char[]> workspace(new unsigned char[bytes]());
+  const cuda::Queue queue{0, nullptr, workspace.get()};
+  // Rows in whole vectors, and not so; rows walked in chunks, the last of them shorter.
+  const Case resident[] = {{3, 2, 5, 64, true}, {3, 2, 3, 33, false}};
+  const Case chunked[] = {{1, 3, 14, 2056, true}, {1, 2, 0, 65544, false}};
+  int runs = 0;
+  for (const int architecture : {80, 90}) {
+    emulation::settings.architecture = architecture;
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+      for (const Case& c : resident) {
+        run(c, dtype, Layout::contiguous, 0, queue);
+        run(c, dtype, Layout::contiguous, 1, queue);  // misaligned
+        run(c, dtype, Layout::view_major, 0, queue);
+        run(c, dtype, Layout::every_second, 0, queue);
+        runs += 4;
+      }
+    }
+    for (const Case& c : chunked) run(c, DType::bf16, Layout::contiguous, 0, queue), ++runs;
+  }
+  run(chunked[0], DType::f32, Layout::contiguous, 1, queue), ++runs;
+  printf("%d problems within bounds\n", runs);
+}

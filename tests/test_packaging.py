@@ -1,10 +1,11 @@
 """The wheel, as a stranger gets it: built, installed in an empty environment, used from outside.
 
-Built without CUDA, as on a machine without nvcc; the package that the other tests import was built
-with what is there.
+Built without CUDA, as on a machine without nvcc, and with it where there is one; neither needs a
+GPU. The package that the other tests import was built with what is there.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -14,10 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from cuda_kernels.nvcc import DEFAULT_ARCHITECTURES, embedded
+
 ROOT = Path(__file__).parents[1]
+SOURCES = ("csrc", "logo_kernels", "CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml",
+           "setup.py")  # fmt: skip
 
 USE = """
-import torch, logo_kernels
+import sys, torch, logo_kernels
 from logo_kernels import logo_loss
 assert logo_kernels.available_backends()["cpu"] is None, logo_kernels.available_backends()
 x = torch.randn(4, 2, 32, requires_grad=True)
@@ -25,23 +30,47 @@ y = torch.randn(4, 3, 32, requires_grad=True)
 logo_loss(x, y, backend="cpu").backward()
 assert x.grad.abs().sum() > 0 and y.grad.abs().sum() > 0
 from logo_kernels.backends.extension import extension
-assert extension.cuda.architectures == ""  # and works all the same
-assert "nvcc" in logo_kernels.available_backends()["cuda"]
+assert extension.cuda.architectures == sys.argv[1], extension.cuda.architectures
+if not sys.argv[1]:
+    assert "nvcc" in logo_kernels.available_backends()["cuda"]
 print(logo_kernels.__file__)
 """
 
 
+@pytest.fixture(scope="module", params=["off", "on"], ids=["without CUDA", "with CUDA"])
+def cuda(request):
+    """The build's switch."""
+    if request.param == "on" and shutil.which("nvcc") is None:
+        pytest.skip("no nvcc on the PATH")
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def wheel(cuda, tmp_path_factory):
     pytest.importorskip("pybind11", reason="building without isolation needs pybind11")
-    out = tmp_path_factory.mktemp("wheel")
+    # A copy, since pip builds in the source tree: what lies in build/ there is another's.
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("*.so", "__pycache__")
+            shutil.copytree(ROOT / name, source / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, source)
+    environment = {k: v for k, v in os.environ.items() if k != "CUDAARCHS"}  # the build's default
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
-         "-w", str(out), str(ROOT)],
-        check=True, env={**os.environ, "LOGO_KERNELS_CUDA": "off"},
+         "-w", str(out), str(source)],
+        check=True, env={**environment, "LOGO_KERNELS_CUDA": cuda},
     )  # fmt: skip
     (built,) = out.glob("*.whl")
     return built
+
+
+@pytest.fixture
+def library(wheel, tmp_path):
+    """The extension inside."""
+    (name,) = (n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("logo_kernels/_C."))
+    return zipfile.ZipFile(wheel).extract(name, tmp_path)
 
 
 def test_contents(wheel):
@@ -58,7 +87,7 @@ def test_contents(wheel):
     assert [line for line in needs if "extra ==" not in line] == ["Requires-Dist: torch>=2.8"]
 
 
-def test_works_in_an_empty_environment(wheel, tmp_path):
+def test_works_in_an_empty_environment(wheel, cuda, tmp_path):
     """Only this wheel in a new environment; torch and what it needs are lent from this one."""
     environment = tmp_path / "env"
     venv.create(environment, with_pip=True)
@@ -73,20 +102,35 @@ def test_works_in_an_empty_environment(wheel, tmp_path):
             (site / package).symlink_to(source)
     for libraries in torch_home.glob("*.libs"):
         (site / libraries.name).symlink_to(libraries)
-    done = subprocess.run(
-        [python, "-c", USE], cwd=tmp_path, check=True, capture_output=True, text=True,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )  # fmt: skip
-    assert done.stdout.strip().startswith(str(environment))
+    architectures = DEFAULT_ARCHITECTURES if cuda == "on" else ""
+
+    def run(*arguments):
+        outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        done = subprocess.run(
+            [python, *arguments], cwd=tmp_path, capture_output=True, text=True, env=outside,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("-c", USE, architectures).strip().startswith(str(environment))
+    told = architectures or "none (built without nvcc)"
+    assert f"CUDA architectures {told}" in run("-m", "logo_kernels")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
-def test_links_no_libtorch(wheel, tmp_path):
-    (name,) = (n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("logo_kernels/_C."))
-    library = zipfile.ZipFile(wheel).extract(name, tmp_path)
+def test_links_neither_libtorch_nor_cuda(library):
+    """The CUDA runtime is inside, and takes the driver when it is first used: none is needed."""
     listed = subprocess.run(
         ["readelf", "-d", library], check=True, capture_output=True, text=True
     ).stdout
     needed = [line.split("[")[1].rstrip("]") for line in listed.splitlines() if "NEEDED" in line]
     assert not [n for n in needed if "torch" in n or "c10" in n or "cuda" in n]
     assert any(n.startswith("libgomp.so") for n in needed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
+def test_carries_kernels_only_when_built_with_cuda(library, cuda):
+    code, ptx = embedded(library)
+    assert code == ({"sm_80", "sm_90a", "sm_100"} if cuda == "on" else set())
+    assert ptx == ({"sm_100"} if cuda == "on" else set())  # serves what is newer

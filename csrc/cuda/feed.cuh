@@ -45,7 +45,7 @@ class Feed {
     if (bulk_) {
       bulk_rows(stage, arrivals_ + into_, image, first, columns);
     } else {
-      if (input_.as_is) {
+      if (!has_bulk_copies() && input_.as_is) {
         copy_rows(stage, image, first, columns);
       } else {
         convert_rows(stage, image, first, columns);

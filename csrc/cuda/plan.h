@@ -23,7 +23,7 @@ constexpr int kMaxRows = 128;
 constexpr int kMaxThreads = 512;
 constexpr int kMaxStages = 4;
 constexpr int64_t kBytesPerWarp = 6 * 1024;
-constexpr int64_t kChunkBytes = 32 * 1024;
+constexpr int64_t kChunkBytes = 20 * 1024;  // three of them twice in the 164 KiB of an A100
 constexpr int kLeastChunk = 32;  // columns: four vectors of halves, one step of the tensor cores
 
 // The workspace of a launch: a counter, and four sums in fp64 from each block.
@@ -69,7 +69,7 @@ inline int pitch_for(int64_t columns, int element_bytes) {
   return int(bytes);
 }
 
-// Floats that a block keeps for each row: see struct RowFacts in small.cuh.
+// Floats that a block keeps for each row: facts.cuh.
 constexpr int kFloatsPerRow = 8;
 
 inline int64_t overhead_bytes(const Plan& plan, int rows) {

@@ -1,4 +1,4 @@
-"""No kernel touches a byte beside its tensors: AddressSanitizer watches, on exactly sized arrays."""
+"""No kernel touches a byte beside its tensors: AddressSanitizer watches, arrays fit exactly."""
 
 import subprocess
 

@@ -1,0 +1,53 @@
+"""What nvcc makes of the kernels, for tests: compiled once for all of them, and tools to look."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+if str(BENCHMARKS) not in sys.path:  # their modules lie beside the package, not in it
+    sys.path.insert(0, str(BENCHMARKS))
+
+import static_report  # noqa: E402
+
+DEFAULT_ARCHITECTURES = "80-real, 90a-real, 100"  # of CMakeLists.txt
+
+
+def tool(name: str) -> str:
+    """Its path; the test is skipped where there is none."""
+    found = static_report.find_tool(name)
+    if found is None:
+        pytest.skip(f"needs {name}, from the CUDA toolkit or Triton's wheel")
+    return found
+
+
+def report_of_all(folder: Path) -> dict[str, Any]:
+    """static_report.report(), made by the first of pytest-xdist's workers that share the folder."""
+    kept = folder / "static_report.json"
+    with open(folder / "static_report.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            kept.write_text(json.dumps(static_report.report()))
+    return json.loads(kept.read_text())
+
+
+def embedded(library: Path | str) -> tuple[set[str], set[str]]:
+    """Architectures of the machine code and of the PTX inside a library."""
+    cuobjdump = tool("cuobjdump")
+    found = []
+    for option, ending in (("--list-elf", "cubin"), ("--list-ptx", "ptx")):
+        listed = subprocess.run(
+            [cuobjdump, option, str(library)], capture_output=True, text=True, check=False
+        )
+        # It takes a library without kernels for a failure.
+        assert listed.returncode == 0 or "not contain device code" in listed.stderr, listed.stderr
+        found.append(set(re.findall(rf"\.(sm_\w+)\.{ending}$", listed.stdout, re.MULTILINE)))
+    return found[0], found[1]

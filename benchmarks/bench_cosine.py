@@ -8,10 +8,9 @@ from torch import Tensor
 
 import peers
 from cases import COSINE
-from comparison import compare
+from comparison import by_backend, compare
 from inputs import cosine_inputs
 from logo_kernels import logo_loss
-from logo_kernels.backends import resolve
 
 CASES = COSINE
 
@@ -29,12 +28,10 @@ def loss(x: Tensor, y: Tensor, *rest: Tensor, backend: str = "auto") -> Tensor:
 
 def test_cosine(benchmark, case, device) -> None:
     inputs = cosine_inputs(case, device)
-    leaves, constants = inputs.blocks()
     compare(
         benchmark, case, device,
-        backend=resolve("auto", case.operation, *leaves, *constants).name,
         inputs=inputs,
-        ours=loss,
+        ours=by_backend(loss, case.operation, device, inputs),
         reference=partial(loss, backend="reference"),
         peers=peers.prepare(peers.COSINE, device, case.moved_bytes()),
     )  # fmt: skip

@@ -14,9 +14,8 @@ from torch import Tensor
 import peers
 from bench_cosine import loss
 from cases import OVERHEAD
-from comparison import compare
+from comparison import by_backend, compare
 from inputs import cosine_inputs
-from logo_kernels.backends import resolve
 
 CASES = OVERHEAD
 EMPTY = "empty Function"
@@ -37,12 +36,10 @@ class Empty(torch.autograd.Function):
 
 def test_overhead(benchmark, case, device) -> None:
     inputs = cosine_inputs(case, device)
-    leaves, constants = inputs.blocks()
     compare(
         benchmark, case, device,
-        backend=resolve("auto", case.operation, *leaves, *constants).name,
         inputs=inputs,
-        ours=loss,
+        ours=by_backend(loss, case.operation, device, inputs),
         reference=lambda *crops: loss(*crops, backend="reference"),
         peers=peers.prepare(peers.COSINE, device, case.moved_bytes()),
         baselines={EMPTY: lambda: inputs.step(Empty.apply)},

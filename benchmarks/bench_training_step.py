@@ -1,7 +1,7 @@
 """A whole step of SimSiam-LoGo on the trainer's small ResNet: with our loss, and pair by pair.
 
 Forward of global and of local crops, loss, backward, SGD. Crops are cut beforehand: augmentation
-is the same for both and would only hide the difference.
+is the same for both and would only hide the difference. Ours is what backend="auto" chooses.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import ledger
 import peers
 from bench_cosine import loss
 from cases import STEP, StepCase
-from logo_kernels.backends import resolve
+from logo_kernels.backends import AUTO, resolve
 from timing import OURS, Pace, clock_of, take_turns
 
 CASES = STEP
@@ -77,7 +78,8 @@ def test_training_step(benchmark, case, device) -> None:
         PAIRS: Training(case, peers.pairs, device),
     }
     blocks = contestants[OURS].embeddings()
-    backend = resolve("auto", "cosine", *blocks).name
+    backend = resolve(AUTO, "cosine", *blocks).name
+    scaled_by = resolve(AUTO, "scale", blocks[0]).name
     for ours, theirs in zip(
         contestants[OURS].gradients(), contestants[PAIRS].gradients(), strict=True
     ):
@@ -90,6 +92,7 @@ def test_training_step(benchmark, case, device) -> None:
         "operation": case.operation, "case": case.id, "size": case.size, "dtype": case.dtype,
         "view_major": True, "features": True, "why": case.why, "device": device,
         "backend": backend, "excluded": {},
+        "kernels": {OURS: ledger.kernels_of("cosine", backend, scaled_by=scaled_by)},
     }  # fmt: skip
     steps = {name: training.step for name, training in contestants.items()}
     for step in steps.values():

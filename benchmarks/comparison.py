@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+import ledger
 from cases import CosineCase, SimilarityCase
 from gate import Expected
 from inputs import Inputs
+from logo_kernels.backends import AUTO, PREFERENCE, resolve
 from memory import peak_bytes
 from peers import Prepared
 from timing import OURS, Step, clock_of, copy_step, device_times, take_turns
@@ -19,31 +22,57 @@ COPY = "copy"
 WARM_UP = 3  # compilation, then the recording of a CUDA graph, then its first replay
 
 
+Function = Callable[..., Tensor]
+
+
+def by_backend(
+    function: Function, operation: str, device: str, inputs: Inputs
+) -> dict[str, Function]:
+    """Backend -> `function` by it: first auto's choice, then every other that has kernels for it.
+
+    The CPU has one backend with kernels, a GPU has two.
+    """
+    leaves, constants = inputs.blocks()
+    chosen = resolve(AUTO, operation, *leaves, *constants).name
+    found = {chosen: function}
+    for name in PREFERENCE[device]:
+        if name in (chosen, "reference"):
+            continue
+        try:
+            resolve(name, operation, *leaves, *constants)
+        except RuntimeError:
+            continue  # it is not there, or refuses
+        found[name] = partial(function, backend=name)
+    return found
+
+
 def compare(
     benchmark: Any,
     case: CosineCase | SimilarityCase,
     device: str,
-    backend: str,
     inputs: Inputs,
-    ours: Callable[..., Tensor],
-    reference: Callable[..., Tensor],
+    ours: Mapping[str, Function],
+    reference: Function,
     peers: list[Prepared],
     upstream: Tensor | None = None,
     baselines: dict[str, Step] | None = None,
 ) -> None:
     """Checks everyone against `reference` in float64, then times them in turns.
 
-    A wrong result of ours fails the benchmark before it is timed. A peer that fails or is wrong is
-    left out, and the report names it with its reason.
+    `ours` is by backend; the first is the contestant `OURS`, another one "ours, <backend>". A wrong
+    result of ours fails the benchmark before it is timed. A peer that fails or is wrong is left
+    out, and the report names it with its reason.
     """
     expected = Expected(inputs, reference, upstream)
-    wrong = expected.difference(inputs, ours, upstream)
-    assert wrong is None, f"{case.id}: {wrong}; a wrong result is not timed"
+    own = {name_of_ours(backend, ours): backend for backend in ours}
+    for name, backend in own.items():
+        wrong = expected.difference(inputs, ours[backend], upstream)
+        assert wrong is None, f"{case.id}: {name}: {wrong}; a wrong result is not timed"
 
-    def step_of(function: Callable[..., Tensor]) -> Step:
+    def step_of(function: Function) -> Step:
         return lambda: inputs.step(function, upstream)
 
-    contestants = {OURS: step_of(ours)}
+    contestants = {name: step_of(ours[backend]) for name, backend in own.items()}
     excluded = {}
     for peer in peers:
         step = step_of(peer.function)
@@ -58,7 +87,7 @@ def compare(
         else:
             excluded[peer.name] = wrong
     del expected
-    peer_names = [name for name in contestants if name != OURS]
+    peer_names = [name for name in contestants if name not in own]
     contestants |= baselines or {}
     contestants[COPY] = copy_step(case.moved_bytes(), device)
     for step in contestants.values():
@@ -68,7 +97,8 @@ def compare(
     info |= {
         "operation": case.operation, "case": case.id, "size": case.size, "dtype": case.dtype,
         "view_major": case.view_major, "features": getattr(case, "features", False),
-        "why": case.why, "device": device, "backend": backend,
+        "why": case.why, "device": device, "backend": own[OURS],
+        "kernels": kernels_behind(case.operation, own, inputs),
         "moved_bytes": case.moved_bytes(), "flops": case.flops(), "excluded": excluded,
     }  # fmt: skip
     rounds = take_turns(benchmark, contestants, clock_of(device))
@@ -87,6 +117,20 @@ def compare(
             figures[name]["device_seconds"] = dataclasses.asdict(times)
     info["contestants"] = figures
     info |= headline(figures, peer_names, case.moved_bytes())
+
+
+def name_of_ours(backend: str, ours: Mapping[str, Any]) -> str:
+    """What a backend's contestant is called."""
+    return OURS if backend == next(iter(ours)) else f"{OURS}, {backend}"
+
+
+def kernels_behind(operation: str, own: Mapping[str, str], inputs: Inputs) -> dict[str, list[str]]:
+    """Contestant of ours -> the kernels that a step of it launches, by their source files."""
+    scaled_by = resolve(AUTO, "scale", inputs.blocks()[0][0]).name  # autograd.scale does the same
+    return {
+        name: ledger.kernels_of(operation, backend, scaled_by=scaled_by)
+        for name, backend in own.items()
+    }
 
 
 def headline(

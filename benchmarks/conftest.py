@@ -8,10 +8,13 @@ pytest benchmarks --benchmark-only -k "cosine and 2048" some cases
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
 import machine
+from logo_kernels import backends
 from timing import clock_of
 
 
@@ -21,6 +24,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="where to measure; default: the GPU, if there is one",
     )  # fmt: skip
+    parser.addoption(
+        "--without", action="append", default=[], choices=("cuda", "triton"),
+        help="a backend that is neither chosen nor measured; may be named again",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without a backend, auto goes on to the next: for the loss, and for backward's scaling."""
+    without = config.getoption("--without")
+    for device, names in backends.PREFERENCE.items():
+        backends.PREFERENCE[device] = tuple(name for name in names if name not in without)
 
 
 @pytest.fixture(scope="session")
@@ -41,10 +55,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """pytest-benchmark reads the same clock as everyone else."""
+    """pytest-benchmark reads the same clock as everyone else.
+
+    The first case of every operation comes before the second of any: if time runs out, each has
+    its most important ones.
+    """
     clock = clock_of(config.getoption("--device"))
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=clock))
+    seen: Counter[str] = Counter()
+    place: dict[str, int] = {}
+    for item in items:
+        place[item.nodeid] = seen[item.path.name]
+        seen[item.path.name] += 1
+    items.sort(key=lambda item: place[item.nodeid])
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:

@@ -2,13 +2,15 @@
 
     python benchmarks/hardware_check.py [--out DIR]
 
-Under ten minutes, without network, with the torch and Triton that are there. Results go to
+Under ten minutes, without network, with the torch, Triton and nvcc that are there; CUDA kernels are
+built for this GPU alone. Results go to
 benchmarks/results/<device> (or DIR/<device>): benchmarks.json, table.md, chart.png, ledger.json and
 one log per step. A step that fails does not stop the later ones; it shows in the exit status, and
 no figure is recorded of a kernel whose tests or sanitizer runs failed.
 
-Without a GPU it runs the Triton kernels through the interpreter and compiles them ahead of time;
-the ledger stays as it is, since nothing was verified on hardware.
+Without a GPU it runs the Triton kernels through the interpreter and compiles them ahead of time,
+runs the CUDA kernels through the emulator of tests/emulation where g++ is there, and reports what
+nvcc makes of them where nvcc is. The ledger stays as it is, since nothing was verified on hardware.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ import datetime
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -32,13 +36,28 @@ import machine
 import report
 from steps import ABSENT, PASSED, Steps
 
+# The budgets of the steps add up to more than that: each is for a step that hangs, the deadline is
+# for all together. Estimated for 16 cores: install 45 s (20 s of them nvcc, for one architecture;
+# three take 60 s on 2 cores), tests 90 s, ten runs of sanitizers 120 s, most of it torch's start,
+# peers 60 s. The benchmarks have what is left, and begin with what is worth most.
 SECONDS = 9.5 * 60
-SECONDS_WITHOUT_GPU = 25 * 60  # the interpreter is slow, and nobody pays for the machine
+SECONDS_WITHOUT_GPU = 45 * 60  # interpreter and emulator are slow, and nobody pays for the machine
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 GPU_BACKENDS = ("triton", "cuda")
+CUDA_TOOLS = "/usr/local/cuda/bin"  # not on every PATH
 NOT_SOURCES = shutil.ignore_patterns(
     ".*", "build", "dist", "runs", "results", "*.egg-info", "*.so", "__pycache__"
 )
+
+# Which tests are a backend's: those whose first parameter names it, as the shared fixture of
+# tests/conftest.py has it, and the folders that are about it alone. "cuda" by itself would also be
+# the emulated tests of the same kernels, "emulated-80", and those of the choice among backends,
+# which run no kernel.
+SELECTED = {"triton": "[triton or triton_kernels", "cuda": "[cuda"}
+NO_KERNEL_RUNS = "test_backends"
+# Without those of nvcc's figures, which are of the checkout, and have a step of their own.
+EMULATED = "([emulated or emulation or cuda_kernels) and not test_static"
+OF_THE_EMULATOR = ("cuda_kernels", "emulation")
 
 TestCounts = dict[str, dict[str, int]]  # backend -> {"passed": n, "failed": n}
 
@@ -51,18 +70,29 @@ class Workplace:
         self.source, self.site = folder / "source", folder / "site"
         shutil.copytree(ledger.ROOT, self.source, ignore=NOT_SOURCES)
         (self.source / "benchmarks/results").mkdir()
-        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        path = os.pathsep.join([os.environ.get("PATH", os.defpath), CUDA_TOOLS])
+        self.environment = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
         self.environment.pop("TRITON_INTERPRET", None)
 
-    def install(self) -> None:
-        """By pip, against the torch that is there; the bare sources serve where that fails."""
+    def install(self, seconds: float, architecture: str | None = None) -> None:
+        """By pip, against the torch that is there; the bare sources serve where that fails.
+
+        The CUDA kernels are built for one architecture, where one is given: three take three times
+        as long, and the GPU needs one.
+        """
         command = [
             sys.executable, "-m", "pip", "install", "--no-index", "--no-build-isolation",
             "--no-deps", "--target", self.site, self.source,
         ]  # fmt: skip
-        outcome = self.steps.run("install", command, 120, self.folder, self.environment)
+        environment = dict(self.environment)
+        if architecture is not None:
+            environment["CUDAARCHS"] = architecture
+        outcome = self.steps.run("install", command, seconds, self.folder, environment)
         package = self.site if outcome.verdict == PASSED else self.source
         self.environment["PYTHONPATH"] = str(package)
+
+    def tool(self, name: str) -> str | None:
+        return shutil.which(name, path=self.environment["PATH"])
 
     def python(self, name: str, seconds: float, *arguments: str | Path) -> str:
         """Runs this Python on the copy, outside the checkout; the verdict."""
@@ -75,14 +105,21 @@ class Workplace:
         cores = min(8, (os.cpu_count() or 1) // 2)
         return ["-n", str(cores)] if cores > 1 and importlib.util.find_spec("xdist") else []
 
-    def tests(self, name: str, seconds: float, keyword: str, junit: Path) -> str:
-        """The package's tests that name a GPU backend; not those of trainer and benchmarks."""
+    def tests(
+        self,
+        name: str,
+        seconds: float,
+        keyword: str,
+        junit: Path,
+        left_out: tuple[str, ...] = OF_THE_EMULATOR,
+    ) -> str:
+        """The package's tests that the keyword selects; not those of trainer and benchmarks."""
         tests = self.source / "tests"
+        ignored = [f"--ignore={tests / folder}" for folder in ("trainer", "benchmarks", *left_out)]
         return self.python(
             name, seconds, "-m", "pytest", tests, "-c", self.source / "pyproject.toml",
             "--rootdir", self.source, "-p", "no:cacheprovider", "-q",
-            "-m", "not slow", "-k", keyword, "--continue-on-collection-errors",
-            "--ignore", tests / "trainer", "--ignore", tests / "benchmarks",
+            "-m", "not slow", "-k", keyword, "--continue-on-collection-errors", *ignored,
             f"--junitxml={junit}", *self.parallel(),
         )  # fmt: skip
 
@@ -103,15 +140,36 @@ def main(arguments: list[str] | None = None) -> int:
 def without_gpu(folder: Path) -> int:
     steps = Steps(folder / "logs", SECONDS_WITHOUT_GPU)
     work = Workplace(folder, steps)
-    work.install()
+    work.install(300)
     work.environment["TRITON_INTERPRET"] = "1"
     work.python("small cases triton", 120, work.source / "benchmarks/small_cases.py", "triton")
     work.tests("interpreter", 720, "triton", folder / "tests.xml")
     work.environment.pop("TRITON_INTERPRET")
     work.python("ahead of time", 600, work.source / "tests/triton_kernels/aot.py")
-    print(steps.outcomes[-1].log.read_text())
+    emulate(work, folder / "emulated.xml")
+    report_statically(work)
+    for outcome in steps.outcomes:
+        if outcome.name in ("ahead of time", "static report") and outcome.log is not None:
+            print(outcome.log.read_text(errors="replace"))
     print("No NVIDIA GPU here: nothing was verified on hardware, and the ledger stays as it is.")
     return 0 if steps.all_passed() else 1
+
+
+def emulate(work: Workplace, junit: Path) -> None:
+    """The CUDA sources through the emulator, which g++ builds first."""
+    if work.tool("g++") is None:
+        work.steps.absent("emulated")
+        return
+    work.tests("emulated", 900, EMULATED, junit, left_out=("triton_kernels",))
+
+
+def report_statically(work: Workplace) -> None:
+    """What nvcc makes of the CUDA kernels: registers, spills, instructions."""
+    script = work.source / "benchmarks/static_report.py"
+    if not script.is_file() or work.tool("nvcc") is None:
+        work.steps.absent("static report")
+        return
+    work.python("static report", 300, script)
 
 
 def on_gpu(folder: Path, out: Path) -> int:
@@ -119,28 +177,62 @@ def on_gpu(folder: Path, out: Path) -> int:
     results = out / machine.folder_name(facts["device"])
     steps = Steps(results / "logs", SECONDS)
     work = Workplace(folder, steps)
-    work.install()
+    work.install(150, architecture_of(torch.cuda.get_device_capability()))
     junit = folder / "tests.xml"
-    work.tests("tests", 170, "triton or cuda", junit)
+    run_gpu_tests(work, junit)
     counts = count_tests(junit)
     verdicts = sanitize(work)
+    without = [f"--without={backend}" for backend in not_worth_measuring(counts, verdicts)]
     work.python("compile the peers", 90, work.source / "benchmarks/warm_cache.py")
     measured = folder / "benchmarks.json"
     work.python(
         "benchmarks", 300, "-m", "pytest", work.source / "benchmarks", "--benchmark-only",
-        "--device=cuda", "-p", "no:cacheprovider", "-q", f"--benchmark-json={measured}",
+        "--device=cuda", *without, "-p", "no:cacheprovider", "-q", f"--benchmark-json={measured}",
     )  # fmt: skip
     # The copy is what was tested, whatever has become of the checkout meanwhile.
     made = ledger_of(facts, counts, verdicts, rows_of(measured), work.source)
-    write_results(results, made, measured, work.source)
+    write_results(results, made, measured)
     print(ledger.table(ledger.status()) if out == report.RESULTS else f"results: {results}")
     return 0 if steps.all_passed() else 1
 
 
+def run_gpu_tests(work: Workplace, junit: Path) -> None:
+    """Those that run kernels on hardware; most of their time is Triton's compilation."""
+    selected = " or ".join(SELECTED.values())
+    work.tests("tests", 170, f"({selected}) and not {NO_KERNEL_RUNS}", junit)
+
+
+def architecture_of(capability: tuple[int, int]) -> str:
+    """What CMakeLists.txt builds that serves this GPU, in CMake's words."""
+    if capability == (9, 0):
+        return "90a-real"
+    return "100" if capability > (9, 0) else "80-real"  # with PTX, for what is newer than sm_100
+
+
+def not_worth_measuring(counts: TestCounts, verdicts: dict[str, dict[str, str]]) -> list[str]:
+    """Backends that failed, if another passed: it must not fall with auto's first choice.
+
+    Where none passed, all are measured: nothing is recorded, but the log has the figures.
+    """
+    passed = [
+        backend
+        for backend in verdicts
+        if ledger.passed({"tests": counts[backend], "sanitizer": for_the_ledger(verdicts[backend])})
+    ]
+    return [backend for backend in verdicts if passed and backend not in passed]
+
+
+def for_the_ledger(verdicts: dict[str, str]) -> dict[str, str]:
+    """A tool that ran out of time has shown nothing: it counts as failed."""
+    return {
+        tool: verdict if verdict in (PASSED, ABSENT) else "failed"
+        for tool, verdict in verdicts.items()
+    }
+
+
 def sanitize(work: Workplace) -> dict[str, dict[str, str]]:
     """Backend -> tool -> verdict, on small cases; "plain" is the same without a tool."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
-    sanitizer = shutil.which("compute-sanitizer", path=path)
+    sanitizer = work.tool("compute-sanitizer")
     script = work.source / "benchmarks/small_cases.py"
     verdicts: dict[str, dict[str, str]] = {}
     for backend in sorted({ledger.backend_of(kernel) for kernel in ledger.kernels(work.source)}):
@@ -161,20 +253,32 @@ def sanitize(work: Workplace) -> dict[str, dict[str, str]]:
 
 
 def count_tests(junit: Path) -> TestCounts:
-    """Passed and failed tests per backend; a failure that names no backend counts for all."""
+    """Passed and failed tests per backend; a failure that is no backend's counts for all."""
     counts = {backend: {"passed": 0, "failed": 0} for backend in GPU_BACKENDS}
     if not junit.is_file():
         return counts
     for case in ElementTree.parse(junit).iter("testcase"):
-        name = f"{case.get('classname', '')}.{case.get('name', '')}"
-        named = [backend for backend in GPU_BACKENDS if backend in name]
+        owner = backend_of_test(case.get("classname", ""), case.get("name", ""))
+        if owner == "emulated":
+            continue
         if case.find("failure") is not None or case.find("error") is not None:
-            for backend in named or GPU_BACKENDS:
+            for backend in GPU_BACKENDS if owner is None else (owner,):
                 counts[backend]["failed"] += 1
-        elif case.find("skipped") is None:
-            for backend in named:
-                counts[backend]["passed"] += 1
+        elif case.find("skipped") is None and owner is not None:
+            counts[owner]["passed"] += 1
     return counts
+
+
+def backend_of_test(module: str, name: str) -> str | None:
+    """Whose kernels a test runs, on hardware or "emulated"; None if the name does not tell."""
+    path = module.split(".")
+    first_parameter = re.match(r"[^\[]*\[(\w+)[-\]]", name)
+    backend = first_parameter.group(1) if first_parameter else None
+    if backend == "emulated" or any(folder in path for folder in OF_THE_EMULATOR):
+        return "emulated"
+    if "triton_kernels" in path:
+        return "triton"
+    return backend if backend in GPU_BACKENDS and NO_KERNEL_RUNS not in path else None
 
 
 def rows_of(measured: Path) -> list[dict[str, Any]]:
@@ -193,28 +297,19 @@ def ledger_of(
     entries: dict[str, Any] = {}
     for kernel, files in ledger.kernels(root).items():
         backend = ledger.backend_of(kernel)
-        entry: dict[str, Any] = {
+        entries[kernel] = {
             "sha256": ledger.source_hash(files),
             "tests": counts[backend],
-            # A tool that ran out of time has shown nothing: it counts as failed.
-            "sanitizer": {
-                tool: verdict if verdict in (PASSED, ABSENT) else "failed"
-                for tool, verdict in verdicts[backend].items()
-            },
+            "sanitizer": for_the_ledger(verdicts[backend]),
         }
+    shown = [kept for row in rows if (kept := report.restricted(row, passed_in(entries)))]
+    for kernel, entry in entries.items():
         if ledger.passed(entry):
             entry["benchmarks"] = {
-                row["case"]: {
-                    "seconds": row["contestants"]["ours"]["median"],
-                    "device_seconds": row["contestants"]["ours"].get("device_seconds"),
-                    "best_peer": row["best_peer"],
-                    "best_ratio": row["best_ratio"],
-                    "fraction_of_copy": row.get("fraction_of_copy"),
-                }
-                for row in rows
-                if kernel in report.kernels_of_row(row, root)
+                row["case"]: figures
+                for row in shown
+                if (figures := figures_of(kernel, row)) is not None
             }
-        entries[kernel] = entry
     return {
         "device": facts["device"],
         "driver": facts.get("driver_version", "unknown"),
@@ -226,7 +321,29 @@ def ledger_of(
     }
 
 
-def write_results(results: Path, made: dict[str, Any], measured: Path, root: Path) -> None:
+def passed_in(entries: dict[str, Any]) -> Callable[[str], bool]:
+    """Whether a kernel is among these entries, and passed."""
+    return {kernel for kernel, entry in entries.items() if ledger.passed(entry)}.__contains__
+
+
+def figures_of(kernel: str, row: dict[str, Any]) -> dict[str, Any] | None:
+    """What the ledger keeps of a row for a kernel: of auto's choice, else of who else ran it."""
+    for name in report.ours_of(row):
+        if kernel not in report.kernels_of_row(row, name):
+            continue
+        measured = row["contestants"][name]
+        figures = {
+            "seconds": measured["median"],
+            "device_seconds": measured.get("device_seconds"),
+        }
+        if name != report.OURS:
+            return {**figures, "times_of_ours": measured["ratio"]["median"]}
+        keys = ("best_peer", "best_ratio", "fraction_of_copy")
+        return {**figures, **{key: row.get(key) for key in keys}}
+    return None
+
+
+def write_results(results: Path, made: dict[str, Any], measured: Path) -> None:
     """Ledger, and the figures of kernels that passed; old figures do not outlive their ledger."""
     (results / "ledger.json").write_text(json.dumps(made, indent=1) + "\n")
     for name in ("benchmarks.json", "table.md", "chart.png"):
@@ -234,13 +351,13 @@ def write_results(results: Path, made: dict[str, Any], measured: Path, root: Pat
     if not measured.is_file():
         return
     data = json.loads(measured.read_text())
-    passed = {kernel for kernel, entry in made["kernels"].items() if ledger.passed(entry)}
-    data["benchmarks"] = [
-        benchmark
-        for benchmark in data["benchmarks"]
-        if (behind := report.kernels_of_row(benchmark["extra_info"], root))
-        and passed.issuperset(behind)
-    ]
+    passed = passed_in(made["kernels"])
+    kept = []
+    for benchmark in data["benchmarks"]:
+        row = benchmark["extra_info"]
+        if "contestants" in row and (shown := report.restricted(row, passed)):
+            kept.append({**benchmark, "extra_info": shown})
+    data["benchmarks"] = kept
     if data["benchmarks"]:
         (results / "benchmarks.json").write_text(json.dumps(data, indent=1) + "\n")
         report.record(results / "benchmarks.json", results.parent)

@@ -19,7 +19,17 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 TRITON = Path("logo_kernels/backends/triton")
 CUDA = Path("csrc/cuda")
-CUDA_HEADERS = Path("csrc/include/logo")
+INCLUDED_FROM = ("csrc", "csrc/include")  # beside the folder of the including file
+
+# Where the operations are: the suffix of the backend's folder is added. Backward of the similarity
+# is in one file with forward.
+FOLDERS = {"triton": (TRITON, ".py"), "cuda": (CUDA, ".cu")}
+FILES = {
+    "cosine": "cosine",
+    "scale": "scale",
+    "similarity": "similarity",
+    "similarity_backward": "similarity",
+}
 
 VERIFIED = "verified"
 CHANGED = "changed since it passed"
@@ -39,31 +49,36 @@ def kernels(root: Path = ROOT) -> dict[str, list[Path]]:
     """Each kernel's source file -> all files that it is compiled from, its own first.
 
     In Triton a kernel is a module that launches a jitted function of its own, and it is compiled
-    from the modules beside it that it imports. In CUDA it is a .cu file with a __global__ function,
-    and every header of the CUDA half counts.
+    from the modules beside it that it imports. In CUDA it is a .cu file that defines a __global__
+    function, and it is compiled from the project's headers that it includes.
     """
     found: dict[str, list[Path]] = {}
     for path in sorted((root / TRITON).glob("*.py")):
         if _launches_own_kernel(ast.parse(path.read_text())):
             found[path.relative_to(root).as_posix()] = _with_imports(path)
-    headers = sorted((root / CUDA).glob("*.cuh")) + sorted((root / CUDA_HEADERS).glob("*.h"))
     for path in sorted((root / CUDA).glob("*.cu")):
-        if re.search(r"^[^/\n]*\b__global__\b", path.read_text(), re.MULTILINE):
-            found[path.relative_to(root).as_posix()] = [path, *headers]
+        if re.search(r"\b__global__\b", _without_comments(path.read_text())):
+            found[path.relative_to(root).as_posix()] = _with_includes(path, root)
     return found
 
 
-def kernels_of(operation: str, backend: str, root: Path = ROOT) -> list[str]:
+def kernels_of(
+    operation: str, backend: str, root: Path = ROOT, scaled_by: str | None = None
+) -> list[str]:
     """The kernels behind a measured operation, the one that bears its name first; [] on the CPU.
 
-    Backward of the cosine loss scales the saved gradient by a kernel of its own, if there is one.
+    Backward of the cosine loss scales the saved gradient by a kernel of its own, if there is one:
+    that of the backend `scaled_by`, which "auto" chooses whatever computed the loss.
     """
-    names = [operation, "scale"] if operation == "cosine" else [operation]
-    folder, suffix = {"triton": (TRITON, "py"), "cuda": (CUDA, "cu")}.get(backend, (None, ""))
-    if folder is None:
+    if backend not in FOLDERS:
         return []
-    paths = [(folder / f"{name}.{suffix}").as_posix() for name in names]
-    return paths[:1] + [path for path in paths[1:] if (root / path).is_file()]
+    folder, suffix = FOLDERS[backend]
+    kernels = [(folder / f"{FILES[operation]}{suffix}").as_posix()]
+    if operation == "cosine" and (scaled_by or backend) in FOLDERS:
+        folder, suffix = FOLDERS[scaled_by or backend]
+        scale = (folder / f"{FILES['scale']}{suffix}").as_posix()
+        kernels += [scale] if (root / scale).is_file() else []
+    return kernels
 
 
 def backend_of(kernel: str) -> str:
@@ -174,6 +189,27 @@ def _with_imports(path: Path) -> list[Path]:
                 imported = path.with_name(f"{name}.py")
                 if imported.is_file() and imported not in found:
                     found.append(imported)
+    return found
+
+
+def _without_comments(source: str) -> str:
+    """C++ without what stands in comments; good enough where no string holds their signs."""
+    return re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.DOTALL)
+
+
+def _with_includes(path: Path, root: Path) -> list[Path]:
+    """The file and the headers of the project that it includes, directly or through one another.
+
+    Found as the compiler finds them; what is not there is none of the project's.
+    """
+    found = [path]
+    for file in found:  # grows while it is walked
+        source = _without_comments(file.read_text())
+        for name in re.findall(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', source, re.MULTILINE):
+            folders = [file.parent, *(root / folder for folder in INCLUDED_FROM)]
+            header = next((folder / name for folder in folders if (folder / name).is_file()), None)
+            if header is not None and header.resolve() not in [known.resolve() for known in found]:
+                found.append(header)
     return found
 
 

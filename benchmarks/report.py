@@ -7,7 +7,8 @@
     python benchmarks/report.py --readme README.md --check   fails where the block is out of date
 
 GPU figures enter the README only where the ledger says that their kernel, as it is now, passed its
-tests on that GPU.
+tests on that GPU. There "ours" is what backend="auto" chooses; where another backend of ours was
+measured beside it, it has a column of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import machine
 
 BEGIN = "<!-- benchmarks:begin -->"
 END = "<!-- benchmarks:end -->"
+OURS = "ours"
 RESULTS = ledger.ROOT / "benchmarks/results"
 
 Row = dict[str, Any]
@@ -78,6 +81,7 @@ def tables(facts: dict[str, Any], rows: list[Row]) -> str:
 
 def _heading(facts: dict[str, Any], rows: list[Row]) -> str:
     backends = ", ".join(sorted({row["backend"] for row in rows}))
+    others = " The other backend of ours is timed beside it." if _other_backends(rows) else ""
     versions = ", ".join(
         f"{name} {facts[key]}"
         for name, key in (
@@ -88,7 +92,7 @@ def _heading(facts: dict[str, Any], rows: list[Row]) -> str:
     return (
         f"{facts['device']}; {versions}; backend {backends}. Forward and backward. "
         f"Times are medians; a peer's column says how many times longer it takes than ours in the "
-        f"same round, eager / compiled, the best one in bold."
+        f"same round, eager / compiled, the best one in bold.{others}"
     )
 
 
@@ -103,11 +107,24 @@ def _kind(row: Row) -> str:
     return ", ".join(part for part in (row["dtype"], layout, features) if part)
 
 
-def _ours(row: Row) -> str:
-    ours = row["contestants"]["ours"]
+def _ours(row: Row, name: str = OURS) -> str:
+    """Time of a contestant of ours."""
+    ours = row["contestants"].get(name)
+    if ours is None:
+        return "–"
     if "device_seconds" not in ours:
         return seconds(ours["median"])
     return f"{seconds(ours['median'])} (GPU {seconds(ours['device_seconds']['cold'])})"
+
+
+def ours_of(row: Row) -> list[str]:
+    """The contestants of ours that were measured: auto's choice, then other backends."""
+    return [name for name in row["contestants"] if name.split(",")[0] == OURS]
+
+
+def _other_backends(rows: list[Row]) -> list[str]:
+    """Contestants of ours besides auto's choice, of any row; none on a CPU."""
+    return list(dict.fromkeys(name for row in rows for name in ours_of(row) if name != OURS))
 
 
 def _families(rows: list[Row]) -> list[str]:
@@ -117,9 +134,9 @@ def _families(rows: list[Row]) -> list[str]:
 
 
 def _ratio(row: Row, name: str) -> float | None:
-    """Of a peer; None for ours, the copy, baselines and peers that were left out."""
+    """Of a peer; None for ours by any backend, the copy, baselines and peers left out."""
     figures = row["contestants"].get(name, {})
-    if name in ("ours", "copy", "empty Function") or "ratio" not in figures:
+    if name.split(",")[0] in (OURS, "copy", "empty Function") or "ratio" not in figures:
         return None
     return figures["ratio"]["median"]
 
@@ -138,11 +155,12 @@ def _peer_cell(row: Row, family: str) -> str:
 
 
 def _against_peers(rows: list[Row]) -> str:
-    families = _families(rows)
+    families, others = _families(rows), _other_backends(rows)
     header = [
         "size",
         "dtype, layout",
         "ours",
+        *others,
         *families,
         "MB moved",
         "GB/s",
@@ -157,7 +175,7 @@ def _against_peers(rows: list[Row]) -> str:
             peak += f" (best peer {megabytes(figures[row['best_peer']]['peak_bytes'])})"
         body.append(
             [
-                row["size"], _kind(row), _ours(row),
+                row["size"], _kind(row), *(_ours(row, name) for name in (OURS, *others)),
                 *(_peer_cell(row, family) for family in families),
                 megabytes(row["moved_bytes"]), f"{row['bytes_per_second'] / 1e9:.3g}",
                 f"{100 * row['fraction_of_copy']:.0f} %", peak,
@@ -167,14 +185,18 @@ def _against_peers(rows: list[Row]) -> str:
 
 
 def _overhead(rows: list[Row]) -> str:
-    header = ["size", "ours", "an empty autograd Function", "ours beyond it", "best peer"]
+    others = _other_backends(rows)
+    header = ["size", "ours", "an empty autograd Function", "ours beyond it", *others, "best peer"]
     body = []
     for row in rows:
         figures = row["contestants"]
         ours, empty = figures["ours"]["median"], figures["empty Function"]["median"]
         best = row["best_peer"]
         peer = f"{seconds(figures[best]['median'])} ({best})" if best else "–"
-        body.append([row["size"], seconds(ours), seconds(empty), seconds(ours - empty), peer])
+        beside = [seconds(figures[name]["median"]) if name in figures else "–" for name in others]
+        body.append(
+            [row["size"], seconds(ours), seconds(empty), seconds(ours - empty), *beside, peer]
+        )
     return _markdown(header, body)
 
 
@@ -271,20 +293,32 @@ def record(source: Path, results: Path = RESULTS) -> Path:
     return folder
 
 
-def may_be_printed(facts: dict[str, Any], row: Row, root: Path = ledger.ROOT) -> bool:
-    """CPU figures always; GPU figures if every kernel behind them passed there as it is now."""
+def printable(facts: dict[str, Any], row: Row, root: Path = ledger.ROOT) -> Row | None:
+    """CPU figures always; GPU figures of kernels that passed on that device as they are now."""
     if row["device"] == "cpu":
-        return True
-    kernels = kernels_of_row(row, root)
-    return bool(kernels) and all(
-        ledger.is_verified(kernel, facts["device"], root) for kernel in kernels
-    )
+        return row
+    return restricted(row, lambda kernel: ledger.is_verified(kernel, facts["device"], root))
 
 
-def kernels_of_row(row: Row, root: Path = ledger.ROOT) -> list[str]:
-    """The kernels that were measured; overhead and training step are the cosine's."""
-    operation = "similarity" if row.get("operation") == "similarity" else "cosine"
-    return ledger.kernels_of(operation, row.get("backend", ""), root)
+def restricted(row: Row, allowed: Callable[[str], bool]) -> Row | None:
+    """The row without contestants of ours with a kernel that is not allowed; None without `OURS`.
+
+    All else is told in relation to `OURS`. A contestant that names no kernels shows nothing.
+    """
+    refused = [
+        name
+        for name in ours_of(row)
+        if not (kernels := kernels_of_row(row, name)) or not all(map(allowed, kernels))
+    ]
+    if OURS in refused:
+        return None
+    kept = {name: row["contestants"][name] for name in row["contestants"] if name not in refused}
+    return {**row, "contestants": kept}
+
+
+def kernels_of_row(row: Row, name: str = OURS) -> list[str]:
+    """The kernels that a contestant of ours launched, as they were recorded with it."""
+    return row.get("kernels", {}).get(name, [])
 
 
 def readme_block(root: Path = ledger.ROOT) -> str:
@@ -292,7 +326,7 @@ def readme_block(root: Path = ledger.ROOT) -> str:
     recorded = []
     for path in sorted((root / "benchmarks/results").glob("*/benchmarks.json")):
         facts, rows = load(path)
-        rows = [row for row in rows if may_be_printed(facts, row, root)]
+        rows = [kept for row in rows if (kept := printable(facts, row, root)) is not None]
         if rows:
             recorded.append((rows[0]["device"] != "cpu", path, facts, rows))
     parts = []

@@ -1,20 +1,56 @@
 """Every GPU kernel once on small problems with odd sizes, checked: what compute-sanitizer watches.
 
 python benchmarks/small_cases.py triton      a backend, on the GPU
+
+Inputs are made, and results checked, on the CPU: of what runs on the GPU, all but copies is ours.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-import bench_cosine
 import inputs
+import peers
 from cases import CosineCase, SimilarityCase
-from gate import Expected
-from logo_kernels import block_cosine_similarity
+from gate import TOLERANCE, Expected
+from logo_kernels import block_cosine_similarity, logo_loss
+from logo_kernels.backends import BACKENDS
+from logo_kernels.backends.protocol import scale_factor
+
+
+class Problem(NamedTuple):
+    """A case with what benchmarks do not vary."""
+
+    case: CosineCase | SimilarityCase
+    reduction: str = "mean"
+    extreme: bool = False  # norms that no sum of squares in fp32 survives, and zero rows
+
+    @property
+    def id(self) -> str:
+        return f"{self.case.id}-{self.reduction}{'-extreme' * self.extreme}"
+
+
+class Scaling(NamedTuple):
+    """What backward multiplies by: gradient [B, V, D], upstream [] or [B], row_scale [B, V]."""
+
+    images: int
+    rows: int
+    dim: int
+    dtype: str
+    per_image: bool
+    per_row: bool
+
+    @property
+    def id(self) -> str:
+        return f"scale-{self.images}x{self.rows}x{self.dim}-{self.dtype}"
+
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Sizes that fill no tile: rows and columns beyond the data must be masked.
@@ -33,26 +69,139 @@ SIMILARITY = [
     for dtype in DTYPES
     for size in ((3, 5, None, 37), (2, 9, 2, 130))
 ]
+SCALE = [
+    Scaling(3, 5, dim, dtype, per_image, per_row)
+    for dtype, dim, (per_image, per_row) in product(
+        DTYPES, (48, 33), ((False, False), (False, True), (True, True))
+    )
+]
+# What csrc/cuda does another way: whole images in shared memory or chunks of them, of which none
+# may divide D; rows that are copied as they are or converted; norms that have rows scaled.
+CUDA = [
+    Problem(CosineCase(*size, dtype, "sanitizer", view_major, features), reduction, extreme)
+    for dtype in DTYPES
+    for size, view_major, features, reduction, extreme in (
+        ((3, 2, 4, 64), False, False, "none", False),  # resident, aligned
+        ((3, 2, 4, 64), True, True, "mean", False),
+        ((4, 2, 4, 33), False, True, "none", True),  # resident, converted
+        ((4, 2, 4, 64), True, False, "mean", True),
+        ((2, 2, 16, 4096), False, False, "mean", False),  # 20 rows: chunks, with targets
+        ((2, 2, 16, 4096), True, False, "none", True),
+        ((1, 2, 16, 4099), False, False, "mean", False),  # ragged chunks, converted
+        ((1, 1, 1, 65536), False, False, "mean", False),  # few rows, long
+    )
+] + [
+    Problem(SimilarityCase(*size, dtype, "sanitizer", view_major), extreme=extreme)
+    for dtype in DTYPES
+    for size, view_major, extreme in (
+        ((3, 4, None, 64), False, False),
+        ((3, 4, 3, 64), True, True),
+        ((4, 3, 2, 33), False, True),
+        ((1, 2, None, 65536), False, False),
+        ((2, 14, 6, 4096), True, True),
+    )
+] + [
+    # Two stages of an image fill a multiprocessor, and there are more images than those: blocks
+    # go on to a next image, and the last one adds up what all have found.
+    Problem(CosineCase(160, 2, 1, 4096, "float32", "sanitizer")),
+]  # fmt: skip
+
+
+def problems(backend: str) -> list[Problem]:
+    shared = [Problem(case) for case in (*COSINE, *SIMILARITY)]
+    return shared if backend == "triton" else shared + CUDA
+
+
+def extremes(crops: Tensor) -> Tensor:
+    """Factors [B, V, 1] for rows of every second image; powers of two, so that nothing rounds.
+
+    fp16 has small rows and no large ones, whose gradients it could not hold.
+    """
+    small, large = (2.0**-10, 1.0) if crops.dtype == torch.float16 else (2.0**-100, 2.0**100)
+    cycle = torch.tensor([1.0, small, 0.0, large])
+    image, row = torch.arange(crops.shape[0]), torch.arange(crops.shape[1])
+    factors = cycle[(image[:, None] // 2 + row) % 4]
+    factors[::2] = 1
+    return factors.unsqueeze(-1).to(crops)
+
+
+def difference(problem: Problem, backend: str, device: str) -> str | None:
+    """Where the backend is wrong, or None."""
+    case, upstream = problem.case, None
+    function: Callable[..., Tensor]
+    if isinstance(case, CosineCase):
+        crops = inputs.cosine_inputs(case, "cpu")
+        function = partial(cosine, reduction=problem.reduction)
+        if problem.reduction == "none":
+            upstream = torch.linspace(-1, 2, case.images)
+    else:
+        crops, upstream = inputs.similarity_inputs(case, "cpu")
+        function = block_cosine_similarity
+    leaves, constants = crops.blocks()
+    factors = [extremes(block) if problem.extreme else None for block in (*leaves, *constants)]
+
+    def run(*blocks: Tensor, backend: str, device: str) -> Tensor:
+        given = [
+            (block if factor is None else block * factor.to(block.dtype)).to(device)
+            for block, factor in zip(blocks, factors, strict=True)
+        ]
+        return function(*given, backend=backend).cpu()
+
+    expected = Expected(crops, partial(run, backend="reference", device="cpu"), upstream)
+    return expected.difference(crops, partial(run, backend=backend, device=device), upstream)
+
+
+def cosine(x: Tensor, y: Tensor, *rest: Tensor, reduction: str, backend: str) -> Tensor:
+    *features, t = rest
+    return logo_loss(
+        x, y, t,
+        repulsion_features=features[0] if features else None,
+        repulsion_weight=peers.REPULSION,
+        reduction=reduction,
+        backend=backend,
+    )  # fmt: skip
+
+
+def scaling_difference(case: Scaling, backend: str, device: str) -> str | None:
+    """The same of the kernel that backward launches, which auto chooses, by this backend."""
+    torch.manual_seed(0)
+    dtype = getattr(torch, case.dtype)
+    gradient = torch.randn(case.images, case.rows, case.dim).to(dtype)
+    upstream = torch.linspace(0.5, 2, case.images) if case.per_image else torch.tensor(1.7)
+    columns = slice(2, 2 + case.rows)  # of a greater tensor, as autograd gives them
+    numbers = torch.rand(case.images, case.rows + 4) + 0.5
+    row_scale = numbers[:, columns] if case.per_row else None
+    wanted = (gradient.double() * scale_factor(upstream, row_scale).double()).to(dtype)
+    scaled = (
+        BACKENDS[backend]
+        .scale_(
+            gradient.to(device, copy=True),
+            upstream.to(device),
+            numbers.to(device)[:, columns] if case.per_row else None,
+        )
+        .cpu()
+    )
+    error = ((scaled.double() - wanted.double()).norm() / wanted.double().norm()).item()
+    return None if error <= TOLERANCE[dtype] else f"off by {error:.1e} (relative)"
+
+
+def differences(backend: str, device: str) -> Iterator[tuple[str, str | None]]:
+    for problem in problems(backend):
+        yield problem.id, difference(problem, backend, device)
+    for case in SCALE:
+        yield case.id, scaling_difference(case, backend, device)
 
 
 def main(backend: str, device: str) -> int:
-    wrong = 0
-    for case in [*COSINE, *SIMILARITY]:
-        if isinstance(case, CosineCase):
-            crops, upstream = inputs.cosine_inputs(case, device), None
-            function = partial(bench_cosine.loss, backend=backend)
-            reference = partial(bench_cosine.loss, backend="reference")
-        else:
-            crops, upstream = inputs.similarity_inputs(case, device)
-            function = partial(block_cosine_similarity, backend=backend)
-            reference = partial(block_cosine_similarity, backend="reference")
-        difference = Expected(crops, reference, upstream).difference(crops, function, upstream)
-        if difference is not None:
+    count = wrong = 0
+    for name, found in differences(backend, device):
+        count += 1
+        if found is not None:
             wrong += 1
-            print(f"{case.id}: {difference}")
+            print(f"{name}: {found}")
     if device == "cuda":
         torch.cuda.synchronize()
-    print(f"{backend}: {len(COSINE) + len(SIMILARITY)} cases, {wrong} wrong")
+    print(f"{backend}: {count} cases, {wrong} wrong")
     return 1 if wrong else 0
 
 

@@ -1,4 +1,4 @@
-"""Compiles the peers of every GPU case in parallel, into the compiler's cache on disk.
+"""Compiles the peers of every GPU case, and ours by Triton, in parallel, into caches on disk.
 
     python benchmarks/warm_cache.py
 
@@ -14,24 +14,29 @@ from concurrent.futures import ProcessPoolExecutor
 import cases
 import inputs
 import peers
+from bench_cosine import loss
+from comparison import by_backend
+from logo_kernels import block_cosine_similarity
 
 PROCESSES = 6  # each with its own CUDA context and the tensors of one case
 
 
 def warm(case: cases.CosineCase | cases.SimilarityCase) -> str:
-    """One step of every peer; errors are for the benchmark itself to report."""
+    """One step of whatever is compiled; errors are for the benchmark itself to report."""
     upstream = None
     if isinstance(case, cases.CosineCase):
-        crops, functions = inputs.cosine_inputs(case, "cuda"), peers.COSINE
+        crops, ours, functions = inputs.cosine_inputs(case, "cuda"), loss, peers.COSINE
     else:
         crops, upstream = inputs.similarity_inputs(case, "cuda")
-        functions = peers.SIMILARITY
-    failed = 0
+        ours, functions = block_cosine_similarity, peers.SIMILARITY
+    compiled = list(by_backend(ours, case.operation, "cuda", crops).values())
     for peer in peers.prepare(functions, "cuda", case.moved_bytes()):
-        if "compiled" not in peer.name:
-            continue
+        if "compiled" in peer.name:
+            compiled.append(peer.function)
+    failed = 0
+    for function in compiled:
         try:
-            crops.step(peer.function, upstream)
+            crops.step(function, upstream)
         except Exception:
             failed += 1
     return f"{case.id}: {failed} failed" if failed else case.id

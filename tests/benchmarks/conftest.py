@@ -23,11 +23,19 @@ TRITON_SOURCES = {
     "logo_kernels/backends/triton/tiles.py": "SIZE = 64\n",
     "logo_kernels/backends/triton/environment.py": "import os\n",
 }
+CUDA_KERNEL = "csrc/cuda/cosine.cu"
 CUDA_SOURCES = {
-    "csrc/cuda/cosine.cu": '#include "copy.cuh"\n__global__ void cosine() {}\n',
-    "csrc/cuda/architectures.cu": "// no __global__ here\nint x;\n",
-    "csrc/cuda/copy.cuh": "__global__ void helper();\n",
-    "csrc/include/logo/math.h": "#pragma once\n",
+    CUDA_KERNEL: (
+        '#include <cuda_runtime.h>\n#include "copy.cuh"\n/*\n#include "cuda/scale.cuh"\n*/\n'
+        "template <class T>\n__global__ void __launch_bounds__(256)\n    cosine(T* x) {}\n"
+    ),
+    "csrc/cuda/scale.cu": '#include "cuda/scale.cuh"\n__global__ void scale() {}\n',
+    "csrc/cuda/architectures.cu": "// no __global__ here\n/* nor a\n__global__ there */\nint x;\n",
+    "csrc/cuda/copy.cuh": '  #  include "cuda/plan.h"\n__global__ void helper();\n',
+    "csrc/cuda/plan.h": '#pragma once\n#include "logo/math.h"\n#include "copy.cuh"\n',
+    "csrc/cuda/scale.cuh": "#pragma once\n",
+    "csrc/include/logo/math.h": "#pragma once\n#include <cmath>\n",
+    "csrc/include/logo/unused.h": "#pragma once\n",
 }
 
 

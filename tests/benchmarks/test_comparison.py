@@ -1,6 +1,11 @@
 """From figures to headline, and what becomes of a peer that fails or is wrong."""
 
+import functools
+import importlib.util
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +13,11 @@ import pytest
 import bench_cosine
 import comparison
 import inputs
+import ledger
 import peers
 from cases import CosineCase
 from comparison import COPY, headline
+from logo_kernels import backends
 from peers import Prepared
 from timing import OURS, per_call
 
@@ -62,10 +69,10 @@ class FewRounds:
             teardown()
 
 
-def compared(ours, prepared):
+def compared(ours, prepared, **others):
     benchmark = FewRounds()
     comparison.compare(
-        benchmark, CASE, "cpu", "reference", inputs.cosine_inputs(CASE, "cpu"), ours,
+        benchmark, CASE, "cpu", inputs.cosine_inputs(CASE, "cpu"), {"reference": ours, **others},
         partial(bench_cosine.loss, backend="reference"), prepared,
     )  # fmt: skip
     return benchmark.extra_info
@@ -101,3 +108,88 @@ def test_wrong_and_failing_peers_are_left_out_by_name():
 def test_ours_is_not_timed_when_it_is_wrong():
     with pytest.raises(AssertionError, match="a wrong result is not timed"):
         compared(lambda x, y, t: 1.01 * bench_cosine.loss(x, y, t), [])
+
+
+def test_another_backend_of_ours_is_a_contestant_but_no_peer():
+    peer = Prepared("sums", peers.sums)
+    info = compared(bench_cosine.loss, [peer], triton=bench_cosine.loss)
+    assert set(info["contestants"]) == {OURS, "ours, triton", "sums", COPY}
+    assert info["best_peer"] == "sums"
+    assert info["contestants"]["ours, triton"]["ratio"]["median"] > 0
+    assert info["backend"] == "reference"
+    assert info["kernels"] == {OURS: [], "ours, triton": ledger.kernels_of("cosine", "triton")[:1]}
+
+
+def test_no_backend_of_ours_may_be_wrong():
+    with pytest.raises(AssertionError, match=r"ours, triton: .* a wrong result is not timed"):
+        compared(bench_cosine.loss, [], triton=lambda x, y, t: 1.01 * bench_cosine.loss(x, y, t))
+
+
+class Stub:
+    """A backend that is there, or is not, or refuses."""
+
+    def __init__(self, name, missing=None, refuses=None):
+        self.name, self.reasons = name, (missing, refuses)
+
+    def missing(self):
+        return self.reasons[0]
+
+    def refuses(self, problem):
+        return self.reasons[1]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "triton", "found"),
+    [
+        ((None, None), (None, None), ["cuda", "triton"]),
+        (("not built", None), (None, None), ["triton"]),
+        ((None, None), (None, "too many rows"), ["cuda"]),
+        ((None, "too many rows"), (None, None), ["triton"]),
+        (("not built", None), ("not installed", None), ["reference"]),
+    ],
+)
+def test_backends_of_a_gpu(monkeypatch, cuda, triton, found):
+    stubs = [Stub("cuda", *cuda), Stub("triton", *triton), Stub("reference")]
+    monkeypatch.setattr(backends, "BACKENDS", {stub.name: stub for stub in stubs})
+    monkeypatch.setitem(backends.PREFERENCE, "cpu", backends.PREFERENCE["cuda"])
+    fresh = functools.lru_cache(backends._choose.__wrapped__)
+    monkeypatch.setattr(backends, "_choose", fresh)
+
+    def function(*crops, backend="auto"):
+        return backend
+
+    made = comparison.by_backend(function, "cosine", "cpu", inputs.cosine_inputs(CASE, "cpu"))
+    assert list(made) == found
+    assert [call() for call in made.values()] == ["auto", *found[1:]]
+
+
+def test_a_cpu_has_one():
+    made = comparison.by_backend(
+        bench_cosine.loss, "cosine", "cpu", inputs.cosine_inputs(CASE, "cpu")
+    )
+    assert list(made.values()) == [bench_cosine.loss]
+
+
+def test_a_backend_is_left_out_everywhere(monkeypatch):
+    """`--without`: auto's choice, and the contestants, of the loss and of its scaling."""
+    path = Path(bench_cosine.__file__).with_name("conftest.py")
+    spec = importlib.util.spec_from_file_location("conftest_of_the_benchmarks", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(backends, "PREFERENCE", dict(backends.PREFERENCE))
+    module.pytest_configure(SimpleNamespace(getoption={"--without": ["cuda"]}.get))
+    assert backends.PREFERENCE == {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
+
+
+def test_the_first_cases_of_all_operations_come_first(tmp_path):
+    listed = subprocess.run(
+        [sys.executable, "-m", "pytest", Path(bench_cosine.__file__).parent, "--co", "-q",
+         "--device=cuda", "-p", "no:cacheprovider"],
+        cwd=tmp_path, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    files = [line.split("::")[0].rpartition("/")[2] for line in listed.splitlines() if "::" in line]
+    assert len(files) > 15
+    assert set(files[:4]) == set(files)
+    of_cosine = [line for line in listed.splitlines() if "test_cosine[" in line]
+    names = [line.partition("[")[2].rstrip("]") for line in of_cosine]
+    assert names == [case.id for case in bench_cosine.CASES["cuda"]]

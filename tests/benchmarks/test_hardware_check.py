@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 
@@ -10,9 +11,12 @@ import pytest
 import hardware_check
 import ledger
 import report
+from hardware_check import Workplace
 from steps import ABSENT, FAILED, PASSED, TIMED_OUT, Outcome, Steps
 
 KERNEL = "logo_kernels/backends/triton/cosine.py"
+CUDA_KERNEL = "csrc/cuda/cosine.cu"
+CUDA_SCALE = "csrc/cuda/scale.cu"
 
 
 def run(steps, tmp_path, code, seconds=20.0):
@@ -62,14 +66,82 @@ def junit(tmp_path, *cases):
 def test_tests_are_counted_per_backend(tmp_path):
     path = junit(
         tmp_path,
-        ("tests.triton.test_tiles", "test_one", ""),
+        ("tests.triton_kernels.test_tiles", "test_one", ""),
         ("tests.test_loss", "test_golden[triton-float32]", ""),
         ("tests.test_loss", "test_golden[triton-float16]", "<skipped/>"),
         ("tests.test_loss", "test_golden[cuda-float32]", "<failure/>"),
+        ("tests.test_loss", "test_golden[cuda-cuda]", ""),
+        ("tests.test_loss", "test_golden[emulated-80]", ""),
+        ("tests.test_loss", "test_golden[emulated-90-cuda]", "<failure/>"),
+        ("tests.cuda_kernels.test_walk", "test_it[sm_80]", "<failure/>"),
+        ("tests.emulation.test_emulator", "test_it", "<error/>"),
+        ("tests.test_loss", "test_cuda_is_named", ""),
+        ("tests.test_backends", "test_auto[cuda-reasons0-cuda]", ""),
     )
     assert hardware_check.count_tests(path) == {
-        "triton": {"passed": 2, "failed": 0}, "cuda": {"passed": 0, "failed": 1}
+        "triton": {"passed": 2, "failed": 0}, "cuda": {"passed": 1, "failed": 1}
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "owner"),
+    [
+        ("tests.test_cosine", "test_expanded[cuda]", "cuda"),
+        ("tests.test_cosine", "test_strides[cuda-view-major-dtype0]", "cuda"),
+        ("tests.test_cosine", "test_strides[triton-strided over D-dtype0]", "triton"),
+        ("tests.test_cosine", "test_strides[emulated-90-view-major-dtype0]", "emulated"),
+        ("tests.test_cosine", "test_cases[cpu-cuda]", None),
+        ("tests.test_cosine", "test_cuda", None),
+        ("tests.triton_kernels.test_aot", "test_compiles[cuda-80]", "triton"),
+        ("tests.cuda_kernels.test_scale", "test_products[sm_80-True]", "emulated"),
+        ("tests.test_backends", "test_auto[cuda-reasons0-cuda]", None),
+        ("", "tests.test_properties", None),
+    ],
+)
+def test_whose_test_it_is(module, name, owner):
+    assert hardware_check.backend_of_test(module, name) == owner
+
+
+def collected(monkeypatch, tmp_path, tests):
+    """(module, name) of the project's tests that `tests(workplace)` would run here."""
+    monkeypatch.setattr(Workplace, "__init__", lambda self: None)
+    monkeypatch.setattr(Workplace, "parallel", lambda self: [])
+    work = Workplace()
+    work.source, work.folder, work.environment = ledger.ROOT, tmp_path, dict(os.environ)
+    work.steps = Steps(tmp_path / "logs", 300)
+
+    def only_collect(name, command, seconds, cwd, environment):
+        command = [*command, "--collect-only"]
+        return Steps.run(work.steps, name, command, seconds, cwd, environment)
+
+    monkeypatch.setattr(work.steps, "run", only_collect)
+    tests(work)
+    lines = work.steps.outcomes[-1].log.read_text().splitlines()
+    found = [line.split("::", 1) for line in lines if "::" in line]
+    return [(path.removesuffix(".py").replace("/", "."), name) for path, name in found]
+
+
+def test_the_gpu_runs_tests_of_its_backends_alone(monkeypatch, tmp_path):
+    """Of this project's own tests: what is selected is what is counted."""
+    found = collected(
+        monkeypatch, tmp_path, lambda work: hardware_check.run_gpu_tests(work, tmp_path / "x.xml")
+    )
+    owners = [hardware_check.backend_of_test(*test) for test in found]
+    assert set(owners) == {"triton", "cuda"}
+    of_cuda = {module for (module, _), owner in zip(found, owners, strict=True) if owner == "cuda"}
+    assert of_cuda >= {"tests.test_cosine", "tests.test_similarity"}
+    assert {module for module, _ in found if "triton_kernels" in module}
+
+
+def test_the_emulator_runs_tests_of_its_own_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(Workplace, "tool", lambda self, name: name)
+    found = collected(
+        monkeypatch, tmp_path, lambda work: hardware_check.emulate(work, tmp_path / "x.xml")
+    )
+    assert {hardware_check.backend_of_test(*test) for test in found} == {"emulated"}
+    assert {"tests.test_cosine", "tests.cuda_kernels.test_walk"} <= {module for module, _ in found}
+    assert any(module.startswith("tests.emulation.") for module, _ in found)
+    assert "tests.cuda_kernels.test_static" not in {module for module, _ in found}
 
 
 def test_a_failure_that_names_no_backend_counts_for_all(tmp_path):
@@ -87,7 +159,7 @@ def test_no_report_means_nothing_passed(tmp_path):
 ROW = {
     "operation": "cosine", "case": "cosine-1024x2x8x2048-bfloat16", "device": "cuda",
     "backend": "triton", "contestants": {"ours": {"median": 5e-5}}, "best_peer": "sums",
-    "best_ratio": 3.0, "fraction_of_copy": 0.9,
+    "best_ratio": 3.0, "fraction_of_copy": 0.9, "kernels": {"ours": [KERNEL]},
 }  # fmt: skip
 FACTS = {
     "device": "NVIDIA H200", "driver_version": "580", "clocks.sm": "1980 MHz",
@@ -117,34 +189,147 @@ def test_figures_are_recorded_only_of_what_passed(
     measured.write_text(json.dumps({"machine_info": FACTS, "benchmarks": [{"extra_info": ROW}]}))
     results = tree / "benchmarks/results/nvidia-h200"
     results.mkdir(parents=True)
-    hardware_check.write_results(results, made, measured, tree)
+    hardware_check.write_results(results, made, measured)
     assert (results / "benchmarks.json").is_file() == recorded
     assert ledger.inconsistencies(tree) == []
     assert ledger.is_verified(KERNEL, "NVIDIA H200", tree) == recorded
 
 
+BOTH = ROW | {
+    "backend": "cuda", "size": "(1024, 2, 8, 2048)", "dtype": "bfloat16", "view_major": False,
+    "moved_bytes": 92_274_688, "bytes_per_second": 4e12, "excluded": {},
+    "contestants": {
+        "ours": {"median": 1e-4, "peak_bytes": 1},
+        "ours, triton": {"median": 2e-4, "peak_bytes": 1, "ratio": {"median": 2.0}},
+        "sums": {"median": 3e-4, "peak_bytes": 1, "ratio": {"median": 3.0}},
+    },
+    "kernels": {"ours": [CUDA_KERNEL, CUDA_SCALE], "ours, triton": [KERNEL, CUDA_SCALE]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("triton", "cuda", "shown"),
+    [
+        (PASSED, PASSED, ["ours", "ours, triton"]),
+        (FAILED, PASSED, ["ours"]),
+        (PASSED, FAILED, None),  # what they are measured against is not to be told
+    ],
+)
+def test_each_contestant_is_recorded_only_with_its_kernels(
+    tree, monkeypatch, tmp_path, triton, cuda, shown
+):
+    monkeypatch.setattr(report, "record", lambda *paths: None)
+    made = hardware_check.ledger_of(
+        FACTS,
+        {backend: {"passed": 5, "failed": 0} for backend in ("triton", "cuda")},
+        {"triton": {"memcheck": triton}, "cuda": {"memcheck": cuda}},
+        [BOTH],
+        tree,
+    )
+    kept = {name: entry.get("benchmarks") for name, entry in made["kernels"].items()}
+    ours = {
+        "seconds": 1e-4, "device_seconds": None,
+        "best_peer": "sums", "best_ratio": 3.0, "fraction_of_copy": 0.9,
+    }  # fmt: skip
+    beside = {"seconds": 2e-4, "device_seconds": None, "times_of_ours": 2.0}
+    assert kept == {
+        KERNEL: None if triton == FAILED else {BOTH["case"]: beside} if cuda == PASSED else {},
+        CUDA_KERNEL: {BOTH["case"]: ours} if cuda == PASSED else None,
+        CUDA_SCALE: {BOTH["case"]: ours} if cuda == PASSED else None,
+    }
+    measured = tmp_path / "benchmarks.json"
+    measured.write_text(json.dumps({"machine_info": FACTS, "benchmarks": [{"extra_info": BOTH}]}))
+    results = tmp_path / "results"
+    results.mkdir()
+    hardware_check.write_results(results, made, measured)
+    if shown is None:
+        assert not (results / "benchmarks.json").is_file()
+        return
+    (row,) = report.load(results / "benchmarks.json")[1]
+    assert report.ours_of(row) == shown
+
+
+@pytest.mark.parametrize(
+    ("triton", "cuda", "without"),
+    [
+        (PASSED, PASSED, []),
+        (PASSED, FAILED, ["cuda"]),
+        (TIMED_OUT, PASSED, ["triton"]),
+        (FAILED, FAILED, []),
+    ],
+)
+def test_what_failed_is_not_measured_if_another_passed(triton, cuda, without):
+    counts = {backend: {"passed": 1, "failed": 0} for backend in ("triton", "cuda")}
+    verdicts = {"cuda": {"plain": cuda}, "triton": {"plain": triton}}
+    assert hardware_check.not_worth_measuring(counts, verdicts) == without
+
+
+@pytest.mark.parametrize(
+    ("capability", "architecture"),
+    [((8, 0), "80-real"), ((8, 9), "80-real"), ((9, 0), "90a-real"), ((10, 0), "100"),
+     ((10, 3), "100"), ((12, 0), "100"), ((7, 5), "80-real")],
+)  # fmt: skip
+def test_one_architecture_is_built(capability, architecture):
+    assert hardware_check.architecture_of(capability) == architecture
+    text = (ledger.ROOT / "CMakeLists.txt").read_text()
+    built = re.search(r"set\(CMAKE_CUDA_ARCHITECTURES ([^)]*)\)", text).group(1).split()
+    assert architecture in built
+
+
+@pytest.mark.parametrize("tools", [(), ("g++",), ("g++", "nvcc")])
+@pytest.mark.parametrize("reports", [False, True])
+def test_the_whole_check_without_a_gpu(monkeypatch, tmp_path, tools, reports):
+    commands = {}
+
+    def instead_of_running(self, name, command, seconds, cwd, environment):
+        commands[name] = [str(word) for word in command], dict(environment)
+        return self._ended(Outcome(name, PASSED, 0.0, None))
+
+    monkeypatch.setattr(Steps, "run", instead_of_running)
+    monkeypatch.setattr(
+        "shutil.which", lambda name, path=None: f"/usr/bin/{name}" if name in tools else None
+    )
+    source = tmp_path / "checkout"
+    (source / "benchmarks").mkdir(parents=True)
+    if reports:
+        (source / "benchmarks/static_report.py").touch()
+    monkeypatch.setattr(ledger, "ROOT", source)
+    assert hardware_check.without_gpu(tmp_path / "work") == 0
+
+    expected = ["install", "small cases triton", "interpreter", "ahead of time"]
+    expected += ["emulated"] if "g++" in tools else []
+    expected += ["static report"] if reports and "nvcc" in tools else []
+    assert list(commands) == expected
+    assert all("CUDAARCHS" not in environment for _, environment in commands.values())
+    assert commands["interpreter"][1]["TRITON_INTERPRET"] == "1"
+    if "g++" in tools:
+        words, environment = commands["emulated"]
+        assert words[words.index("-k") + 1] == hardware_check.EMULATED
+        assert not any(word.startswith("--ignore") and "emulation" in word for word in words)
+        assert "TRITON_INTERPRET" not in environment
+    if "static report" in expected:
+        assert commands["static report"][0][1:] == [
+            str(tmp_path / "work/source/benchmarks/static_report.py")
+        ]
+
+
 def test_the_whole_check_on_a_made_gpu(monkeypatch, tmp_path):
     """Every step's command is built and everything is written; only the commands do not run."""
-    commands = []
+    commands, environments = [], {}
 
     def instead_of_running(self, name, command, seconds, cwd, environment):
         words = [str(word) for word in command]
         commands.append((name, words))
+        environments[name] = dict(environment)
         for word in words:
             option, _, value = word.partition("=")
             if option == "--junitxml":
-                junit(cwd, ("tests.triton.test_cosine", "test_it", "")).replace(value)
+                passed = [
+                    ("tests.test_cosine", f"test_it[{name}]", "") for name in ("triton", "cuda")
+                ]
+                junit(cwd, *passed).replace(value)
             if option == "--benchmark-json":
-                contestants = {
-                    "ours": {"median": 1e-4, "peak_bytes": 1},
-                    "sums": {"median": 3e-4, "peak_bytes": 1, "ratio": {"median": 3.0}},
-                }
-                extra = {
-                    **ROW, "size": "(1024, 2, 8, 2048)", "dtype": "bfloat16", "view_major": False,
-                    "moved_bytes": 92_274_688, "bytes_per_second": 4e12, "excluded": {},
-                    "contestants": contestants,
-                }  # fmt: skip
-                made = {"machine_info": FACTS, "benchmarks": [{"extra_info": extra}]}
+                made = {"machine_info": FACTS, "benchmarks": [{"extra_info": BOTH}]}
                 with open(value, "w") as file:
                     json.dump(made, file)
         return self._ended(Outcome(name, PASSED, 0.0, None))
@@ -152,18 +337,27 @@ def test_the_whole_check_on_a_made_gpu(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(Steps, "run", instead_of_running)
     monkeypatch.setattr("machine.describe", lambda device: FACTS)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
     monkeypatch.setattr("shutil.which", lambda name, path=None: f"/usr/bin/{name}")
     assert hardware_check.on_gpu(tmp_path / "work", tmp_path / "out") == 0
 
     names = [name for name, _ in commands]
     assert names[:2] == ["install", "tests"]
-    assert {"memcheck triton", "racecheck triton", "initcheck triton", "synccheck triton"} <= set(
-        names
-    )
+    for backend in ("triton", "cuda"):
+        assert names.count(f"small cases {backend}") == 1
+        for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
+            assert names.count(f"{tool} {backend}") == 1
+    assert environments["install"]["CUDAARCHS"] == "90a-real"
+    assert all("CUDAARCHS" not in environments[name] for name in names[1:])
+    assert all(hardware_check.CUDA_TOOLS in made["PATH"] for made in environments.values())
+    assert not any("--without" in word for _, words in commands for word in words)
     assert names[-2:] == ["compile the peers", "benchmarks"]
     results = tmp_path / "out/nvidia-h200"
     made = json.loads((results / "ledger.json").read_text())
     assert made["kernels"][KERNEL]["tests"] == {"passed": 1, "failed": 0}
-    assert made["kernels"][KERNEL]["benchmarks"][ROW["case"]]["best_ratio"] == 3.0
-    assert "NVIDIA H200" in (results / "table.md").read_text()
+    assert made["kernels"][CUDA_KERNEL]["benchmarks"][ROW["case"]]["best_ratio"] == 3.0
+    assert made["kernels"][KERNEL]["benchmarks"][ROW["case"]]["times_of_ours"] == 2.0
+    table = (results / "table.md").read_text()
+    assert "NVIDIA H200" in table
+    assert "| ours | ours, triton |" in table
     assert (results / "chart.png").is_file()

@@ -1,6 +1,7 @@
 """The ledger: which kernels count, when they are verified, and what a ledger may not claim."""
 
 import json
+import re
 import warnings
 
 import pytest
@@ -9,12 +10,13 @@ import ledger
 from ledger import CHANGED, NEVER, VERIFIED
 
 KERNEL = "logo_kernels/backends/triton/cosine.py"
+CUDA_KERNEL = "csrc/cuda/cosine.cu"
 
 
-def write_ledger(tree, **changes):
-    """A ledger in which the Triton kernel passed as it is; `changes` go to its entry."""
+def write_ledger(tree, kernel=KERNEL, **changes):
+    """A ledger in which a kernel passed as it is; `changes` go to its entry."""
     entry = {
-        "sha256": ledger.source_hash(ledger.kernels(tree)[KERNEL]),
+        "sha256": ledger.source_hash(ledger.kernels(tree)[kernel]),
         "tests": {"passed": 3, "failed": 0},
         "sanitizer": {"memcheck": "passed", "racecheck": "not available"},
         "benchmarks": {"case": {"seconds": 1e-5}},
@@ -22,7 +24,7 @@ def write_ledger(tree, **changes):
     written = {
         "device": "NVIDIA H200", "driver": "580", "clocks": {"clocks.sm": "1980 MHz"},
         "versions": {"torch": "2.11"}, "date": "2026-11-22T00:00:00+00:00",
-        "kernels": {KERNEL: entry},
+        "kernels": {kernel: entry},
     }  # fmt: skip
     path = tree / "benchmarks/results/nvidia-h200/ledger.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,13 +38,59 @@ def verdict(tree, kernel=KERNEL):
 
 def test_kernels_are_the_files_that_launch_them(tree):
     found = ledger.kernels(tree)
-    assert set(found) == {KERNEL, "csrc/cuda/cosine.cu"}
+    assert set(found) == {KERNEL, CUDA_KERNEL, "csrc/cuda/scale.cu"}
     assert [path.name for path in found[KERNEL]] == ["cosine.py", "rows.py", "tiles.py"]
-    assert [path.name for path in found["csrc/cuda/cosine.cu"]] == [
-        "cosine.cu",
-        "copy.cuh",
-        "math.h",
-    ]
+
+
+def test_a_cuda_kernel_is_compiled_from_what_it_includes(tree):
+    found = ledger.kernels(tree)
+    names = [path.relative_to(tree).as_posix() for path in found[CUDA_KERNEL]]
+    assert names == [
+        CUDA_KERNEL, "csrc/cuda/copy.cuh", "csrc/cuda/plan.h", "csrc/include/logo/math.h"
+    ]  # fmt: skip
+    assert [path.name for path in found["csrc/cuda/scale.cu"]] == ["scale.cu", "scale.cuh"]
+
+
+def test_the_projects_own_cuda_kernels():
+    """Every header that the project's kernels include is one of the project's, and is found."""
+    found = ledger.kernels()
+    cuda = [kernel for kernel in found if ledger.backend_of(kernel) == "cuda"]
+    assert cuda == [f"csrc/cuda/{name}.cu" for name in ("cosine", "scale", "similarity")]
+    for kernel in cuda:
+        headers = {path.name for path in found[kernel][1:]}
+        included = {
+            name.rpartition("/")[2]
+            for path in found[kernel]
+            for name in re.findall(r'#include "(.+)"', path.read_text())
+        }
+        assert headers == included
+        assert {"launcher.h", "plan.h", "dtypes.h"} <= headers
+    assert "layout.h" not in {path.name for path in found["csrc/cuda/scale.cu"]}
+
+
+@pytest.mark.parametrize(
+    ("operation", "backend", "scaled_by", "kernels"),
+    [
+        ("cosine", "triton", None, [KERNEL]),  # it has no scale.py here
+        ("cosine", "triton", "cuda", [KERNEL, "csrc/cuda/scale.cu"]),
+        ("cosine", "cuda", None, [CUDA_KERNEL, "csrc/cuda/scale.cu"]),
+        ("cosine", "cuda", "reference", [CUDA_KERNEL]),
+        ("cosine", "cpu", "cpu", []),
+        ("scale", "cuda", None, ["csrc/cuda/scale.cu"]),
+        ("similarity", "cuda", None, ["csrc/cuda/similarity.cu"]),
+        ("similarity_backward", "cuda", None, ["csrc/cuda/similarity.cu"]),
+        ("similarity_backward", "triton", None, [KERNEL.replace("cosine", "similarity")]),
+        ("similarity", "reference", None, []),
+    ],
+)
+def test_kernels_behind_an_operation(tree, operation, backend, scaled_by, kernels):
+    assert ledger.kernels_of(operation, backend, tree, scaled_by) == kernels
+
+
+@pytest.mark.parametrize("operation", ledger.FILES)
+@pytest.mark.parametrize("backend", ledger.FOLDERS)
+def test_every_operation_has_its_kernels(operation, backend):
+    assert set(ledger.kernels_of(operation, backend)) <= set(ledger.kernels())
 
 
 def test_verified_while_the_source_is_what_passed(tree):
@@ -50,7 +98,7 @@ def test_verified_while_the_source_is_what_passed(tree):
     assert verdict(tree) == VERIFIED
     assert ledger.is_verified(KERNEL, "NVIDIA H200", tree)
     assert not ledger.is_verified(KERNEL, "NVIDIA A100", tree)
-    assert verdict(tree, "csrc/cuda/cosine.cu") == NEVER
+    assert verdict(tree, CUDA_KERNEL) == NEVER
     assert ledger.inconsistencies(tree) == []
 
 
@@ -62,6 +110,27 @@ def test_a_change_anywhere_in_its_source_shows(tree, changed):
     assert verdict(tree) == CHANGED
     assert not ledger.is_verified(KERNEL, "NVIDIA H200", tree)
     assert ledger.inconsistencies(tree) == []  # a change is news, not an error
+
+
+@pytest.mark.parametrize(
+    ("changed", "status"),
+    [
+        ("csrc/cuda/cosine.cu", CHANGED),
+        ("csrc/cuda/copy.cuh", CHANGED),
+        ("csrc/cuda/plan.h", CHANGED),
+        ("csrc/include/logo/math.h", CHANGED),
+        ("csrc/cuda/scale.cu", VERIFIED),
+        ("csrc/cuda/scale.cuh", VERIFIED),
+        ("csrc/include/logo/unused.h", VERIFIED),
+    ],
+)
+def test_a_change_of_a_header_shows_where_it_is_included(tree, changed, status):
+    write_ledger(tree, CUDA_KERNEL)
+    assert verdict(tree, CUDA_KERNEL) == VERIFIED
+    path = tree / changed
+    path.write_text(path.read_text() + "// changed\n")
+    assert verdict(tree, CUDA_KERNEL) == status
+    assert ledger.is_verified(CUDA_KERNEL, "NVIDIA H200", tree) == (status == VERIFIED)
 
 
 def test_a_change_elsewhere_does_not(tree):

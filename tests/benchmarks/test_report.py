@@ -8,6 +8,7 @@ import ledger
 import report
 
 KERNEL = "logo_kernels/backends/triton/cosine.py"
+CUDA_KERNEL = "csrc/cuda/cosine.cu"
 SUMMARY = {"min": 1e-3, "low_quartile": 1e-3, "high_quartile": 1e-3, "iqr": 0.0}
 
 
@@ -34,7 +35,7 @@ def row(**changes):
 
 
 def on_gpu(**changes):
-    made = row(device="cuda", backend="triton", **changes)
+    made = row(device="cuda", backend="triton", kernels={"ours": [KERNEL]}, **changes)
     made["contestants"]["ours"]["device_seconds"] = {"cold": 21.5e-6, "warm": 20e-6}
     return made
 
@@ -66,6 +67,48 @@ def test_a_peer_that_was_left_out_is_named(tmp_path):
 def test_gpu_rows_show_both_clocks(tmp_path):
     text = report.tables(*report.load(write(tmp_path / "a.json", [on_gpu()])))
     assert "2.5 ms (GPU 21.5 µs)" in text
+
+
+def on_gpu_by_both():
+    """The CUDA kernels are auto's choice; the Triton kernel, scaled by CUDA's, is beside them."""
+    made = on_gpu() | {
+        "backend": "cuda",
+        "kernels": {
+            "ours": [CUDA_KERNEL, "csrc/cuda/scale.cu"],
+            "ours, triton": [KERNEL, "csrc/cuda/scale.cu"],
+        },
+    }
+    beside = figures(3e-3, 1.2) | {"device_seconds": {"cold": 25e-6, "warm": 24e-6}}
+    made["contestants"] = {**made["contestants"], "ours, triton": beside}
+    return made
+
+
+def test_both_backends_of_a_gpu_are_shown(tmp_path):
+    overhead = on_gpu_by_both() | {"operation": "overhead"}
+    overhead["contestants"]["empty Function"] = figures(1e-3, 0.4)
+    rows = [on_gpu_by_both(), on_gpu(), overhead]
+    text = report.tables(*report.load(write(tmp_path / "a.json", rows)))
+    assert "| ours | ours, triton | pairs | sums | MB moved |" in text
+    assert "| 2.5 ms (GPU 21.5 µs) | 3 ms (GPU 25 µs) | 100× / 5.00× |" in text
+    assert "| 2.5 ms (GPU 21.5 µs) | – | 100× / 5.00× |" in text
+    assert "| 2.5 ms | 1 ms | 1.5 ms | 3 ms | 5 ms (sums, compiled) |" in text
+    assert "backend cuda, triton." in text
+
+
+def test_a_contestant_is_shown_only_with_its_kernels():
+    row = on_gpu_by_both()
+    triton, cuda, scale = KERNEL, CUDA_KERNEL, "csrc/cuda/scale.cu"
+
+    def ours(*allowed):
+        kept = report.restricted(row, set(allowed).__contains__)
+        return kept and report.ours_of(kept)
+
+    assert ours(triton, cuda, scale) == ["ours", "ours, triton"]
+    assert ours(cuda, scale) == ["ours"]
+    assert ours(triton, cuda) is None
+    assert ours(triton, scale) is None
+    assert report.restricted(row | {"kernels": {}}, lambda kernel: True) is None
+    assert report.ours_of(row) == ["ours", "ours, triton"]  # the row itself is left as it was
 
 
 def test_other_tables(tmp_path):

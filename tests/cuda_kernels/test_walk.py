@@ -30,7 +30,7 @@ def assert_exact(problem, dtype):
 # 32 rows, two rows of 65536, and columns that no chunk divides.
 RESIDENT = {"main": (2, 2, 8, 2048, False), "ring": (160, 2, 4, 256, False)}
 CHUNKED = {
-    "chunks": (9, 2, 14, 4096, True),
+    "chunks": (11, 2, 14, 4096, True),
     "two long rows": (2, 2, 0, 65536, False),
     "ragged chunks": (2, 2, 30, 2040, False),
 }

@@ -46,7 +46,7 @@ struct CosineProblem {
   float* row_scale = nullptr;  // [B, G + L + L'], null unless a gradient is fp16
   void* total = nullptr;       // [] or [B]
   void* terms = nullptr;       // [3] or [3, B]
-  int threads = 1;  // of the CPU
+  int threads = 1;             // of the CPU
 };
 
 // Cosines between all pairs of rows of one image, and their gradients.

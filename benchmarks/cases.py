@@ -106,6 +106,46 @@ class SimilarityCase:
 
 
 @dataclass(frozen=True)
+class InfoNCECase:
+    """`logo_loss`, InfoNCE against a queue: forward, and backward to the online crops."""
+
+    images: int
+    global_crops: int
+    local_crops: int
+    negatives: int  # K
+    dim: int
+    dtype: str
+    why: str
+
+    operation = "info_nce"
+    view_major = False
+    smoke = False
+
+    @property
+    def size(self) -> str:
+        return (
+            f"({self.images}, {self.global_crops}, {self.local_crops}, {self.negatives}, "
+            f"{self.dim})"
+        )
+
+    @property
+    def id(self) -> str:
+        size = f"{self.images}x{self.global_crops}x{self.local_crops}x{self.negatives}x{self.dim}"
+        return _id(self.operation, size, self.dtype, False, False)
+
+    def moved_bytes(self) -> int:
+        """Read crops, targets and negatives, write gradients of the crops."""
+        crops = self.global_crops + self.local_crops
+        rows = self.images * (2 * crops + self.global_crops) + self.negatives
+        return rows * self.dim * ELEMENT_BYTES[self.dtype]
+
+    def flops(self) -> int:
+        """4NKD: scores, and the negatives' weighted mean, of each crop once."""
+        rows = self.images * (self.global_crops + self.local_crops)
+        return 4 * rows * self.negatives * self.dim
+
+
+@dataclass(frozen=True)
 class StepCase:
     """One optimiser step of SimSiam-LoGo on a small ResNet, crops already cut."""
 
@@ -200,6 +240,20 @@ SIMILARITY = {
         SimilarityCase(1024, 8, 2, 2048, "bfloat16", "local crops with global crops (eq. 4)"),
         SimilarityCase(1024, 10, None, 2048, "float32", "all crops in fp32"),
         SimilarityCase(1024, 64, None, 256, "bfloat16", "many crops: the products weigh most"),
+    ),
+}
+
+INFO_NCE = {
+    "cpu": (
+        InfoNCECase(256, 2, 2, 65536, 128, "float32", "MoCo's queue and D: 1024 crops"),
+        InfoNCECase(256, 2, 2, 4096, 128, "float32", "the authors' queue"),
+        InfoNCECase(32, 2, 8, 4096, 256, "bfloat16", "many crops of few images, under autocast"),
+    ),
+    "cuda": (
+        InfoNCECase(1024, 2, 2, 65536, 128, "bfloat16", "4096 crops: the matrix product decides"),
+        InfoNCECase(128, 2, 2, 65536, 128, "bfloat16", "512 crops: splits must fill the GPU"),
+        InfoNCECase(1024, 2, 2, 65536, 256, "bfloat16", "twice the columns"),
+        InfoNCECase(256, 2, 2, 4096, 128, "float32", "the authors' queue"),
     ),
 }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cases import CosineCase, SimilarityCase
+from cases import CosineCase, InfoNCECase, SimilarityCase
 
 
 @dataclass
@@ -64,7 +64,17 @@ def similarity_inputs(case: SimilarityCase, device: str) -> tuple[Inputs, Tensor
     return Inputs(leaves, [], case.view_major), upstream.to(getattr(torch, case.dtype))
 
 
-def _crops(counts: list[int], case: CosineCase | SimilarityCase, device: str) -> list[Tensor]:
+def info_nce_inputs(case: InfoNCECase, device: str) -> Inputs:
+    """x, y as leaves, t and the negatives n [K, D], unit vectors as in a queue, as constants."""
+    counts = [case.global_crops, case.local_crops, case.global_crops]
+    x, y, t = _crops(counts, case, device)
+    n = torch.nn.functional.normalize(torch.randn(case.negatives, case.dim, device=device), dim=1)
+    return Inputs([x.requires_grad_(), y.requires_grad_()], [t, n.to(x.dtype)], case.view_major)
+
+
+def _crops(
+    counts: list[int], case: CosineCase | SimilarityCase | InfoNCECase, device: str
+) -> list[Tensor]:
     torch.manual_seed(0)
     image = torch.randn(case.images, 1, case.dim, device=device)
     blocks = []

@@ -27,6 +27,7 @@ import machine
 BEGIN = "<!-- benchmarks:begin -->"
 END = "<!-- benchmarks:end -->"
 OURS = "ours"
+BESIDE = (OURS, "copy", "empty Function", "matrix product")  # contestants that are no peers
 RESULTS = ledger.ROOT / "benchmarks/results"
 
 Row = dict[str, Any]
@@ -63,6 +64,7 @@ def tables(facts: dict[str, Any], rows: list[Row]) -> str:
     for operation, title, columns in (
         ("cosine", "`logo_loss`, cosine: (B, G, L, D)", _against_peers),
         ("similarity", "`block_cosine_similarity`: (B, V, W, D)", _against_peers),
+        ("info_nce", "`logo_loss`, InfoNCE: (B, G, L, K, D)", _against_contrast),
         ("overhead", "Host overhead: (B, G, L, D)", _overhead),
         ("training_step", "One training step: (B, G, L, D)", _training_step),
     ):
@@ -134,9 +136,9 @@ def _families(rows: list[Row]) -> list[str]:
 
 
 def _ratio(row: Row, name: str) -> float | None:
-    """Of a peer; None for ours by any backend, the copy, baselines and peers left out."""
+    """Of a peer; None for ours by any backend, for baselines, and for peers left out."""
     figures = row["contestants"].get(name, {})
-    if name.split(",")[0] in (OURS, "copy", "empty Function") or "ratio" not in figures:
+    if name.split(",")[0] in BESIDE or "ratio" not in figures:
         return None
     return figures["ratio"]["median"]
 
@@ -182,6 +184,40 @@ def _against_peers(rows: list[Row]) -> str:
             ]
         )  # fmt: skip
     return _markdown(header, body)
+
+
+def _against_contrast(rows: list[Row]) -> str:
+    families, others = _families(rows), _other_backends(rows)
+    header = [
+        "size", "dtype", "ours", *others, *families, "GFLOP/s", "of a matrix product", "peak MB",
+    ]  # fmt: skip
+    body = []
+    for row in rows:
+        figures = row["contestants"]
+        peak = megabytes(figures[OURS]["peak_bytes"])
+        if row["best_peer"]:
+            peak += f" (best peer {megabytes(figures[row['best_peer']]['peak_bytes'])})"
+        body.append(
+            [
+                row["size"], row["dtype"], *(_ours(row, name) for name in (OURS, *others)),
+                *(_peer_cell(row, family) for family in families),
+                f"{row['flops'] / _seconds_of(figures[OURS]) / 1e9:.3g}",
+                f"{100 * _share(figures, 'matrix product'):.0f} %", peak,
+            ]
+        )  # fmt: skip
+    return _markdown(header, body)
+
+
+def _seconds_of(figures: dict[str, Any]) -> float:
+    """On a GPU, of GPU time with a flushed L2."""
+    return figures["device_seconds"]["cold"] if "device_seconds" in figures else figures["median"]
+
+
+def _share(figures: dict[str, Any], ceiling: str) -> float:
+    """Time of the ceiling over ours, in the same rounds."""
+    if "device_seconds" in figures[OURS]:
+        return _seconds_of(figures[ceiling]) / _seconds_of(figures[OURS])
+    return figures[ceiling]["ratio"]["median"]
 
 
 def _overhead(rows: list[Row]) -> str:

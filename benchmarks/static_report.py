@@ -27,7 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/static"
-SOURCES = ("cosine", "similarity", "scale")
+SOURCES = ("cosine", "similarity", "scale", "info_nce")
 FLAGS = ("-O3", "-std=c++17", "-Xptxas", "-v")
 
 # Assumed, not measured: from a load's issue to its data, on a device whose DRAM is busy.
@@ -115,10 +115,12 @@ PROBLEMS = (
 
 def identity(symbol: str) -> tuple[str, str]:
     """Kernel and dtype of a mangled instantiation: ("cosine", "bf16")."""
-    match = re.search(r"\d([a-z][a-z_]*)_kernelI(?:(f)E|N\w*?\d(bf16|f16)EE)", symbol)
+    match = re.search(r"\d([a-z][a-z_]*)_kernelI(?:(f)|N\w*?\d(bf16|f16)E)((?:L[ib]\dE)*)E", symbol)
     if match is None:
         raise ValueError(f"no kernel of this project by its name: {symbol}")
-    return match[1], {"f": "fp32", "f16": "fp16", "bf16": "bf16"}[match[2] or match[3]]
+    constants = re.findall(r"\d", match[4])
+    name = f"{match[1]}<{', '.join(constants)}>" if constants else match[1]
+    return name, {"f": "fp32", "f16": "fp16", "bf16": "bf16"}[match[2] or match[3]]
 
 
 def parse_ptxas(report: str) -> dict[tuple[str, str], dict[str, int]]:

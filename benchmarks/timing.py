@@ -207,3 +207,11 @@ def copy_step(moved_bytes: int, device: str) -> Step:
     source = torch.ones(moved_bytes // 2, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return lambda: target.copy_(source)
+
+
+def matrix_product_step(flops: int, dtype: str, device: str) -> Step:
+    """One square matrix product of as many operations, into a buffer allocated beforehand."""
+    side = round((flops / 2) ** (1 / 3))
+    a, b = (torch.randn(side, side, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out)

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "bindings.h"
+#include "cuda/info_nce_plan.h"
 #include "cuda/plan.h"
 
 namespace py = pybind11;
@@ -59,6 +60,59 @@ void scale(int device, uintptr_t stream, int64_t images, int64_t dim, const Rows
   run(&cuda::scale, p, device, stream, 0);
 }
 
+InfoNCEProblem info_nce_problem(int64_t dim, const RowsTuple& queries, const RowsTuple& negatives,
+                                double temperature, int owed, int64_t own_queries,
+                                int64_t own_negatives, uintptr_t lse, uintptr_t mean) {
+  InfoNCEProblem p;
+  p.dim = dim;
+  p.queries = rows(queries);
+  p.negatives = rows(negatives);
+  p.temperature = temperature;
+  p.owed = static_cast<DType>(owed);
+  p.own_queries = own_queries;
+  p.own_negatives = own_negatives;
+  p.lse = reinterpret_cast<float*>(lse);
+  p.mean = reinterpret_cast<float*>(mean);
+  return p;
+}
+
+void info_nce(int device, uintptr_t stream, uintptr_t workspace, int64_t dim,
+              const RowsTuple& queries, const RowsTuple& negatives, double temperature, int owed,
+              int64_t own_queries, int64_t own_negatives, uintptr_t lse, uintptr_t mean) {
+  run(&cuda::info_nce,
+      info_nce_problem(dim, queries, negatives, temperature, owed, own_queries, own_negatives, lse,
+                       mean),
+      device, stream, workspace);
+}
+
+int64_t info_nce_workspace_bytes(int device, int64_t dim, const RowsTuple& queries,
+                                 const RowsTuple& negatives, int owed) {
+  cuda::Failure failure;
+  const int64_t bytes = cuda::info_nce_workspace_bytes(
+      info_nce_problem(dim, queries, negatives, 1, owed, 0, 0, 0, 0), device, &failure);
+  check(bytes > 0 ? Status::ok : Status::launch_failed, failure);
+  return bytes;
+}
+
+py::dict info_nce_plan(int64_t queries, int64_t negatives, int64_t dim, int element_bytes,
+                       int planes, int multiprocessors, int64_t shared_per_block) {
+  const cuda::InfoNCEPlan plan = cuda::info_nce_plan(queries, negatives, dim, element_bytes, planes,
+                                                     {multiprocessors, shared_per_block});
+  py::dict facts;
+  facts["threads"] = plan.threads;
+  facts["rows"] = plan.rows;
+  facts["tile"] = plan.tile;
+  facts["stages"] = plan.stages;
+  facts["resident"] = plan.resident;
+  facts["chunk"] = plan.chunk;
+  facts["chunks"] = plan.chunks;
+  facts["splits"] = plan.splits;
+  facts["blocks"] = plan.blocks();
+  facts["shared_bytes"] = plan.shared_bytes;
+  facts["workspace_bytes"] = plan.workspace_bytes;
+  return facts;
+}
+
 int64_t ask(int64_t (*question)(int, cuda::Failure*), int device) {
   cuda::Failure failure;
   const int64_t answer = question(device, &failure);
@@ -94,6 +148,13 @@ void bind_cuda(py::module_& m) {
   m.def(
       "shared_bytes", [](int device) { return ask(&cuda::shared_bytes, device); },
       "Bytes of shared memory that a block may have on this device.");
+  m.def("info_nce", &info_nce);
+  m.def("info_nce_workspace_bytes", &info_nce_workspace_bytes,
+        "Bytes, of any contents, that a launch of `info_nce` needs for its own.");
+  m.def("info_nce_plan", &info_nce_plan, py::arg("queries"), py::arg("negatives"), py::arg("dim"),
+        py::arg("element_bytes"), py::arg("planes"), py::arg("multiprocessors"),
+        py::arg("shared_per_block"),
+        "How InfoNCE of these sizes is laid over a device (csrc/cuda/info_nce_plan.h).");
   m.def("plan", &plan, py::arg("rows"), py::arg("dim"), py::arg("element_bytes"),
         py::arg("shared_per_block"),
         "How images of these sizes are laid over a device (csrc/cuda/plan.h); also without one.");

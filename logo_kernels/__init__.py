@@ -8,15 +8,19 @@
 
 from ._version import __version__
 from .backends import BACKENDS
+from .contrastive import info_nce
 from .losses import LoGoLoss, LoGoTerms, logo_loss
+from .queue import NegativeQueue
 from .similarity import block_cosine_similarity
 
 __all__ = [
     "LoGoLoss",
     "LoGoTerms",
+    "NegativeQueue",
     "__version__",
     "available_backends",
     "block_cosine_similarity",
+    "info_nce",
     "logo_loss",
 ]
 

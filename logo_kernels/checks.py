@@ -58,6 +58,35 @@ def crops(name: str, value: Tensor | Sequence[Tensor], letters: str) -> Tensor:
     return block(name, torch.stack(tuple(value)).transpose(0, 1), letters)
 
 
+def matrix(name: str, value: Any, letters: str) -> Tensor:
+    """`value` as a floating tensor of rank 2."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor [{letters}], got {type(value).__name__}")
+    if value.ndim != 2:
+        raise ValueError(f"{name} must be [{letters}], got shape {list(value.shape)}")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    return value
+
+
+def negatives(value: Any, like: Tensor, like_name: str) -> Tensor:
+    """Negatives [K, D] for crops `like` [B, V, D]."""
+    keys = matrix("negatives", value, "K, D")
+    if keys.shape[0] == 0:
+        raise ValueError("negatives must not be empty, got K = 0")
+    if keys.shape[1] != like.shape[2]:
+        raise ValueError(
+            f"negatives has D = {keys.shape[1]} (shape {list(keys.shape)}) but {like_name} has "
+            f"D = {like.shape[2]} (shape {list(like.shape)}); they must agree"
+        )
+    if keys.device != like.device:
+        raise ValueError(
+            f"negatives is on {keys.device} but {like_name} is on {like.device}; "
+            f"move them to one device"
+        )
+    return keys
+
+
 def alike(name: str, value: Tensor, other_name: str, other: Tensor, sizes: dict[str, int]) -> None:
     """Checks that `sizes` (letter -> dimension) and the device agree with those of `other`."""
     for letter, dimension in sizes.items():
@@ -84,6 +113,13 @@ def same_dtype(name: str, value: Tensor, other_name: str, other: Tensor) -> None
 def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def positive_integer(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
 
 
 def temperature(value: float) -> None:

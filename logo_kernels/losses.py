@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import checks, ops
 from .autograd import Cosine
 from .backends import AUTO, BACKENDS, PairWeights
+from .contrastive import contrast
 
 Affinity = str | Callable[[Tensor], Tensor] | None
 
@@ -63,9 +64,17 @@ def logo_loss(
         total &= \frac{G(G-1) \, gg + L G \, lg}{G(G-1) + L G} + \lambda \, ll
         \qquad \text{(pair_reduction="mean")}
 
-    Loss and gradient come from one pass over the crops; only the gradient is kept for backward. A
-    zero row has cosine 0 and gradient 0. A gradient that its dtype cannot hold (it grows as
-    1/‖x‖) saturates at the largest finite value. NaN or inf in a row gives NaN.
+    With ``similarity="info_nce"``, :math:`-\cos(q, t)` gives way to eq. 1 with temperature τ and
+    constant negatives :math:`n_k`, all of them as unit vectors (MoCo-LoGo):
+
+    .. math::
+        \ell(q, t) = -\log \frac{e^{\cos(q, t) / \tau}}
+        {e^{\cos(q, t) / \tau} + \sum_k e^{\cos(q, n_k) / \tau}}
+
+    Loss and gradient come from one pass over the crops, or, for InfoNCE, over the negatives, of
+    which no logits are kept in memory. A zero row has cosine 0 and gradient 0. A gradient that its
+    dtype cannot hold (it grows as 1/‖x‖) saturates at the largest finite value. NaN or inf in a row
+    gives NaN.
 
     Args:
         global_crops: [B, G, D], online outputs (SimSiam: h(z)), float32, bfloat16, float16 or
@@ -75,9 +84,10 @@ def logo_loss(
             ``global_crops``. None or L = 0: no local crops, lg = ll = 0.
         targets: [B, G, D], targets of the same global crops, any floating dtype; constants even if
             they require gradients. None: ``global_crops`` detached.
-        similarity: "cosine" (eq. 2). "info_nce" (eq. 1) is not in this version.
-        negatives: for "info_nce".
-        temperature: for "info_nce".
+        similarity: "cosine" (eq. 2, SimSiam-LoGo) or "info_nce" (eq. 1, MoCo-LoGo).
+        negatives: for "info_nce": [K, D], any floating dtype, constants (see `NegativeQueue`); or
+            "batch": the targets of all other images, never an image's own.
+        temperature: τ > 0, for "info_nce".
         affinity: how ll measures that two local crops are alike. "cosine"; None: no repulsion; or a
             callable [B, L, D] -> [B], the affinity averaged over the pairs of each image.
         repulsion_features: [B, L, D], any floating dtype, what the affinity sees; gradients flow to
@@ -96,26 +106,26 @@ def logo_loss(
     Raises:
         TypeError: an argument of a wrong type or dtype.
         ValueError: a wrong shape, value, name or device, or crops without a single attraction pair
-            (G = 1 and L = 0).
-        NotImplementedError: ``similarity="info_nce"``.
+            (G = 1 and L = 0), or, for "info_nce", without negatives (K = 0, or "batch" with B = 1).
         RuntimeError: a named backend that cannot serve the call, with its reason.
     """
     _check_options(similarity, temperature, affinity, repulsion_weight, pair_reduction, reduction)
     checks.one_of("backend", backend, (AUTO, *BACKENDS))
-    if negatives is not None:
-        raise ValueError(
-            "negatives is for similarity='info_nce' alone; similarity='cosine' has none: pass None"
-        )
     x, y, t, r = _check_crops(global_crops, local_crops, targets, repulsion_features)
+    n = _check_negatives(similarity, negatives, x)
     locals_ = 0 if y is None else y.shape[1]
     has_repulsion = affinity is not None and locals_ > 1
     fused_repulsion = has_repulsion and affinity == "cosine"
+    weights = pair_weights(x.shape[1], locals_, pair_reduction, repulsion_weight)
 
-    total, terms = _cosine(
-        x, y, t, r if fused_repulsion else None,
-        pair_weights(x.shape[1], locals_, pair_reduction, repulsion_weight),
-        fused_repulsion, reduction, backend,
-    )  # fmt: skip
+    if similarity == "cosine":
+        features = r if fused_repulsion else None
+        total, terms = _cosine(x, y, t, features, weights, fused_repulsion, reduction, backend)
+    else:
+        total, terms = _info_nce(x, y, t, n, temperature, weights, reduction, backend)
+        if fused_repulsion:
+            repulsion, of_repulsion = _repel(y if r is None else r, weights, reduction, backend)
+            total, terms = total + repulsion, terms + of_repulsion
     ll = None
     if has_repulsion and not fused_repulsion and (repulsion_weight != 0 or return_terms):
         pairs = locals_ * (locals_ - 1) / 2 if pair_reduction == "sum" else 1.0
@@ -223,6 +233,40 @@ def _cosine(
     return total, terms
 
 
+def _info_nce(
+    x: Tensor,
+    y: Tensor | None,
+    t: Tensor | None,
+    negatives: Tensor | None,
+    temperature: float,
+    weights: PairWeights,
+    reduction: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Attraction alone: total and terms (gg, lg, 0) from the losses of all pairs."""
+    globals_, locals_ = x.shape[1], 0 if y is None else y.shape[1]
+    queries = x if y is None else torch.cat([x, y], 1)
+    pairs = contrast(queries, x.detach() if t is None else t, negatives, temperature, backend)
+    gg = (pairs[:, :globals_] * (1 - torch.eye(globals_).to(pairs))).sum((1, 2))
+    lg = pairs[:, globals_:].sum((1, 2))
+    total = _reduce(weights.gg * gg + weights.lg * lg, reduction)
+    with torch.no_grad():
+        means = (gg / max(1, globals_ * (globals_ - 1)), lg / max(1, locals_ * globals_))
+        terms = [_reduce(mean, reduction) for mean in (*means, torch.zeros_like(gg))]
+    return total, torch.stack(terms)
+
+
+def _repel(
+    features: Tensor | None, weights: PairWeights, reduction: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    """λ·ll alone, and terms (0, 0, ll): the cosine loss in which attraction weighs nothing."""
+    assert features is not None
+    alone = PairWeights(0.0, 0.0, weights.ll)
+    anchor = features[:, :1].detach()  # a global crop has to be there
+    total, terms = _cosine(anchor, features, None, None, alone, True, reduction, backend)
+    return total, terms * torch.tensor([0.0, 0.0, 1.0]).to(terms).view(3, *[1] * (terms.ndim - 1))
+
+
 def _affinity(affinity: Callable[[Tensor], Tensor], y: Tensor, r: Tensor | None) -> Tensor:
     """The callable's answer, checked: [B]."""
     seen = y if r is None else r
@@ -252,10 +296,6 @@ def _check_options(
     reduction: str,
 ) -> None:
     checks.one_of("similarity", similarity, SIMILARITIES)
-    if similarity == "info_nce":
-        raise NotImplementedError(
-            "similarity='info_nce' is not in this version of logo_kernels; use 'cosine'"
-        )
     checks.temperature(temperature)
     if isinstance(affinity, str):
         if affinity != "cosine":
@@ -310,6 +350,30 @@ def _check_crops(
             return x, y, t, None
         checks.alike("repulsion_features", r, "local_crops", y, {"B": 0, "L": 1, "D": 2})
     return x, y, t, r
+
+
+def _check_negatives(similarity: str, negatives: Tensor | str | None, x: Tensor) -> Tensor | None:
+    """Negatives [K, D]; None for those of the batch, and where there are none."""
+    if similarity == "cosine":
+        if negatives is not None:
+            raise ValueError(
+                "negatives is for similarity='info_nce' alone; similarity='cosine' has none: "
+                "pass None"
+            )
+        return None
+    if negatives is None:
+        raise ValueError(
+            "similarity='info_nce' needs negatives: pass a tensor [K, D] or 'batch', got None"
+        )
+    if not isinstance(negatives, str):
+        return checks.negatives(negatives, x, "global_crops")
+    checks.one_of("negatives", negatives, ("batch",))
+    if x.shape[0] == 1:
+        raise ValueError(
+            "negatives='batch' takes those of the other images, but the batch has B = 1: pass at "
+            "least two images, or negatives [K, D]"
+        )
+    return None
 
 
 def _is_empty_sequence(value: Tensor | Sequence[Tensor]) -> bool:

@@ -46,7 +46,6 @@ REFUSED = {
     ),
     "features alone": ((X,), {"repulsion_features": R}, ValueError, "repulsion_features.*local"),
     "similarity": ((X,), {"similarity": "dot"}, ValueError, "similarity.*'cosine'.*'dot'"),
-    "info_nce": ((X,), {"similarity": "info_nce"}, NotImplementedError, "info_nce"),
     "negatives": ((X,), {"negatives": X[0]}, ValueError, "negatives.*cosine"),
     "temperature 0": ((X,), {"temperature": 0.0}, ValueError, "temperature.*0.0"),
     "temperature inf": ((X,), {"temperature": float("inf")}, ValueError, "temperature.*inf"),

@@ -22,7 +22,12 @@ Status similarity_backward(const SimilarityProblem&, const Queue&, Failure* fail
   return absent(failure);
 }
 Status scale(const ScaleProblem&, const Queue&, Failure* failure) { return absent(failure); }
+Status info_nce(const InfoNCEProblem&, const Queue&, Failure* failure) { return absent(failure); }
 int64_t workspace_bytes(int, Failure* failure) {
+  absent(failure);
+  return 0;
+}
+int64_t info_nce_workspace_bytes(const InfoNCEProblem&, int, Failure* failure) {
   absent(failure);
   return 0;
 }

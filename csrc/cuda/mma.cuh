@@ -1,4 +1,4 @@
-// The product of tensor cores that every architecture from sm_80 on has.
+// The product of tensor cores that every architecture from sm_80 on has, and loads of its operands.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/copy.cuh"
 #include "logo/dtypes.h"
 
 namespace logo::cuda {
@@ -35,6 +36,28 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#endif
+}
+
+// Four matrices of 8 rows of 16 bytes from shared memory: lane l gives the address, a multiple of
+// 16, of row l % 8 of matrix l / 8. Of matrix i a lane receives into r[i], with group = lane / 4
+// and t = lane % 4, bytes 4t .. 4t + 3 of row `group`: the fragment of an operand whose contraction
+// runs along rows. TRANSPOSED: the 16-bit elements of column `group` in rows 2t (lower half) and 2t
+// + 1.
+template <bool TRANSPOSED>
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row) {
+#if defined(LOGO_EMULATED)
+  emulation::load_matrices(r, row, TRANSPOSED);
+#else
+  if constexpr (TRANSPOSED) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row)));
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row)));
   }
 #endif
 }

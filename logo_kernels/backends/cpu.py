@@ -1,14 +1,18 @@
-"""The `cpu` backend: C++ kernels on host memory, csrc/cpu/cosine.cpp and similarity.cpp."""
+"""The `cpu` backend: C++ kernels on host memory, csrc/cpu/cosine.cpp and similarity.cpp.
+
+InfoNCE is torch's own attention kernel, attention.py.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from . import attention
 from .arguments import NO_ROWS, REDUCTIONS, rows
 from .buffers import cosine_result, gradient_like
 from .extension import extension, problem
-from .protocol import Backend, CosineResult, PairWeights, Problem
+from .protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
 
 
 class CpuBackend(Backend):
@@ -71,3 +75,13 @@ class CpuBackend(Backend):
             torch.get_num_threads(),
         )  # fmt: skip
         return to_a, to_b
+
+    def info_nce(
+        self,
+        queries: Tensor,
+        negatives: Tensor,
+        temperature: float,
+        dtype: torch.dtype,
+        own: tuple[int, int] | None,
+    ) -> InfoNCEResult:
+        return attention.info_nce(queries, negatives, temperature, own)

@@ -1,4 +1,4 @@
-"""The `cuda` backend: CUDA C++ kernels, csrc/cuda/cosine.cu, similarity.cu and scale.cu."""
+"""The `cuda` backend: CUDA C++ kernels, csrc/cuda/{cosine, similarity, scale, info_nce}.cu."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .arguments import DTYPES, NO_ROWS, REDUCTIONS, Rows, rows
 from .buffers import cosine_result, gradient_like
 from .devices import Workspaces, current_stream, on_device_of
 from .extension import extension, problem
-from .protocol import Backend, CosineResult, PairWeights, Problem
+from .protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
 
 
 @functools.cache
@@ -79,6 +79,15 @@ class CudaBackend(Backend):
             )
         device = torch.cuda.current_device() if self.device_type == "cuda" else 0
         shared = self.library.shared_bytes(device)
+        if problem.operation == "info_nce":
+            # fp32 operands take the most, and the number of rows plays no part.
+            plan = self.library.info_nce_plan(1, 1, problem.dim, 4, 1, 1, shared)
+            if plan["threads"] > 0:
+                return None
+            return (
+                f"the {shared >> 10} KiB of shared memory that a block has on this device do not "
+                f"hold a tile of queries and negatives"
+            )
         if self.library.plan(problem.crops, problem.dim, 4, shared)["threads"] == 0:
             return (
                 f"the {shared >> 10} KiB of shared memory that a block has on this device do not "
@@ -141,6 +150,29 @@ class CudaBackend(Backend):
                 rows(to_b) if to_b.numel() else NO_ROWS,
             )  # fmt: skip
         return to_a, to_b
+
+    def info_nce(
+        self,
+        queries: Tensor,
+        negatives: Tensor,
+        temperature: float,
+        dtype: torch.dtype,
+        own: tuple[int, int] | None,
+    ) -> InfoNCEResult:
+        lse, mean = queries.new_empty(queries.shape[0]), torch.empty_like(queries)
+        if queries.numel() == 0:
+            return InfoNCEResult(lse, mean)
+        device, stream = _place(queries)
+        dim = queries.shape[1]
+        seen = rows(queries.unsqueeze(0)), rows(negatives.unsqueeze(0))
+        with on_device_of(queries):
+            size = self.library.info_nce_workspace_bytes(device, dim, *seen, DTYPES[dtype])
+            workspace = torch.empty(size, dtype=torch.uint8, device=queries.device)
+            self.library.info_nce(
+                device, stream, workspace.data_ptr(), dim, *seen, temperature, DTYPES[dtype],
+                *(own or (0, 0)), lse.data_ptr(), mean.data_ptr(),
+            )  # fmt: skip
+        return InfoNCEResult(lse, mean)
 
     def scale_(self, gradient: Tensor, upstream: Tensor, row_scale: Tensor | None) -> Tensor:
         if gradient.numel() == 0:

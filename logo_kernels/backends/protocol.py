@@ -41,13 +41,20 @@ class CosineResult(NamedTuple):
     row_scale: Tensor  # [B, G + L + L'] fp32 if a gradient is fp16 (L' = L with features, else 0)
 
 
+class InfoNCEResult(NamedTuple):
+    """What `Backend.info_nce` returns: softmax over the negatives, seen from each query."""
+
+    lse: Tensor  # [N] log Σ_k e^{q̂·n̂_k / τ}; fp32, fp64 for fp64 queries
+    mean: Tensor  # [N, D] Σ_k softmax_k n̂_k; of the dtype of lse
+
+
 class Problem(NamedTuple):
     """The static facts by which a backend is chosen."""
 
-    operation: str  # "cosine" | "similarity" | "scale"
+    operation: str  # "cosine" | "similarity" | "scale" | "info_nce"
     device: str  # torch.device.type
     dtypes: frozenset[torch.dtype]
-    crops: int  # rows of one image that are read: crops, targets and features, or V + W
+    crops: int  # rows of one image that are read: crops, targets and features, V + W, or 0
     dim: int
 
 
@@ -90,6 +97,22 @@ class Backend(ABC):
         """Gradients to a and b from grad [B, V, W]; one not asked for has zero elements.
 
         With b None, the gradient to a is that of both of its roles.
+        """
+        raise NotImplementedError(f"{self.name} refuses this operation")
+
+    def info_nce(
+        self,
+        queries: Tensor,  # [N, D] contiguous unit rows (or zero rows), fp32, or fp64
+        negatives: Tensor,  # [K, D] of any norms, fp32, bf16, fp16 (fp64), any strides
+        temperature: float,
+        dtype: torch.dtype,  # of the queries that the user passed: what precision is owed to them
+        own: tuple[int, int] | None,  # (V, P): query n does not see negatives k with k//P == n//V
+    ) -> InfoNCEResult:
+        """Log-sum-exp and softmax-weighted mean of the unit negatives n̂_k (DESIGN, identity 2).
+
+        One pass over the negatives, no [N, K] array. Every query sees at least one negative. A zero
+        negative has logit 0 and adds nothing to the mean; other norms, however extreme, are
+        divided away exactly. NaN or inf in a negative gives NaN.
         """
         raise NotImplementedError(f"{self.name} refuses this operation")
 

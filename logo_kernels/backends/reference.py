@@ -7,52 +7,12 @@ that this file states all that a kernel has to compute; tests hold them against 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
 from .buffers import compute_dtype, cosine_result, gradient_like
-from .protocol import Backend, CosineResult, PairWeights, Problem
-
-
-class Rows:
-    """Crops [B, V, D] as unit vectors and norms, right for any finite norm.
-
-    Each row is divided by its largest magnitude before it is squared, so that no norm over- or
-    underflows; a zero row stays zero and gets cosines and gradients of zero.
-    """
-
-    def __init__(self, crops: Tensor, dtype: torch.dtype) -> None:
-        rows = crops.detach().to(dtype)
-        largest = rows.abs().amax(-1, keepdim=True)  # [B, V, 1]
-        self.zero = largest == 0
-        self.largest = torch.where(self.zero, 1, largest)
-        scaled = rows / self.largest
-        norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)  # [B, V, 1], 1 ≤ norm ≤ √D
-        self.norm = torch.where(self.zero, 1, norm)
-        self.unit = scaled / self.norm  # [B, V, D]
-
-    def pull(self, weights: Tensor, others: Rows, cosines: Tensor) -> Tensor:
-        """‖x_i‖ d(Σ w_ij cos(x_i, y_j))/dx_i = Σ_j w_ij (ŷ_j − cos_ij x̂_i), as [B, V, D]."""
-        along = (weights * cosines).sum(-1, keepdim=True)
-        return weights @ others.unit - along * self.unit
-
-    def gradient(self, pulls: Tensor) -> Tensor:
-        """The gradient that pulls of norm ‖x_i‖ mean; 0 for a zero row.
-
-        Divided by the norm in two steps, since the norm itself may not be representable, and after
-        all pulls are added up: infinities would not cancel.
-        """
-        return torch.where(self.zero, 0, pulls / self.norm / self.largest)
-
-
-@contextmanager
-def full_precision(device: str) -> Iterator[None]:
-    """No autocast inside: it would turn the products below into half precision."""
-    with torch.autocast(device, enabled=False):
-        yield
+from .protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
+from .units import Rows, full_precision, saturated
 
 
 class ReferenceBackend(Backend):
@@ -156,6 +116,25 @@ class ReferenceBackend(Backend):
             y = x if b is None else Rows(b, compute_dtype(b))
             return (x.unit @ y.unit.mT).to(a.dtype)
 
+    def info_nce(
+        self,
+        queries: Tensor,
+        negatives: Tensor,
+        temperature: float,
+        dtype: torch.dtype,
+        own: tuple[int, int] | None,
+    ) -> InfoNCEResult:
+        with full_precision(queries.device.type):
+            # eq. 1: the sum over the negatives, and their mean under the softmax
+            units = Rows(negatives, queries.dtype).unit  # [K, D]
+            logits = queries @ units.mT / temperature  # [N, K]
+            if own is not None:
+                crops, positives = own
+                image = torch.arange(len(queries), device=queries.device) // crops
+                other = torch.arange(len(negatives), device=queries.device) // positives
+                logits = logits.masked_fill(image[:, None] == other[None, :], -torch.inf)
+            return InfoNCEResult(logits.logsumexp(1), logits.softmax(1) @ units)
+
     def similarity_backward(
         self, grad: Tensor, a: Tensor, b: Tensor | None, grad_a: bool, grad_b: bool
     ) -> tuple[Tensor, Tensor]:
@@ -177,12 +156,6 @@ class ReferenceBackend(Backend):
             if grad_b:
                 to_b.copy_(saturated(y.gradient(y.pull(upstream.mT, x, cosines.mT)), b.dtype))
         return to_a, to_b
-
-
-def saturated(gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    """The largest finite value of `dtype` where a gradient, ∝ 1/‖x‖, lies beyond it."""
-    limit = torch.finfo(dtype).max
-    return gradient.clamp(-limit, limit)
 
 
 def store_gradient(gradient: Tensor, buffer: Tensor, row_scale: Tensor) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 import cases
 import inputs
-from cases import CosineCase, SimilarityCase
+from cases import CosineCase, InfoNCECase, SimilarityCase
 
 
 def test_cosine_bytes_by_hand():
@@ -39,9 +39,20 @@ def test_similarity_with_itself_reads_its_rows_once_per_pass():
     assert SimilarityCase(1, 4, None, 8, "bfloat16", "").moved_bytes() == (3 * 4 * 8 + 2 * 16) * 2
 
 
+def test_info_nce_by_hand():
+    # 1024 crops with their gradients, 512 targets, 65536 negatives of 128 numbers
+    case = InfoNCECase(256, 2, 2, 65536, 128, "float32", "")
+    assert case.moved_bytes() == (2 * 1024 + 512 + 65536) * 128 * 4
+    assert case.flops() == 4 * 1024 * 65536 * 128
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_listed_cases(device):
-    every = [*cases.COSINE[device], *cases.SIMILARITY[device], *cases.STEP[device]]
+    every = [
+        case
+        for group in (cases.COSINE, cases.SIMILARITY, cases.INFO_NCE, cases.STEP)
+        for case in group[device]
+    ]
     assert len({case.id for case in every}) == len(every)
     assert all(case.why for case in every)
     assert sum(case.smoke for case in every) == 1

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import bench_cosine
+import bench_info_nce
+import contrast_peers
 import inputs
 import peers
-from cases import CosineCase, SimilarityCase
+from cases import CosineCase, InfoNCECase, SimilarityCase
 from gate import Expected
 from logo_kernels import block_cosine_similarity
 
@@ -49,6 +51,17 @@ def test_similarity_peer(peer, others):
     expected = Expected(rows, partial(block_cosine_similarity, backend="reference"), upstream)
     assert expected.difference(rows, peers.SIMILARITY[peer], upstream) is None
     assert expected.difference(rows, block_cosine_similarity, upstream) is None
+
+
+@pytest.mark.parametrize("peer", contrast_peers.INFO_NCE)
+@pytest.mark.parametrize("counts", [(3, 2, 2, 40, 8), (2, 3, 4, 17, 16)])
+def test_info_nce_peer(peer, counts):
+    case = InfoNCECase(*counts, "float32", "")
+    crops = inputs.info_nce_inputs(case, "cpu")
+    expected = Expected(crops, partial(bench_info_nce.loss, backend="reference"))
+    assert expected.difference(crops, contrast_peers.INFO_NCE[peer]) is None
+    assert expected.difference(crops, bench_info_nce.loss) is None
+    assert expected.difference(crops, lambda *all_: bench_info_nce.loss(*all_) * 1.01) is not None
 
 
 def test_features_reach_the_repulsion():

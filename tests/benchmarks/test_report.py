@@ -120,6 +120,24 @@ def test_other_tables(tmp_path):
     assert "| (256, 2, 8, 2048) | 2.5 ms | 250 ms | 100× |" in text
 
 
+def test_table_of_info_nce(tmp_path):
+    """2.5 ms for 1e9 operations, of which a matrix product takes 1 ms: 400 GFLOP/s, 40 %."""
+    made = row(operation="info_nce", size="(256, 2, 2, 4096, 128)", flops=1_000_000_000)
+    made["contestants"] = {
+        "ours": figures(2.5e-3, peak=4_000_000), "six calls": figures(25e-3, 10.0),
+        "six calls, compiled": figures(5e-3, 2.0, 8_000_000), "copy": figures(1e-4, 0.04),
+        "matrix product": figures(1e-3, 0.4),
+    }  # fmt: skip
+    made["best_peer"] = "six calls, compiled"
+    text = report.tables(*report.load(write(tmp_path / "a.json", [made])))
+    assert (
+        "| (256, 2, 2, 4096, 128) | float32 | 2.5 ms | 10.0× / **2.00×** | 400 | 40 % | "
+        "4 (best peer 8) |" in text
+    )
+    assert "matrix product |" in text
+    assert "copy |" not in text
+
+
 def test_what_was_not_timed_is_not_shown(tmp_path):
     untimed = row()
     del untimed["contestants"]

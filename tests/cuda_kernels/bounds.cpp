@@ -56,6 +56,32 @@ void check(Status status, const cuda::Failure& failure) {
   exit(2);
 }
 
+// K negatives of this layout, and queries, with exactly the workspace that is asked for.
+void run_info_nce(int64_t count, int64_t negatives, int64_t dim, DType owed, DType kept,
+                  Layout layout, int offset, int64_t own) {
+  const Tensor q(DType::f32, 1, count, dim, Layout::contiguous, 0);
+  const Tensor n(kept, 1, negatives, dim, layout, offset);
+  const std::unique_ptr<float[]> lse(new float[count]), mean(new float[count * dim]);
+  InfoNCEProblem p;
+  p.dim = dim;
+  p.queries = q.rows();
+  p.negatives = n.rows();
+  p.temperature = 10;  // these queries are longer than units
+  p.owed = owed;
+  p.own_queries = p.own_negatives = own;
+  p.lse = lse.get();
+  p.mean = mean.get();
+  cuda::Failure failure;
+  const int64_t bytes = cuda::info_nce_workspace_bytes(p, 0, &failure);
+  check(bytes > 0 ? Status::ok : Status::launch_failed, failure);
+  const std::unique_ptr<unsigned char[]> workspace(new unsigned char[bytes]);
+  check(cuda::info_nce(p, {0, nullptr, workspace.get()}, &failure), failure);
+  if (!std::isfinite(lse[count - 1]) || !std::isfinite(mean[count * dim - 1])) {
+    fprintf(stderr, "the log-sum-exp or the mean is not finite\n");
+    exit(3);
+  }
+}
+
 struct Case {
   int64_t images;
   int globals, locals;
@@ -156,5 +182,15 @@ int main() {
     for (const Case& c : chunked) run(c, DType::bf16, Layout::contiguous, 0, queue), ++runs;
   }
   run(chunked[0], DType::f32, Layout::contiguous, 1, queue), ++runs;
+  // In vectors, and not so; chunks of D; one part of K, where queries fill the device, and several.
+  for (const DType kept : {DType::f32, DType::bf16, DType::f16}) {
+    for (const DType owed : {DType::f32, DType::bf16}) {
+      run_info_nce(5, 70, 24, owed, kept, Layout::contiguous, 0, 0), ++runs;
+      run_info_nce(5, 70, 33, owed, kept, Layout::contiguous, 1, 2), ++runs;
+      run_info_nce(3, 33, 520, owed, kept, Layout::contiguous, 0, 1), ++runs;
+      run_info_nce(1, 1, 1, owed, kept, Layout::every_second, 0, 0), ++runs;
+    }
+    run_info_nce(1100, 40, 17, kept, kept, Layout::every_second, 0, 4), ++runs;
+  }
   printf("%d problems within bounds\n", runs);
 }

@@ -153,12 +153,22 @@ def report(tmp_path_factory):
     return report_of_all(folder.parent if in_worker else folder)
 
 
+OF_ROWS = ("cosine", "similarity", "similarity_backward")
+
+
+def is_attention(kernel: str) -> bool:
+    """InfoNCE's pass over the negatives, in one of its forms."""
+    return kernel.startswith("info_nce<")
+
+
 @pytest.fixture(scope="module")
 def kernels(report):
     # All of them are there: a loop over none would pass.
     names = {(k["kernel"], k["dtype"]) for k in report["kernels"]}
-    operations = ("cosine", "similarity", "similarity_backward", "scale")
-    assert names == {(op, dtype) for op in operations for dtype in static_report.DTYPES}
+    helpers = ("scale", "info_nce_prepare", "info_nce_combine")
+    for dtype in static_report.DTYPES:
+        assert {(kernel, dtype) for kernel in (*OF_ROWS, *helpers)} <= names
+        assert any(is_attention(kernel) and of == dtype for kernel, of in names)
     assert len(report["kernels"]) == len(names) * len(static_report.ARCHITECTURES)
     return report["kernels"]
 
@@ -169,22 +179,26 @@ def test_nothing_is_kept_in_local_memory(kernels) -> None:
         assert not any(kept.values()), kernel
 
 
-def test_products_of_halves_use_tensor_cores(kernels) -> None:
+def test_products_use_tensor_cores(kernels) -> None:
+    """Of rows, where they are halves; InfoNCE's in every dtype: fp32 is split into halves."""
     for kernel in kernels:
-        expected = kernel["dtype"] != "fp32" and kernel["kernel"] != "scale"
+        of_rows = kernel["kernel"] in OF_ROWS and kernel["dtype"] != "fp32"
+        expected = of_rows or is_attention(kernel["kernel"])
         assert (kernel["tensor_core"] > 0) == expected, kernel
 
 
 def test_rows_arrive_by_asynchronous_copies(kernels) -> None:
     for kernel in kernels:
-        if kernel["kernel"] != "scale":
+        if kernel["kernel"] in OF_ROWS:
             engine = kernel["architecture"] != "sm_80"  # the copy engine came with sm_90
             assert kernel["copies_bulk" if engine else "copies_16"] > 0, kernel
+        elif is_attention(kernel["kernel"]):
+            assert kernel["copies_16"] > 0, kernel
 
 
 def test_gradients_are_written_in_16_bytes(kernels) -> None:
     for kernel in kernels:
-        if kernel["kernel"] != "similarity":  # writes cosines alone
+        if kernel["kernel"] in ("cosine", "similarity_backward", "scale"):
             assert kernel["stores_128"] > 0, kernel
 
 

@@ -18,7 +18,8 @@ const char* const kNames[] = {"__syncwarp",
                               "__reduce_max_sync",
                               "__reduce_min_sync",
                               "__reduce_max_sync",
-                              "mma"};
+                              "mma",
+                              "ldmatrix"};
 
 uint64_t reduced(Collective kind, uint64_t so_far, uint64_t value) {
   const auto first = uint32_t(so_far), second = uint32_t(value);
@@ -39,6 +40,7 @@ uint64_t reduced(Collective kind, uint64_t so_far, uint64_t value) {
 void combine(Thread* lanes, Collective kind, uint32_t mask) {
   if (kind == Collective::sync) return;
   if (kind == Collective::mma) return multiply(lanes);
+  if (kind == Collective::matrices) return load(lanes);
   if (kind == Collective::shuffle) {
     for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
       Thread& thread = lanes[__builtin_ctz(rest)];

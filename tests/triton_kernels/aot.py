@@ -28,6 +28,7 @@ from triton.compiler import ASTSource
 
 from logo_kernels.backends.protocol import PairWeights
 from logo_kernels.backends.triton import cosine as cosine_module
+from logo_kernels.backends.triton import info_nce as info_nce_module
 from logo_kernels.backends.triton import scale as scale_module
 from logo_kernels.backends.triton import similarity as similarity_module
 
@@ -36,6 +37,7 @@ TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.int32: "*i32",
+    torch.uint8: "*u8",
 }
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -49,14 +51,24 @@ class Case(NamedTuple):
 
     operation: str
     dtype: torch.dtype
-    rows: tuple[int, int]  # G, L or V, W
+    rows: tuple[int, int]  # G, L or V, W; of info_nce N, K
     dim: int
     simsiam: bool = False  # targets and features given
     features: torch.dtype | None = None  # their dtype where it is another one
+    queries: torch.dtype | None = None  # of info_nce: theirs, where it is another one
+    temperature: float = 0.07
+    transposed: bool = False  # of info_nce: negatives [D, K] in memory
+    batch: bool = False  # of info_nce: each query has negatives of its own image, not to be seen
 
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.").replace("float", "fp").replace("bfp", "bf")
         extra = " t r" * self.simsiam + f" r:{self.features}" * (self.features is not None)
+        extra += (
+            f" q:{self.queries}" * (self.queries is not None)
+            + " batch" * self.batch
+            + " transposed" * self.transposed
+        )
+        extra += f" τ={self.temperature}" * (self.temperature != 0.07)
         return f"{self.operation} {name} {self.rows[0]}+{self.rows[1]} D={self.dim}{extra}"
 
 
@@ -72,7 +84,8 @@ class Report(NamedTuple):
     local: int  # bytes of local memory per thread
     shared: int  # bytes
     mma: int  # tensor-core instructions in the SASS
-    loads: str  # widths in bits of global loads, as "128×16"
+    wgmma_groups: int  # how often one or several wgmma are started; as many as those if serialised
+    loads: str  # widths in bits of global loads, as "128×16", then of those to shared memory
     stores: str
     seconds: float
 
@@ -151,7 +164,8 @@ def compile_launch(launch: Launch, arch: int) -> tuple[Report, Any]:
             numbers["LOCAL"] + numbers["STACK"],
             compiled.metadata.shared,
             len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA|OMMA)\b", sass)),
-            widths(sass, "LDG") + (" +async" if "LDGSTS" in sass else ""),
+            len(re.findall(r"\bWARPGROUP\.ARRIVE\b", sass)),
+            widths(sass, "LDG") + (" async " + widths(sass, "LDGSTS") if "LDGSTS" in sass else ""),
             widths(sass, "STG"),
             seconds,
         ),
@@ -160,7 +174,7 @@ def compile_launch(launch: Launch, arch: int) -> tuple[Report, Any]:
 
 
 @contextmanager
-def recorded() -> Iterator[list[Launch]]:
+def recorded(arch: int) -> Iterator[list[Launch]]:
     """Inside, the backend's functions take CPU tensors and launch nothing."""
     launches: list[Launch] = []
     kept: list[tuple[Any, str, Any]] = []
@@ -169,7 +183,7 @@ def recorded() -> Iterator[list[Launch]]:
         kept.append((module, name, getattr(module, name)))
         setattr(module, name, value)
 
-    for module in (cosine_module, similarity_module, scale_module):
+    for module in (cosine_module, similarity_module, scale_module, info_nce_module):
         replace(module, "launching", lambda tensor: nullcontext())
         for name in list(vars(module)):
             if name.endswith("_kernel"):
@@ -180,6 +194,8 @@ def recorded() -> Iterator[list[Launch]]:
         lambda like, images, groups: (torch.empty(1), torch.zeros(1, dtype=torch.int32)),
     )
     replace(scale_module, "multiprocessors", lambda device: 132)
+    replace(info_nce_module, "multiprocessors", lambda device: 132)
+    replace(info_nce_module, "major_capability", lambda device: arch // 10)
     try:
         yield launches
     finally:
@@ -187,12 +203,37 @@ def recorded() -> Iterator[list[Launch]]:
             setattr(module, name, value)
 
 
-def launch_of(case: Case, images: int = 64) -> Launch:
-    """The one launch that the backend makes for the case: more would be a failure."""
+INFO_NCE = {"norms": "norms_kernel", "info_nce": "info_nce_kernel", "combine": "combine_kernel"}
+
+
+def info_nce_launch(case: Case, arch: int) -> Launch:
+    """The launch of the kernel that the case names; memory is reserved, and never touched."""
+    n, k = case.rows
+    queries = torch.empty(n, case.dim)
+    negatives = torch.empty(k, case.dim, dtype=case.dtype)
+    if case.transposed:
+        negatives = torch.empty(case.dim, k, dtype=case.dtype).T
+    with recorded(arch) as launches:
+        info_nce_module.info_nce(
+            queries, negatives, case.temperature, case.queries or case.dtype,
+            (8, 2) if case.batch else None,
+        )  # fmt: skip
+    name = INFO_NCE[case.operation]
+    (launch,) = (made for made in launches if made.kernel.__name__ == name)
+    return launch
+
+
+def launch_of(case: Case, arch: int, images: int = 64) -> Launch:
+    """The one launch that the backend makes for the case: more would be a failure.
+
+    Of the three of info_nce, the one that the operation names: "info_nce", "norms", "combine".
+    """
     first, second = case.rows
+    if case.operation in INFO_NCE:
+        return info_nce_launch(case, arch)
     a = torch.zeros(images, first, case.dim, dtype=case.dtype)
     b = torch.zeros(images, second, case.dim, dtype=case.dtype) if second else None
-    with recorded() as launches:
+    with recorded(arch) as launches:
         if case.operation == "cosine":
             features = None
             if case.simsiam and b is not None:
@@ -228,14 +269,29 @@ QUICK = (
     Case("similarity", BF16, (10, 0), 2048),
     Case("similarity_backward", BF16, (10, 0), 2048),
     Case("scale", BF16, (10, 0), 2048),
+    Case("info_nce", BF16, (16384, 16384), 256, batch=True),
+    Case("info_nce", BF16, (4096, 65536), 128, temperature=0.01),  # with a running maximum
+    Case("info_nce", BF16, (4096, 65536), 128, queries=FP32),
+    Case("info_nce", BF16, (4096, 65536), 128, transposed=True),  # a queue kept as [D, K]
+    Case("info_nce", BF16, (4096, 65536), 512),  # scores in chunks of D
+    Case("info_nce", FP16, (4096, 65536), 128),
+    Case("norms", BF16, (512, 65536), 128),
+    Case("combine", BF16, (512, 65536), 128),
 )
 
 # Compiled for every architecture.
-MAIN = (QUICK[0], Case("cosine", FP32, (2, 8), 2048))
+MAIN = (
+    QUICK[0],
+    Case("cosine", FP32, (2, 8), 2048),
+    Case("info_nce", BF16, (4096, 65536), 128),
+    Case("info_nce", BF16, (512, 65536), 256),
+    Case("info_nce", FP32, (4096, 65536), 128),
+)
 
 # By hand: every tile that tiles.py can choose, in every dtype.
 FULL = (
     *QUICK,
+    *MAIN[2:],
     *(Case("cosine", BF16, (2, 8), d) for d in (16, 32, 64, 128, 512, 1024, 4096)),
     *(Case("cosine", BF16, (2, 20), d) for d in (16, 64, 128, 256, 512, 2048)),
     *(Case("cosine", BF16, (2, 62), d) for d in (16, 64, 128, 1024)),
@@ -260,6 +316,15 @@ FULL = (
     Case("similarity_backward", FP32, (64, 64), 2048),
     Case("scale", FP16, (10, 0), 2048),
     Case("scale_rows", FP32, (10, 0), 256),
+    *(Case("info_nce", BF16, (64, 65536), d) for d in (16, 128, 256, 512)),
+    *(Case("info_nce", BF16, (4096, 65536), d) for d in (16, 32, 64, 256, 2048)),
+    *(Case("info_nce", BF16, (4096, 65536), d, queries=FP32) for d in (64, 256, 2048)),
+    *(Case("info_nce", FP32, (4096, 65536), d) for d in (16, 32, 64, 256, 2048)),
+    *(Case("info_nce", FP16, (4096, 65536), d, queries=FP32) for d in (128, 256)),
+    *(Case("info_nce", FP16, (4096, 65536), d) for d in (256, 512)),
+    Case("info_nce", FP32, (16384, 16384), 128, batch=True),
+    Case("info_nce", FP32, (4096, 65536), 128, temperature=0.01),
+    Case("info_nce", BF16, (4096, 65537), 100),  # scalar accesses
 )
 
 
@@ -285,8 +350,8 @@ def main() -> None:
             f"{'shared':>7} {'programs':>8} {'mma':>4}  loads | stores"
         )
     for case in MAIN if options.main else QUICK if options.quick else FULL:
-        launch = launch_of(case)
         for arch in options.arch:
+            launch = launch_of(case, arch)
             report, compiled = compile_launch(launch, arch)
             programs = programs_at_once(launch, report, arch)
             if options.json:
@@ -294,7 +359,7 @@ def main() -> None:
                     "case": str(case),
                     "arch": arch,
                     "half": case.dtype != FP32 and case.features != FP32,
-                    "products": not case.operation.startswith("scale"),
+                    "products": case.operation not in ("scale", "scale_rows", "norms", "combine"),
                     "shared_limit": SHARED_LIMIT[arch],
                     "programs": programs,
                     "acquire_release": "atom.global.gpu.acq_rel" in compiled.asm["ptx"]

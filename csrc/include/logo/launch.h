@@ -39,9 +39,12 @@ Status cosine(const CosineProblem& problem, const Queue& queue, Failure* failure
 Status similarity(const SimilarityProblem& problem, const Queue& queue, Failure* failure);
 Status similarity_backward(const SimilarityProblem& problem, const Queue& queue, Failure* failure);
 Status scale(const ScaleProblem& problem, const Queue& queue, Failure* failure);
+// The queue's workspace is of info_nce_workspace_bytes and need not be zeros.
+Status info_nce(const InfoNCEProblem& problem, const Queue& queue, Failure* failure);
 
 // 0: failure says why.
 int64_t workspace_bytes(int device, Failure* failure);
+int64_t info_nce_workspace_bytes(const InfoNCEProblem& problem, int device, Failure* failure);
 int64_t shared_bytes(int device, Failure* failure);  // that a block may have
 
 // The architectures that the CUDA sources were compiled for ("80-real, 90a-real, 100"), "" without

@@ -70,4 +70,17 @@ struct ScaleProblem {
   Rows row_scale;  // [B, V] fp32 as rows of D = 1; absent: one
 };
 
+// Softmax over negatives, seen from each query (DESIGN, identity 2). Rows of one image each.
+struct InfoNCEProblem {
+  int64_t dim = 0;
+  Rows queries;    // [N, D] fp32 unit or zero rows, dense
+  Rows negatives;  // [K, D] of any norms
+  double temperature = 1;
+  DType owed = DType::f32;  // of the queries that the user passed: what precision they are owed
+  // Query n does not see negatives k with k / own_negatives == n / own_queries; 0: it sees all.
+  int64_t own_queries = 0, own_negatives = 0;
+  float* lse = nullptr;   // [N]
+  float* mean = nullptr;  // [N, D], dense
+};
+
 }  // namespace logo

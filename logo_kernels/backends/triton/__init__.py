@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ..protocol import Backend, CosineResult, PairWeights, Problem
+from ..protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
 from .environment import installed, interpreted
 from .tiles import MAX_ROWS
 
@@ -34,7 +34,7 @@ def _missing() -> str | None:
 
 @functools.cache
 def _lacks_bf16() -> bool:
-    """Whether the current device is older than Ampere: its tensor cores have no bf16."""
+    """Whether the current device is older than Ampere: its tensor cores have no bf16, no tf32."""
     return not interpreted() and torch.cuda.get_device_capability() < (8, 0)
 
 
@@ -51,11 +51,13 @@ class TritonBackend(Backend):
             return f"{mode} it works on {served} tensors, and these are on {problem.device!r}"
         if torch.float64 in problem.dtypes:
             return "it has no float64; backend='reference' has"
-        if problem.crops > MAX_ROWS:
+        if problem.operation != "info_nce" and problem.crops > MAX_ROWS:
             return (
                 f"it takes at most {MAX_ROWS} rows of an image (crops, targets and features "
                 f"together), and these are {problem.crops}"
             )
+        if problem.operation == "info_nce" and _lacks_bf16():
+            return "info_nce needs the tf32 and bf16 products of compute capability 8.0"
         if torch.bfloat16 in problem.dtypes and _lacks_bf16():
             return "bfloat16 needs compute capability 8.0, and this device is older"
         return None
@@ -91,6 +93,18 @@ class TritonBackend(Backend):
         from .similarity import similarity_backward
 
         return similarity_backward(grad, a, b, grad_a, grad_b)
+
+    def info_nce(
+        self,
+        queries: Tensor,
+        negatives: Tensor,
+        temperature: float,
+        dtype: torch.dtype,
+        own: tuple[int, int] | None,
+    ) -> InfoNCEResult:
+        from .info_nce import info_nce
+
+        return info_nce(queries, negatives, temperature, dtype, own)
 
     def scale_(self, gradient: Tensor, upstream: Tensor, row_scale: Tensor | None) -> Tensor:
         from .scale import scale_

@@ -29,7 +29,8 @@ enum class Collective {
   max,
   min_signed,
   max_signed,
-  mma
+  mma,
+  matrices
 };
 // Waits for the lanes of the mask and gives each its result. `source` is the lane that a shuffle
 // reads.
@@ -37,6 +38,7 @@ uint64_t warp_collective(Collective kind, unsigned mask, uint64_t value, int sou
 int lane();
 
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool bf16);
+void load_matrices(uint32_t (&r)[4], const void* row, bool transposed);
 
 template <class T>
 inline T shuffle(unsigned mask, T value, int source) {

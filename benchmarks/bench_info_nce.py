@@ -1,0 +1,39 @@
+"""`logo_loss` with similarity="info_nce" against a queue: forward and backward."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+import peers
+from cases import INFO_NCE
+from comparison import by_backend, compare
+from contrast_peers import INFO_NCE as PEERS
+from contrast_peers import TEMPERATURE
+from inputs import info_nce_inputs
+from logo_kernels import logo_loss
+from timing import matrix_product_step
+
+CASES = INFO_NCE
+
+
+def loss(x: Tensor, y: Tensor, t: Tensor, n: Tensor, backend: str = "auto") -> Tensor:
+    """Ours in the peers' signature."""
+    return logo_loss(
+        x, y, t,
+        similarity="info_nce", negatives=n, temperature=TEMPERATURE, affinity=None,
+        backend=backend,
+    )  # fmt: skip
+
+
+def test_info_nce(benchmark, case, device) -> None:
+    inputs = info_nce_inputs(case, device)
+    compare(
+        benchmark, case, device,
+        inputs=inputs,
+        ours=by_backend(loss, case.operation, device, inputs),
+        reference=partial(loss, backend="reference"),
+        peers=peers.prepare(PEERS, device, case.moved_bytes()),
+        baselines={"matrix product": matrix_product_step(case.flops(), case.dtype, device)},
+    )  # fmt: skip

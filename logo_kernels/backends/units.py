@@ -1,0 +1,68 @@
+"""Rows as unit vectors and norms, in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# Norms between 1/ORDINARY and ORDINARY are squared as they are: half the passes over memory.
+ORDINARY = 2.0**40
+
+
+class Rows:
+    """Crops [B, V, D] as unit vectors and norms, right for any finite norm.
+
+    Unless all norms are ordinary, each row is divided by its largest magnitude before it is
+    squared, so that none over- or underflows; a zero row stays zero and gets cosines and gradients
+    of zero.
+    """
+
+    zero: Tensor | None
+
+    def __init__(self, crops: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> None:
+        """Of crops in `dtype`; the unit vectors into `out`, if given."""
+        rows = crops.detach().to(dtype)
+        if rows.is_cpu:  # where to look at values is free
+            norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)  # [B, V, 1]
+            if bool(((norm > 1 / ORDINARY) & (norm < ORDINARY)).all()):
+                self.zero = None
+                self.norm, self.unit = norm, torch.div(rows, norm, out=out)
+                return
+        largest = rows.abs().amax(-1, keepdim=True)  # [B, V, 1]
+        self.zero = largest == 0
+        self.largest = torch.where(largest == 0, 1, largest)
+        scaled = rows / self.largest
+        norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)  # [B, V, 1], 1 ≤ norm ≤ √D
+        self.norm = torch.where(largest == 0, 1, norm)
+        self.unit = torch.div(scaled, self.norm, out=out)  # [B, V, D]
+
+    def pull(self, weights: Tensor, others: Rows, cosines: Tensor) -> Tensor:
+        """‖x_i‖ d(Σ w_ij cos(x_i, y_j))/dx_i = Σ_j w_ij (ŷ_j − cos_ij x̂_i), as [B, V, D]."""
+        along = (weights * cosines).sum(-1, keepdim=True)
+        return weights @ others.unit - along * self.unit
+
+    def gradient(self, pulls: Tensor) -> Tensor:
+        """The gradient that pulls of norm ‖x_i‖ mean; 0 for a zero row.
+
+        Divided by the norm in two steps, since the norm itself may not be representable, and after
+        all pulls are added up: infinities would not cancel.
+        """
+        if self.zero is None:
+            return pulls / self.norm
+        return torch.where(self.zero, 0, pulls / self.norm / self.largest)
+
+
+@contextmanager
+def full_precision(device: str) -> Iterator[None]:
+    """No autocast inside: it would turn the products below into half precision."""
+    with torch.autocast(device, enabled=False):
+        yield
+
+
+def saturated(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """The largest finite value of `dtype` where a gradient, ∝ 1/‖x‖, lies beyond it."""
+    limit = torch.finfo(dtype).max
+    return gradient.clamp(-limit, limit)

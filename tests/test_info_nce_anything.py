@@ -1,0 +1,42 @@
+"""InfoNCE on problems that Hypothesis draws: shapes, dtypes, strides, temperatures together."""
+
+import pytest
+import torch
+
+from logo_kernels import info_nce
+from support import EPS, error
+from test_cosine import LAYOUTS
+from test_info_nce import backend, eager, evaluate, oracle, problem  # noqa: F401 (a fixture)
+
+pytest.importorskip("hypothesis")
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+
+@settings(
+    max_examples=12, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+@given(data=st.data())
+def test_any_problem(backend, data):  # noqa: F811
+    name, device = backend
+    rows = data.draw(st.integers(1, 40), "N")
+    positives = data.draw(st.integers(1, 8), "P")
+    negatives = data.draw(st.integers(1, 150), "K")
+    dim = data.draw(st.integers(1, 70), "D")
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    temperature = data.draw(st.sampled_from([1e-3, 0.02, 0.07, 0.2, 1.0, 100.0]))
+    layout = LAYOUTS[data.draw(st.sampled_from(sorted(LAYOUTS)))]
+    seed = data.draw(st.integers(0, 1000))
+    q, k, n = problem(rows, positives, negatives, dim, dtype, seed)
+    upstream = torch.linspace(-1, 2, rows * positives).view(rows, positives)
+    exact = evaluate(oracle, q, k, n, temperature, upstream, torch.float64)
+    peer = evaluate(eager, q, k, n, temperature, upstream)
+    arranged = layout(q.unsqueeze(1))[:, 0], layout(k), layout(n.unsqueeze(1))[:, 0]
+    ours = evaluate(info_nce, *arranged, temperature, upstream, device=device, backend=name)
+    floor = 16 * EPS[torch.float32] * max(1, 1 / temperature)
+    for value, by_eager, by_oracle in zip(ours, peer, exact, strict=True):
+        # D = 1, or a sharp softmax: the terms of a gradient, of size 1/(τ‖q‖), cancel
+        size = float(by_oracle.abs().max()) + 1 / float(q.double().norm(dim=1).min()) / temperature
+        allowed = 2 * error(by_eager, by_oracle) + EPS[dtype] * size + floor
+        assert error(value, by_oracle) <= allowed

@@ -1,0 +1,326 @@
+"""`info_nce` against a dense softmax in float64, and what its plan promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from logo_kernels.backends.protocol import Problem
+from logo_kernels.backends.triton import info_nce as module
+from logo_kernels.backends.triton.info_nce_plan import (
+    FULL,
+    HALF,
+    TWO_HALVES,
+    Plan,
+    operands_for,
+    plan_for,
+    ranges_for,
+)
+
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+EPS = {FP32: 2.0**-23, BF16: 2.0**-8, FP16: 2.0**-11}
+TEMPERATURES = [1e-4, 0.02, 0.07, 0.2, 1.0, 1e4]
+# Dtypes of queries and negatives.
+PAIRS = [(FP32, FP32), (BF16, BF16), (FP16, FP16), (FP32, BF16), (FP32, FP16), (BF16, FP32),
+         (FP16, BF16)]  # fmt: skip
+# (N, K, D): single ones; less than a tile; several tiles and splits; D in chunks or groups.
+SHAPES = [(1, 1, 8), (5, 37, 24), (33, 130, 64), (17, 65, 300)]
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def unit(rows: Tensor) -> Tensor:
+    rows = rows.double()
+    largest = rows.abs().amax(-1, keepdim=True)
+    rows = rows / torch.where(largest == 0, 1, largest)
+    norm = rows.norm(dim=-1, keepdim=True)
+    return rows / torch.where(norm == 0, 1, norm)
+
+
+def dense(queries, negatives, temperature, own=None) -> tuple[Tensor, Tensor]:
+    units = unit(negatives)
+    logits = queries.double() @ units.T / temperature
+    if own is not None:
+        image = torch.arange(len(queries), device=queries.device) // own[0]
+        other = torch.arange(len(negatives), device=queries.device) // own[1]
+        logits = logits.masked_fill(image[:, None] == other, -torch.inf)
+    return logits.logsumexp(1), logits.softmax(1) @ units
+
+
+def rows(n: int, dim: int, dtype: torch.dtype, device, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + n + dim)
+    return torch.randn(n, dim, generator=generator).to(device, dtype)
+
+
+def problem(shape, query_dtype, dtype, device) -> tuple[Tensor, Tensor]:
+    """Queries as the caller has them, unit rows in fp32, and raw negatives."""
+    n, k, dim = shape
+    queries = F.normalize(rows(n, dim, query_dtype, device).float(), dim=-1)
+    return queries, 3 * rows(k, dim, dtype, device, seed=1)
+
+
+@pytest.fixture
+def compare(kernels):
+    def check(queries, negatives, temperature, dtype, own=None, factor=1.0):
+        before = queries.clone(), negatives.clone()
+        got = kernels.info_nce(queries, negatives, temperature, dtype, own)
+        assert torch.equal(queries, before[0])
+        assert torch.equal(negatives.nan_to_num(), before[1].nan_to_num()), "written to"
+        lse, mean = dense(queries, negatives, temperature, own)
+        assert got.lse.dtype == got.mean.dtype == FP32
+        assert got.mean.shape == queries.shape
+        # Logits are as exact as the operands are: q̂ in the dtype of the negatives, in one part or
+        # two, over τ. A probability is relatively wrong by the error of its logit.
+        parts = {FULL: EPS[FP32], HALF: EPS[negatives.dtype],
+                 TWO_HALVES: max(EPS[negatives.dtype] ** 2, EPS[FP32])}  # fmt: skip
+        rounding = factor * parts[operands_for(dtype, negatives.dtype)]
+        size = max(1.0, 1 / temperature)
+        assert ((got.lse - lse).abs() <= rounding * size + 4e-6 * lse.abs().clamp_min(1)).all()
+        flips = min(2.0, 2 * rounding * size)
+        assert ((got.mean - mean).abs() <= (flips + 2 * rounding + 2e-6)).all()
+        return got
+
+    return check
+
+
+@pytest.mark.parametrize("dtypes", PAIRS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_against_float64(shape, dtypes, device, compare) -> None:
+    queries, negatives = problem(shape, *dtypes, device)
+    for temperature in TEMPERATURES if shape[1] < 100 else (0.01, 0.07, 1.0):
+        compare(queries, negatives, temperature, dtypes[0])
+
+
+@pytest.mark.parametrize("dtypes", PAIRS[:5], ids=str)
+def test_as_exact_as_eager(dtypes, device, kernels, assert_as_exact) -> None:
+    """The loss of one positive and its gradient to q̂ against what a user writes in that dtype."""
+    queries, negatives = problem((70, 300, 64), *dtypes, device)
+    dtype = dtypes[0]
+    positives = unit(rows(70, 64, FP32, device, seed=2))
+    tau = 0.07
+    results = []
+    for kind in ("exact", "ours", "eager"):
+        if kind == "eager":
+            q = queries.to(dtype).requires_grad_()
+            n = F.normalize(negatives.to(dtype), dim=-1)
+            positive = (q * positives.to(dtype)).sum(1, keepdim=True) / tau
+            logits = torch.cat([positive, q @ n.T / tau], 1)
+            loss = F.cross_entropy(logits, logits.new_zeros(70).long(), reduction="none")
+            loss.sum().backward()
+            results.append((loss.detach(), q.grad))
+            continue
+        if kind == "exact":
+            lse, mean = dense(queries, negatives, tau)
+        else:
+            lse, mean = (v.double() for v in kernels.info_nce(queries, negatives, tau, dtype, None))
+        positive = (queries * positives).sum(1) / tau
+        loss = F.softplus(lse - positive)
+        share = 1 - torch.sigmoid(positive - lse)
+        results.append((loss, share[:, None] * (mean - positives) / tau))
+    for name, exact, ours, eager in zip(("loss", "gradient"), *results, strict=True):
+        assert_as_exact(name, ours, exact, eager, floor=1e-6 / tau)
+
+
+@pytest.mark.parametrize("own", [(1, 1), (4, 2), (3, 5), (9, 30)], ids=str)
+@pytest.mark.parametrize("temperature", [0.01, 0.2])
+def test_own_negatives_are_not_seen(own, temperature, device, compare) -> None:
+    """Tiles that all queries of a program see, some see, and none sees; in all splits."""
+    images = 19
+    shape = (images * own[0], images * own[1], 20)
+    compare(*problem(shape, BF16, BF16, device), temperature, BF16, own)
+
+
+def with_splits(monkeypatch, splits: int) -> None:
+    def planned(*arguments) -> Plan:
+        plan = plan_for(*arguments)
+        tiles = -(-arguments[1] // plan.shape.block_k)
+        per_split = -(-tiles // splits)
+        return plan._replace(splits=-(-tiles // per_split), tiles_per_split=per_split)
+
+    monkeypatch.setattr(module, "plan_for", planned)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_own_negatives_amid_a_split(splits, dtype, device, compare, monkeypatch) -> None:
+    """Whole tiles before and after those that a program's queries do not all see, and a last one
+    that is not full."""
+    with_splits(monkeypatch, splits)
+    queries, negatives = problem((48 * 8, 48 * 21, 16), dtype, dtype, device)
+    compare(queries, negatives, 0.2, dtype, (8, 21))
+
+
+def test_own_leaves_one(device, compare) -> None:
+    """Whole splits that a query does not see."""
+    queries, negatives = problem((6, 400, 16), FP32, FP32, device)
+    for temperature in (0.01, 1.0):
+        compare(queries, negatives, temperature, FP32, (3, 200))
+
+
+@pytest.mark.parametrize("dtypes", [(FP32, FP32), (BF16, BF16)], ids=str)
+def test_any_strides(dtypes, device, kernels) -> None:
+    queries, negatives = problem((5, 70, 48), *dtypes, device)
+    expected = kernels.info_nce(queries, negatives, 0.1, dtypes[0], None)
+    transposed = negatives.T.contiguous().T  # a queue kept as [D, K]
+    every_other = torch.stack([negatives, negatives], 1).flatten(0, 1)[::2]
+    sparse = torch.stack([negatives, negatives], 2).flatten(1, 2)[:, ::2]
+    repeated = negatives[:1].expand(70, 48)
+    for view in (transposed, every_other, sparse):
+        assert torch.equal(view, negatives)
+        got = kernels.info_nce(queries, view, 0.1, dtypes[0], None)
+        assert torch.equal(got.lse, expected.lse)
+        assert torch.equal(got.mean, expected.mean)
+    got = kernels.info_nce(queries, repeated, 0.1, dtypes[0], None)
+    assert torch.equal(
+        got.lse, kernels.info_nce(queries, repeated.clone(), 0.1, dtypes[0], None).lse
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.2])
+@pytest.mark.parametrize(
+    ("dtypes", "sizes"),
+    [
+        ((FP32, FP32), (1e38, 1e25, 1e-25, 1e-38, 1e-43)),
+        ((BF16, BF16), (1e38, 1e25, 1e-25, 1e-38)),
+        ((FP32, BF16), (1e38, 1e-38)),
+        ((FP16, FP16), (2e4, 1e3, 1e-3, 1e-4)),
+        ((FP32, FP16), (2e4, 1e-4)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_extreme_norms(dtypes, sizes, temperature, device, compare) -> None:
+    """Some rows of one tile, the others ordinary; D in one piece and in chunks."""
+    for dim in (24, 300):
+        queries, negatives = problem((5, 200, dim), *dtypes, device)
+        negatives = negatives / 8
+        for i, size in enumerate(sizes):
+            negatives[40 + i] = (negatives[40 + i].float().clamp(-3, 3) * size).to(dtypes[1])
+        assert negatives.isfinite().all()
+        compare(queries, negatives, temperature, dtypes[0])
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
+@pytest.mark.parametrize("size", [1.0, 2.0**-12], ids=str)
+def test_zero_rows(size, dtype, device, compare) -> None:
+    """Logit 0 and nothing for the mean, beside ordinary rows and beside tiny ones."""
+    queries, negatives = problem((4, 70, 24), dtype, dtype, device)
+    negatives = negatives * size
+    negatives[3:60] = 0
+    queries[1] = 0
+    for temperature in (0.01, 0.2):
+        compare(queries, negatives, temperature, dtype)
+    negatives[:] = 0
+    got = compare(queries, negatives, 0.2, dtype)
+    assert (got.mean == 0).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtypes", PAIRS[:4], ids=str)
+def test_nan_and_inf(bad, dtypes, device, kernels) -> None:
+    for temperature in (0.01, 0.2):
+        queries, negatives = problem((4, 70, 24), *dtypes, device)
+        negatives[30, 5] = bad
+        got = kernels.info_nce(queries, negatives, temperature, dtypes[0], None)
+        assert got.lse.isnan().all()
+        assert got.mean.isnan().all()
+        queries[2] = float("nan")
+        negatives[30, 5] = 1
+        got = kernels.info_nce(queries, negatives, temperature, dtypes[0], None)
+        assert got.lse.isnan().tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.2])
+def test_splits_add_up(temperature, device, kernels, monkeypatch) -> None:
+    queries, negatives = problem((7, 300, 40), FP32, FP32, device)
+    results = []
+    for splits in (1, 2, 5, 10):
+        with_splits(monkeypatch, splits)
+        results.append(kernels.info_nce(queries, negatives, temperature, FP32, None))
+    for got in results[1:]:
+        torch.testing.assert_close(got.lse, results[0].lse, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(got.mean, results[0].mean, rtol=2e-5, atol=1e-6)
+
+
+def test_no_run_differs(device, kernels) -> None:
+    queries, negatives = problem((9, 300, 40), BF16, BF16, device)
+    first = kernels.info_nce(queries, negatives, 0.07, BF16, None)
+    for _ in range(2):
+        again = kernels.info_nce(queries, negatives, 0.07, BF16, None)
+        assert torch.equal(first.lse, again.lse)
+        assert torch.equal(first.mean, again.mean)
+
+
+def test_no_queries(device, kernels) -> None:
+    got = kernels.info_nce(
+        torch.zeros(0, 8, device=device), rows(3, 8, FP32, device), 1, FP32, None
+    )
+    assert got.lse.shape == (0,)
+    assert got.mean.shape == (0, 8)
+
+
+def test_refuses(device, kernels) -> None:
+    for dim in (1, 2048):
+        for dtypes in ({FP32}, {FP32, BF16}, {FP16}):
+            problem = Problem("info_nce", device.type, frozenset(dtypes), 0, dim)
+            assert kernels.refuses(problem) is None
+    problem = Problem("info_nce", device.type, frozenset({FP32, torch.float64}), 0, 8)
+    assert "float64" in kernels.refuses(problem)
+
+
+@pytest.mark.parametrize("operands", [HALF, TWO_HALVES, FULL])
+@pytest.mark.parametrize("major", [8, 9, 10, 12])
+def test_plans(operands, major) -> None:
+    """Splits hold every negative once and none is empty; sizes are what Triton takes."""
+    for n in (1, 64, 65, 512, 4096, 16384):
+        for k in (1, 63, 64, 65, 4096, 65536, 1_000_003):
+            for dim in (1, 8, 64, 100, 128, 256, 300, 2048):
+                plan = plan_for(n, k, dim, operands, 132, major)
+                shape = plan.shape
+                tiles = -(-k // shape.block_k)
+                assert (plan.splits - 1) * plan.tiles_per_split < tiles
+                assert tiles <= plan.splits * plan.tiles_per_split
+                assert plan.groups * shape.block_d >= dim
+                assert (plan.groups - 1) * shape.block_d < dim
+                assert shape.chunk_d <= shape.block_d
+                for value in shape[:5]:
+                    assert value & (value - 1) == 0
+                    assert value >= 4
+                assert plan.splits <= 65535  # of a grid's second dimension
+                plan_for.cache_clear()
+                assert plan_for(n, k, dim, operands, 132, major) == plan
+
+
+@pytest.mark.parametrize("major", [8, 9, 10])
+@pytest.mark.parametrize("operands", [HALF, TWO_HALVES, FULL])
+@pytest.mark.parametrize("n", [1, 64, 512, 4096, 16384])
+def test_plans_fill_the_chip(n, operands, major) -> None:
+    """A long queue: at least 4 of 5 multiprocessors at work, on average over the rounds."""
+    for dim in (128, 256):
+        plan = plan_for(n, 65536, dim, operands, 132, major)
+        programs = -(-n // plan.shape.block_n) * plan.groups * plan.splits
+        rounds = -(-programs // 132)
+        work = -(-n // plan.shape.block_n) * plan.groups * -(-65536 // plan.shape.block_k)
+        assert work >= 0.8 * 132 * rounds * plan.tiles_per_split, plan
+    if n == 512 and operands == HALF and major == 9:
+        assert 24 <= plan_for(n, 65536, 128, operands, 132, major).splits <= 40
+    if n == 4096 and operands == HALF and major == 9:
+        assert plan_for(n, 65536, 128, operands, 132, major).splits <= 8
+
+
+def test_partial_results_do_not_grow_with_k() -> None:
+    for n in (1, 512, 4096):
+        sizes = [plan_for(n, k, 128, HALF, 132, 9).splits * n for k in (2**16, 2**20, 2**24)]
+        assert max(sizes) <= 4 * 132 * 128
+
+
+def test_ranges() -> None:
+    """fp16 weights stay inside fp16, for norms that are not rescaled and any temperature."""
+    for temperature in (1e-4, 0.02, 0.07, 0.19, 0.2, 1.0, 1e4):
+        assert not ranges_for(max(temperature, 0.02), BF16).running
+        ranges = ranges_for(temperature, FP16)
+        bound = 0.0 if ranges.running else 1.4427 / temperature
+        largest = 2 ** (bound + ranges.lift) * ranges.column_scale * 2**5
+        assert 2**12 < largest < 65504
+        if not ranges.running:  # the smallest is normal, but for a factor of two
+            assert 2 ** (ranges.lift - bound) * ranges.column_scale / 2**9 > 2.0**-15

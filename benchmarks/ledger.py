@@ -26,6 +26,7 @@ INCLUDED_FROM = ("csrc", "csrc/include")  # beside the folder of the including f
 FOLDERS = {"triton": (TRITON, ".py"), "cuda": (CUDA, ".cu")}
 FILES = {
     "cosine": "cosine",
+    "info_nce": "info_nce",
     "scale": "scale",
     "similarity": "similarity",
     "similarity_backward": "similarity",

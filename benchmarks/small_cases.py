@@ -20,7 +20,7 @@ import inputs
 import peers
 from cases import CosineCase, SimilarityCase
 from gate import TOLERANCE, Expected
-from logo_kernels import block_cosine_similarity, logo_loss
+from logo_kernels import block_cosine_similarity, info_nce, logo_loss
 from logo_kernels.backends import BACKENDS
 from logo_kernels.backends.protocol import scale_factor
 
@@ -107,6 +107,40 @@ CUDA = [
 ]  # fmt: skip
 
 
+class Contrast(NamedTuple):
+    """InfoNCE of queries [N, D], positives [N, 2, D] and negatives [K, D], of their own dtype."""
+
+    rows: int
+    negatives: int
+    dim: int
+    dtype: str
+    of_negatives: str
+    temperature: float = 0.2
+    extreme: bool = False
+
+    @property
+    def id(self) -> str:
+        size = f"{self.rows}x{self.negatives}x{self.dim}"
+        return f"info_nce-{size}-{self.dtype}-{self.of_negatives}-{self.temperature}" + (
+            "-extreme" * self.extreme
+        )
+
+
+# Ragged tiles, several of them; rows that are converted; a running maximum; more than one tile of
+# columns; each pair of dtypes that has products of its own.
+CONTRAST = [
+    Contrast(rows, negatives, dim, dtype, of_negatives, temperature, extreme)
+    for dtype, of_negatives in (
+        *((dtype, dtype) for dtype in DTYPES), ("float32", "bfloat16"), ("float32", "float16"),
+    )
+    for rows, negatives, dim, temperature, extreme in (
+        (70, 300, 64, 0.2, False),
+        (9, 130, 33, 0.01, True),
+        (5, 70, 300, 0.2, False),
+    )
+]  # fmt: skip
+
+
 def problems(backend: str) -> list[Problem]:
     shared = [Problem(case) for case in (*COSINE, *SIMILARITY)]
     return shared if backend == "triton" else shared + CUDA
@@ -185,11 +219,39 @@ def scaling_difference(case: Scaling, backend: str, device: str) -> str | None:
     return None if error <= TOLERANCE[dtype] else f"off by {error:.1e} (relative)"
 
 
+def contrast_difference(case: Contrast, backend: str, device: str) -> str | None:
+    """The same of InfoNCE, also with the other images as negatives."""
+    torch.manual_seed(0)
+    q, k = torch.randn(case.rows, 1, case.dim), torch.randn(case.rows, 2, case.dim)
+    n = torch.randn(1, case.negatives, case.dim)
+    if case.extreme:
+        q, n = q.transpose(0, 1), n.to(getattr(torch, case.of_negatives))
+        q, n = (q * extremes(q)).transpose(0, 1), n * extremes(n.transpose(0, 1)).transpose(0, 1)
+    q, k = q.to(getattr(torch, case.dtype)), k.to(getattr(torch, case.dtype))
+    n = n[0].to(getattr(torch, case.of_negatives))
+    crops = inputs.Inputs([q.requires_grad_()], [k, n], False)
+
+    def run(q: Tensor, k: Tensor, n: Tensor, backend: str, device: str) -> Tensor:
+        q, k, n = (v.to(device) for v in (q, k, n))
+        with_queue = info_nce(q[:, 0], k, n, temperature=case.temperature, backend=backend).sum()
+        with_batch = logo_loss(
+            q, q * 0.5, k[:, :1],
+            similarity="info_nce", negatives="batch", temperature=case.temperature, affinity=None,
+            backend=backend,
+        )  # fmt: skip
+        return (with_queue / case.rows + with_batch).cpu()
+
+    expected = Expected(crops, partial(run, backend="reference", device="cpu"))
+    return expected.difference(crops, partial(run, backend=backend, device=device))
+
+
 def differences(backend: str, device: str) -> Iterator[tuple[str, str | None]]:
     for problem in problems(backend):
         yield problem.id, difference(problem, backend, device)
     for case in SCALE:
         yield case.id, scaling_difference(case, backend, device)
+    for contrast in CONTRAST:
+        yield contrast.id, contrast_difference(contrast, backend, device)
 
 
 def main(backend: str, device: str) -> int:

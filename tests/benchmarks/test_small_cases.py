@@ -70,7 +70,8 @@ def test_the_cuda_sources_pass(monkeypatch, capsys, architecture):
 
     emulate(monkeypatch, architecture)
     assert small_cases.main("emulated", "cpu") == 0
-    count = len(small_cases.problems("cuda")) + len(small_cases.SCALE)
+    others = len(small_cases.SCALE) + len(small_cases.CONTRAST)
+    count = len(small_cases.problems("cuda")) + others
     assert f"{count} cases, 0 wrong" in capsys.readouterr().out
 
 
@@ -87,11 +88,16 @@ def test_a_wrong_kernel_is_found(monkeypatch, capsys):
         def similarity(self, a, b):
             return super().similarity(a, b) * 1.1
 
+        def info_nce(self, *arguments):
+            result = super().info_nce(*arguments)
+            return result._replace(lse=2 * result.lse + 10)
+
         def scale_(self, gradient, upstream, row_scale):
             return super().scale_(gradient, upstream * 1.1, row_scale)
 
     monkeypatch.setitem(BACKENDS, "wrong", Wrong())
     monkeypatch.setattr(small_cases, "CUDA", small_cases.CUDA[:4])
     assert small_cases.main("wrong", "cpu") == 1
-    count = len(small_cases.problems("wrong")) + len(small_cases.SCALE)
+    others = len(small_cases.SCALE) + len(small_cases.CONTRAST)
+    count = len(small_cases.problems("wrong")) + others
     assert f"{count} cases, {count} wrong" in capsys.readouterr().out

@@ -27,7 +27,7 @@ class Merged:
     def __init__(self, queries: Tensor, temperature: float) -> None:
         self.queries, self.scale = queries, 1 / temperature
         self.lse = queries.new_full(queries.shape[:1], -torch.inf)
-        self.mean = torch.zeros_like(queries)
+        self.mean: Tensor | None = None  # [N, D], once something has been seen
 
     def see(self, units: Tensor, first: int, last: int, mask: Tensor | None = None) -> None:
         """Queries first..last see these unit negatives [k, D], but for −inf in mask [·, k]."""
@@ -40,11 +40,20 @@ class Merged:
             attn_mask=mask, scale=self.scale,
         )  # fmt: skip
         mean, lse = mean[0, 0], lse[0, 0].to(mean.dtype)
+        if self.mean is None and len(mean) == len(self.queries):
+            self.mean, self.lse = mean.contiguous(), lse  # nothing to merge with
+            return
+        if self.mean is None:
+            self.mean = torch.zeros_like(self.queries)
         before = self.lse[first:last]
         after = torch.logaddexp(before, lse)
         self.mean[first:last].mul_(torch.exp(before - after).unsqueeze(-1))
         self.mean[first:last].addcmul_(mean, torch.exp(lse - after).unsqueeze(-1))
         self.lse[first:last] = after
+
+    def result(self) -> InfoNCEResult:
+        assert self.mean is not None, "every query sees a negative"
+        return InfoNCEResult(self.lse, self.mean)
 
 
 def info_nce(
@@ -64,7 +73,7 @@ def info_nce(
                 chunk = negatives[start : start + step]
                 units = Rows(chunk, queries.dtype, buffer[: len(chunk)]).unit
                 merged.see(units, 0, len(queries))
-            return InfoNCEResult(merged.lse, merged.mean)
+            return merged.result()
         crops, positives = own
         images = max(1, MASKED_CHUNK // positives)
         for image in range(0, count // positives, images):
@@ -80,4 +89,4 @@ def info_nce(
                 hidden = blocks.repeat_interleave(crops, 0).repeat_interleave(positives, 1)
                 mask = queries.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
                 merged.see(units, first, last, mask[None, None])
-    return InfoNCEResult(merged.lse, merged.mean)
+    return merged.result()

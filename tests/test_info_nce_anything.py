@@ -25,7 +25,10 @@ def test_any_problem(backend, data):  # noqa: F811
     negatives = data.draw(st.integers(1, 150), "K")
     dim = data.draw(st.integers(1, 70), "D")
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-    temperature = data.draw(st.sampled_from([1e-3, 0.02, 0.07, 0.2, 1.0, 100.0]))
+    # A logit moves by EPS/τ when its crop is rounded. Where that is near one, rounding decides what
+    # wins the softmax, and two right answers differ by the gradient's whole size.
+    sharp = [1e-3, 0.02] if dtype == torch.float32 else []
+    temperature = data.draw(st.sampled_from([*sharp, 0.07, 0.2, 1.0, 100.0]))
     layout = LAYOUTS[data.draw(st.sampled_from(sorted(LAYOUTS)))]
     seed = data.draw(st.integers(0, 1000))
     q, k, n = problem(rows, positives, negatives, dim, dtype, seed)
@@ -34,9 +37,11 @@ def test_any_problem(backend, data):  # noqa: F811
     peer = evaluate(eager, q, k, n, temperature, upstream)
     arranged = layout(q.unsqueeze(1))[:, 0], layout(k), layout(n.unsqueeze(1))[:, 0]
     ours = evaluate(info_nce, *arranged, temperature, upstream, device=device, backend=name)
-    floor = 16 * EPS[torch.float32] * max(1, 1 / temperature)
+    # Of the logits' last digits, in fp32, as a share of a loss or gradient.
+    moved = 4 * EPS[torch.float32] * max(1, 1 / temperature)
     for value, by_eager, by_oracle in zip(ours, peer, exact, strict=True):
         # D = 1, or a sharp softmax: the terms of a gradient, of size 1/(τ‖q‖), cancel
         size = float(by_oracle.abs().max()) + 1 / float(q.double().norm(dim=1).min()) / temperature
-        allowed = 2 * error(by_eager, by_oracle) + EPS[dtype] * size + floor
+        moves = moved * max(4, float(by_oracle.abs().max()))
+        allowed = 2 * error(by_eager, by_oracle) + EPS[dtype] * size + moves
         assert error(value, by_oracle) <= allowed

@@ -8,15 +8,23 @@ import torch
 
 from errors import UserError
 
-METHODS = ("simsiam", "simsiam-multicrop", "simsiam-logo")
+SIMSIAM_METHODS = ("simsiam", "simsiam-multicrop", "simsiam-logo")
+MOCO_METHODS = ("moco", "moco-multicrop", "moco-logo")
+METHODS = SIMSIAM_METHODS + MOCO_METHODS
+GROUPS = {"all-simsiam": SIMSIAM_METHODS, "all-moco": MOCO_METHODS, "all": METHODS}
 
 
 @dataclass(frozen=True)
 class Config:
-    method: Literal["simsiam", "simsiam-multicrop", "simsiam-logo", "all"] = "simsiam-logo"
-    """simsiam: global crops alone. simsiam-multicrop: and local crops, drawn to the global ones
-    (lambda = 0). simsiam-logo: and the local crops of one image repel each other. all: the three
-    side by side."""
+    method: Literal[
+        "simsiam", "simsiam-multicrop", "simsiam-logo", "moco", "moco-multicrop", "moco-logo",
+        "all-simsiam", "all-moco", "all",
+    ] = "simsiam-logo"  # fmt: skip
+    """simsiam, moco: global crops alone. -multicrop: and local crops, drawn to the global ones
+    (lambda = 0). -logo: and the local crops of one image repel each other. all-simsiam, all-moco:
+    the three side by side; all: all six."""
+    preset: Literal["simsiam-logo-paper", "moco-logo-paper"] | None = None
+    """Published settings, on CIFAR-10, as the defaults that the other options then change."""
     dataset: Literal["scenes", "cifar10", "folder"] = "scenes"
     """scenes: composed from scikit-learn's digits. folder: one folder of images per class."""
     data: Path | None = None
@@ -27,9 +35,9 @@ class Config:
     """Number of training and of test scenes."""
 
     global_crops: int = 2
-    """G, at least 2: SimSiam needs a pair."""
+    """G, at least 2: the loss needs a pair."""
     local_crops: int = 2
-    """L (0 with --method simsiam)."""
+    """L (0 with --method simsiam and moco)."""
     global_size: int = 32
     """Pixels per side of a global crop."""
     local_size: int = 24
@@ -49,14 +57,22 @@ class Config:
     encoder: str = "small"
     """small, resnet18, or package.module:factory of any nn.Module [N, C, H, W] -> [N, F]."""
     dim: int = 256
-    """D, the width of the projector (published: 2048)."""
+    """D, the width of the projector (published: 2048; MoCo-LoGo: 128)."""
     bottleneck: int = 64
-    """The width inside the predictor (published: 512)."""
+    """The width inside SimSiam's predictor (published: 512)."""
+
+    queue_size: int = 1024
+    """K, keys in MoCo's queue (published: 4096)."""
+    temperature: float = 0.2
+    """tau of MoCo's InfoNCE, eq. 1 (published: 0.07)."""
+    ema: float = 0.99
+    """Share of itself that MoCo's momentum encoder keeps at each step (published: 0.999)."""
 
     epochs: int = 8
     batch_size: int = 64
-    lr: float = 0.4
-    """For a batch of 256; the rate used is lr * batch_size / 256, decayed by a cosine to 0."""
+    lr: float | None = None
+    """For a batch of 256; the rate used is lr * batch_size / 256, decayed by a cosine to 0. If not
+    given, 0.4 for SimSiam and 0.1 for MoCo (published for both: 0.03)."""
     predictor_lr: float = 10.0
     """The predictor's rate as a multiple of the others' (SimSiam: 1). In short runs it learns too
     slowly otherwise."""
@@ -89,13 +105,33 @@ class Config:
     """Write the trained encoder to encoder.safetensors."""
 
 
-# What may differ between the run that is resumed and the one that resumes it.
-RESUME_MAY_CHANGE = {"data", "device", "out", "resume", "export"}
+# Zhang et al., CVPR 2022: the paper's SimSiam-LoGo, and MoCo-LoGo as in the authors' code. Not
+# theirs: ll is a cosine, not the learnt affinity with a step of its own, and MoCo's projector and
+# batch norm are those of model.MoCo.
+_CIFAR10 = {
+    "dataset": "cifar10", "encoder": "resnet18", "global_crops": 2, "local_crops": 2,
+    "global_size": 32, "local_size": 32, "global_scale": (0.4, 1.0), "local_scale": (0.05, 0.4),
+    "repulsion_weight": 1e-4, "lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "epochs": 200,
+}  # fmt: skip
+PRESETS = {
+    "simsiam-logo-paper": _CIFAR10 | {
+        "method": "simsiam-logo", "dim": 2048, "bottleneck": 512, "pair_reduction": "sum",
+        "batch_size": 512, "predictor_lr": 1.0,
+    },
+    "moco-logo-paper": _CIFAR10 | {
+        "method": "moco-logo", "dim": 128, "queue_size": 4096, "temperature": 0.07, "ema": 0.999,
+        "pair_reduction": "mean", "batch_size": 256,
+    },
+}  # fmt: skip
+
+# What may differ between the run that is resumed and the one that resumes it. What a preset sets
+# is compared setting by setting.
+RESUME_MAY_CHANGE = {"data", "device", "out", "resume", "export", "preset"}
 
 AT_LEAST = {
     "global_crops": 2, "local_crops": 0, "global_size": 1, "local_size": 1, "dim": 1,
     "bottleneck": 1, "epochs": 1, "batch_size": 2, "knn_every": 1, "knn_k": 1, "log_every": 1,
-    "checkpoint_every": 1, "image_size": 1, "lr": 0, "repulsion_weight": 0,
+    "checkpoint_every": 1, "image_size": 1, "lr": 0, "repulsion_weight": 0, "queue_size": 1,
 }  # fmt: skip
 
 
@@ -106,7 +142,8 @@ def validate(config: Config) -> None:
         raise UserError(f"--{name.replace('_', '-')}: got {got}; want {want}")
 
     for name, least in AT_LEAST.items():
-        if getattr(config, name) < least:
+        value = getattr(config, name)
+        if value is not None and value < least:
             refuse(name, f"at least {least}")
     for name in ("global_scale", "local_scale"):
         low, high = getattr(config, name)
@@ -114,8 +151,11 @@ def validate(config: Config) -> None:
             refuse(name, "0 < low <= high <= 1")
     if min(config.scenes) < 1:
         refuse("scenes", "at least 1 training and 1 test scene")
-    if config.knn_temperature <= 0:
-        refuse("knn_temperature", "a number above 0")
+    for name in ("temperature", "knn_temperature"):
+        if not getattr(config, name) > 0:
+            refuse(name, "a number above 0")
+    if not 0 <= config.ema < 1:
+        refuse("ema", "0 <= ema < 1")
     if config.dataset != "scenes" and config.data is None:
         raise UserError(f"--dataset {config.dataset} needs --data, the folder of the images")
     try:

@@ -1,5 +1,6 @@
-"""SimSiam (Chen & He, CVPR 2021): encoder, projector, predictor; and encoders for small images."""
+"""SimSiam (Chen & He, CVPR 2021), MoCo (He et al., CVPR 2020), and encoders for small images."""
 
+import copy
 import importlib
 import json
 import sys
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from errors import UserError
+from logo_kernels import NegativeQueue
 
 
 class BasicBlock(nn.Module):
@@ -148,6 +150,52 @@ class SimSiam(nn.Module):
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         z = self.projector(self.encoder(crops))
         return z, self.predictor(z)
+
+
+class MoCo(nn.Module):
+    """crops [N, C, S, S] -> queries [N, D]; `keys` gives the targets, `queue` the negatives.
+
+    Projector: two layers with batch norm, the last without affine parameters (MoCo v3). That of
+    MoCo v2, without batch norm, collapsed on the scenes within an epoch.
+
+    The momentum encoder, projector included, starts as a copy and gets no gradient. Like the online
+    one it normalises by the statistics of its own batch, all G * B global crops in one pass. Images
+    are not shuffled among devices as MoCo does: a key and its query so share the rest of their
+    batch, which makes the task a little easier. Running statistics, which share nothing (EMAN, Cai
+    et al., CVPR 2021), lag behind the weights in a run of some hundred steps and were worse here.
+    """
+
+    def __init__(self, encoder: nn.Module, features: int, dim: int, queue_size: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = nn.Sequential(
+            nn.Linear(features, dim, bias=False),
+            nn.BatchNorm1d(dim),
+            nn.ReLU(),
+            nn.Linear(dim, dim, bias=False),
+            nn.BatchNorm1d(dim, affine=False),
+        )
+        self.momentum = copy.deepcopy(nn.Sequential(self.encoder, self.projector))
+        self.momentum.requires_grad_(False)
+        self.queue = NegativeQueue(dim, queue_size)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return self.projector(self.encoder(crops))
+
+    @torch.no_grad()
+    def keys(self, global_crops: Tensor) -> Tensor:
+        return self.momentum(global_crops)
+
+    @torch.no_grad()
+    def update_momentum(self, ema: float) -> None:
+        """Momentum encoder = ema * itself + (1 - ema) * online; once a step, after the optimiser.
+
+        Parameters alone: buffers (running statistics) are those of its own batches.
+        """
+        online = nn.Sequential(self.encoder, self.projector)
+        # A tensor that two layers share comes but once.
+        for average, value in zip(self.momentum.parameters(), online.parameters(), strict=True):
+            average.lerp_(value, 1 - ema)
 
 
 def export_encoder(encoder: nn.Module, name: str, mean: Tensor, std: Tensor, path: Path) -> None:

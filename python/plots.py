@@ -19,7 +19,11 @@ from augment import Examples
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#777777",
 )  # fmt: skip
-METHOD_COLOURS = {"simsiam": BLUE, "simsiam-multicrop": ORANGE, "simsiam-logo": GREEN}
+SKY = "#56B4E9"
+METHOD_COLOURS = {
+    "simsiam": BLUE, "simsiam-multicrop": ORANGE, "simsiam-logo": GREEN,
+    "moco": SKY, "moco-multicrop": RED, "moco-logo": PURPLE,
+}  # fmt: skip
 
 plt.rcParams.update(
     {
@@ -45,7 +49,7 @@ def losses(metrics: dict[str, np.ndarray], method: str, path: Path) -> None:
         "ll": ("local to local, repelled (eq. 5)", GREEN),
     }
     for name, (label, colour) in labels.items():
-        if method == "simsiam" and name != "gg":
+        if method in ("simsiam", "moco") and name != "gg":
             continue  # There are no local crops.
         _trace(terms, epoch, metrics[name], colour, label)
     _trace(terms, epoch, metrics["total"], "black", "total (eq. 9)")

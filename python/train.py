@@ -1,15 +1,14 @@
-"""Train an encoder with SimSiam-LoGo, SimSiam with multi-crop, or SimSiam.
+"""Train an encoder with SimSiam-LoGo or MoCo-LoGo, or either without its repulsion or local crops.
 
-    python python/train.py                  SimSiam-LoGo on the embedded scenes, minutes on a CPU
-    python python/train.py --method all     the three methods side by side
-    python python/train.py --help           every setting
+    python python/train.py                       SimSiam-LoGo on the embedded scenes, minutes
+    python python/train.py --method moco-logo    MoCo-LoGo
+    python python/train.py --method all-moco     its three methods side by side; or all-simsiam, all
+    python python/train.py --help                every setting
 
-The paper's CIFAR-10 setting (Zhang et al., CVPR 2022, but for its learnt affinity) is
+Published settings on CIFAR-10 (Zhang et al., CVPR 2022, but for the learnt affinity) are presets:
 
-    python python/train.py --dataset cifar10 --data cifar-10-batches-py --encoder resnet18
-        --dim 2048 --bottleneck 512 --global-scale 0.4 1 --local-size 32 --local-scale 0.05 0.4
-        --repulsion-weight 1e-4 --pair-reduction sum --batch-size 512 --lr 0.03 --predictor-lr 1
-        --epochs 200 --device cuda --bf16
+    python python/train.py --preset moco-logo-paper --data cifar-10-batches-py --device cuda --bf16
+    python python/train.py --preset simsiam-logo-paper --data cifar-10-batches-py --device cuda
 """
 
 import json
@@ -24,7 +23,7 @@ from torch import Tensor
 
 import evaluate
 import plots
-from config import METHODS, Config, validate
+from config import GROUPS, PRESETS, Config, validate
 from data import ImageData, load_cifar10, load_folder, load_scenes
 from errors import UserError
 from model import export_encoder
@@ -47,6 +46,9 @@ class Row:
 def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # A log file shows progress too.
     config = tyro.cli(Config, description=__doc__)
+    if config.preset:
+        # The same words again, on top of the preset: what the user asked for wins.
+        config = tyro.cli(Config, default=Config(**PRESETS[config.preset]))
     try:
         run(config)
     except UserError as error:
@@ -67,10 +69,10 @@ def run(config: Config) -> list[Row]:
     raw = data.normalise(data.train_images).flatten(1), data.normalise(data.test_images).flatten(1)
     raw_pixels = score("raw pixels", config, data, *raw)
 
-    methods = METHODS if config.method == "all" else (config.method,)
+    methods = GROUPS.get(config.method, (config.method,))
     rows, histories = [raw_pixels], {}
     for method in methods:
-        folder = out / method if config.method == "all" else out
+        folder = out / method if config.method in GROUPS else out
         untrained, trained, history = run_method(replace(config, method=method), data, folder)
         if len(rows) == 1:
             rows.append(untrained)  # The same for every method: the seed makes the weights.

@@ -12,17 +12,17 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import checkpoint
 import evaluate
 from augment import draw_examples, multi_crop
-from config import RESUME_MAY_CHANGE, Config
+from config import MOCO_METHODS, RESUME_MAY_CHANGE, Config
 from data import ImageData
 from errors import UserError
 from logo_kernels import LoGoTerms, block_cosine_similarity, logo_loss
-from model import SimSiam, build_encoder, feature_dim
+from model import MoCo, SimSiam, build_encoder, feature_dim
 
 CSV_COLUMNS = (
     "step", "epoch", "lr", "total", "gg", "lg", "ll", "z_std", "z_rank", "ms_per_step",
@@ -45,21 +45,29 @@ class Trainer:
                 "images; want at most as many"
             )
         self.total_steps = self.steps_per_epoch * config.epochs
-        self.local_crops = 0 if config.method == "simsiam" else config.local_crops
-        self.repulsion_weight = config.repulsion_weight if config.method == "simsiam-logo" else 0.0
+        self.local_crops = 0 if config.method in ("simsiam", "moco") else config.local_crops
+        self.repulsion_weight = config.repulsion_weight if config.method.endswith("-logo") else 0.0
 
         random.seed(config.seed)
         np.random.seed(config.seed)
-        torch.manual_seed(config.seed)  # All three methods start from the same weights.
+        torch.manual_seed(config.seed)  # All methods start from the same encoder.
         encoder = build_encoder(config.encoder, data.channels)
         features = feature_dim(encoder, data.channels, config.global_size)
-        self.network = SimSiam(encoder, features, config.dim, config.bottleneck).to(self.device)
+        self.network: SimSiam | MoCo
+        if config.method in MOCO_METHODS:
+            self.network = MoCo(encoder, features, config.dim, config.queue_size)
+        else:
+            self.network = SimSiam(encoder, features, config.dim, config.bottleneck)
+        self.network.to(self.device)
         self.augment = multi_crop(config, data, self.local_crops)
         self.examples = draw_examples(config, data, self.device)
-        self.peak_lr = config.lr * config.batch_size / 256
-        decayed = [*encoder.parameters(), *self.network.projector.parameters()]
+        lr = (0.1 if config.method in MOCO_METHODS else 0.4) if config.lr is None else config.lr
+        self.peak_lr = lr * config.batch_size / 256
+        groups = [{"params": [*encoder.parameters(), *self.network.projector.parameters()]}]
+        if isinstance(self.network, SimSiam):
+            groups.append({"params": list(self.network.predictor.parameters())})
         self.optimizer = torch.optim.SGD(
-            [{"params": decayed}, {"params": list(self.network.predictor.parameters())}],
+            groups,
             lr=self.peak_lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
@@ -73,42 +81,82 @@ class Trainer:
     # ---------------------------------------------------------------------------------- one step
 
     def train_step(self, images: Tensor) -> tuple[LoGoTerms, Tensor]:
-        """Images uint8 [B, C, H, W] -> (LoGoTerms, z of the global crops [G*B, D])."""
-        config, count = self.config, len(images)
+        """Images uint8 [B, C, H, W] -> (LoGoTerms, z of the global crops [G*B, D]; MoCo: q)."""
+        moco = isinstance(self.network, MoCo)
+        terms, z_global = (self.moco_loss if moco else self.simsiam_loss)(*self.augment(images))
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()
+        self.optimizer.step()
+        if moco:
+            self.network.update_momentum(self.config.ema)
+        return terms, z_global.detach()
 
-        def by_image(rows: Tensor) -> Tensor:
-            """View-major [V*B, D] -> [B, V, D], a view that costs no copy."""
-            return rows.view(-1, count, rows.shape[1]).transpose(0, 1)
-
-        global_crops, local_crops = self.augment(images)
+    def simsiam_loss(
+        self, global_crops: Tensor, local_crops: Tensor | None
+    ) -> tuple[LoGoTerms, Tensor]:
+        """Crops [G*B, C, S, S] and [L*B, C, s, s]."""
         h_local = z_local = None
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+        with self.autocast():
             z_global, h_global = self.network(global_crops)
             if local_crops is not None:
-                z_local, h_local = map(by_image, self.network(local_crops))
+                z_local, h_local = map(self.by_image, self.network(local_crops))
         terms = logo_loss(
-            by_image(h_global),
+            self.by_image(h_global),
             h_local,
-            targets=by_image(z_global).detach(),
+            targets=self.by_image(z_global).detach(),
             similarity="cosine",
             # Eq. 5 is about the representation: it sees z, not the predictor's guess at another z.
             repulsion_features=z_local,
             repulsion_weight=self.repulsion_weight,
+            pair_reduction=self.config.pair_reduction,
+            return_terms=True,
+        )
+        return terms, z_global
+
+    def moco_loss(
+        self, global_crops: Tensor, local_crops: Tensor | None
+    ) -> tuple[LoGoTerms, Tensor]:
+        """As above, and the keys of these crops are then in the queue, for the steps to come."""
+        config, network = self.config, self.network
+        q_local = None
+        with self.autocast():
+            q_global = network(global_crops)
+            if local_crops is not None:
+                q_local = self.by_image(network(local_crops))
+            # All crops are drawn to global ones alone (eqs. 3 and 4): local crops need no keys.
+            keys = self.by_image(network.keys(global_crops))
+        terms = logo_loss(
+            self.by_image(q_global),
+            q_local,
+            targets=keys,
+            similarity="info_nce",
+            negatives=network.queue.keys,
+            temperature=config.temperature,
+            repulsion_weight=self.repulsion_weight,
             pair_reduction=config.pair_reduction,
             return_terms=True,
         )
-        self.optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()
-        self.optimizer.step()
-        return terms, z_global.detach()
+        # After the loss, so that no query meets its own positive as a negative. The keys of all G
+        # global crops, as in the authors' code: they have been computed, and each is another
+        # negative. So the queue goes back K / (G * B) steps.
+        network.queue.enqueue(keys)
+        return terms, q_global
+
+    def by_image(self, rows: Tensor) -> Tensor:
+        """View-major [V*B, D] -> [B, V, D], a view that costs no copy."""
+        return rows.view(-1, self.config.batch_size, rows.shape[1]).transpose(0, 1)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
 
     def set_lr(self) -> float:
         """Cosine decay as a function of the step alone, so there is no schedule state to save."""
         lr = 0.5 * self.peak_lr * (1 + math.cos(math.pi * self.step / self.total_steps))
-        body, predictor = self.optimizer.param_groups
+        body, *predictor = self.optimizer.param_groups
         body["lr"] = lr
         fixed = self.config.fixed_predictor_lr
-        predictor["lr"] = self.config.predictor_lr * (self.peak_lr if fixed else lr)
+        for group in predictor:  # MoCo has none.
+            group["lr"] = self.config.predictor_lr * (self.peak_lr if fixed else lr)
         return lr
 
     def batch(self) -> Tensor:
@@ -135,7 +183,8 @@ class Trainer:
         dim, count = self.config.dim, len(self.examples.images)
         self.network.eval()
         with torch.no_grad():
-            z = [self.network(v)[0].view(-1, count, dim) for v in self.examples.views]
+            network = nn.Sequential(self.network.encoder, self.network.projector)
+            z = [network(v).view(-1, count, dim) for v in self.examples.views]
         self.network.train()
         by_image = torch.cat(z).transpose(0, 1)  # [N, V, D]
         # Taken as the crops of a single image, they give every block between two images as well.

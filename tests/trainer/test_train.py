@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import train
-from config import METHODS, Config
+from config import METHODS, MOCO_METHODS, SIMSIAM_METHODS, Config
 from data import load_scenes
 from errors import UserError
 from model import load_encoder
@@ -24,7 +24,7 @@ from trainer import CSV_COLUMNS, Trainer, read_metrics
 TINY = {
     "--scenes": "64 24", "--image-size": "32", "--batch-size": "16", "--epochs": "6", "--dim": "16",
     "--bottleneck": "8", "--global-size": "16", "--local-size": "8", "--local-crops": "2",
-    "--knn-every": "2", "--log-every": "1", "--checkpoint-every": "3",
+    "--knn-every": "2", "--log-every": "1", "--checkpoint-every": "3", "--queue-size": "200",
 }  # fmt: skip
 STEPS = 24  # 64 / 16 steps in each of 6 epochs
 TINY_CONFIG = Config(
@@ -66,8 +66,8 @@ def test_all_methods_write_all_files_and_one_table(trainer_folder, tmp_path):
             assert (out / method / name).stat().st_size > 1000
         metrics = read_metrics(out / method / "metrics.csv")
         assert metrics["step"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
-        assert (metrics["lg"] == 0).all() == (method == "simsiam")
-        assert (metrics["ll"] == 0).all() == (method == "simsiam")
+        assert (metrics["lg"] == 0).all() == (method in ("simsiam", "moco"))
+        assert (metrics["ll"] == 0).all() == (method in ("simsiam", "moco"))
     encoder, mean, _ = load_encoder(out / "simsiam-logo" / "encoder.safetensors")
     saved = torch.load(out / "simsiam-logo" / "checkpoint.pt", weights_only=True)["network"]
     for key, value in encoder.state_dict().items():
@@ -75,19 +75,22 @@ def test_all_methods_write_all_files_and_one_table(trainer_folder, tmp_path):
     assert mean.shape == (1,)
 
 
-def test_a_killed_run_continues_bit_for_bit(trainer_folder, tmp_path):
-    """SIGKILL at random moments, several times; weights, optimiser, CSV and history are those of a
-    run that nobody stopped.
+@pytest.mark.parametrize("method", ["simsiam-logo", "moco-logo"])
+def test_a_killed_run_continues_bit_for_bit(trainer_folder, tmp_path, method):
+    """SIGKILL at random moments, several times; weights (MoCo: momentum encoder, queue and its
+    place, too), optimiser, CSV and history are those of a run that nobody stopped.
     """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    resume = ("--method", method, "--resume")
     subprocess.run(
-        command(trainer_folder, whole), check=True, capture_output=True, env=environment()
-    )
+        command(trainer_folder, whole, "--method", method),
+        check=True, capture_output=True, env=environment(),
+    )  # fmt: skip
     wall = random.Random()  # Other moments at every run of the test; the message names them.
     moments, kills = [], 0
     for target in sorted(wall.sample(range(2, STEPS), 3)):
         process = subprocess.Popen(
-            command(trainer_folder, killed, "--resume"),
+            command(trainer_folder, killed, *resume),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
         )  # fmt: skip
         metrics = killed / "metrics.csv"
@@ -101,7 +104,7 @@ def test_a_killed_run_continues_bit_for_bit(trainer_folder, tmp_path):
         kills += process.wait() == -signal.SIGKILL
     assert kills >= 1, moments
     done = subprocess.run(
-        command(trainer_folder, killed, "--resume"),
+        command(trainer_folder, killed, *resume),
         capture_output=True, text=True, env=environment(), check=False,
     )  # fmt: skip
     assert done.returncode == 0, (moments, done.stderr)
@@ -109,6 +112,10 @@ def test_a_killed_run_continues_bit_for_bit(trainer_folder, tmp_path):
     expected, got = (
         torch.load(run / "checkpoint.pt", weights_only=True) for run in (whole, killed)
     )
+    if method == "moco-logo":
+        assert {"queue.keys", "queue.pointer", "momentum.1.0.weight"} < expected["network"].keys()
+        # 200 keys are no multiple of a step's 2 x 16: writes have wrapped.
+        assert expected["network"]["queue.pointer"] == STEPS * 32 % 200
     for key, value in expected["network"].items():
         assert torch.equal(value, got["network"][key]), (moments, key)
     for key, value in expected["optimizer"]["state"].items():
@@ -216,13 +223,14 @@ def test_methods_start_from_the_same_weights_and_differ_in_the_loss(tmp_path):
         trainer.start()
         weights[method] = trainer.network.state_dict()["encoder.stem.0.weight"].clone()
         terms[method], _ = trainer.train_step(trainer.batch())
-    assert torch.equal(weights["simsiam"], weights["simsiam-logo"])
-    plain, multi, logo = (terms[m] for m in METHODS)
-    assert plain.total.item() == pytest.approx(plain.gg.item(), abs=1e-6)
-    # Two ordered global pairs and 2 x 2 local-to-global ones in one average.
-    attraction = (2 * multi.gg + 4 * multi.lg).item() / 6
-    assert multi.total.item() == pytest.approx(attraction, abs=1e-5)
-    assert logo.total.item() == pytest.approx(attraction + 0.5 * logo.ll.item(), abs=1e-5)
+    assert all(torch.equal(weights["simsiam"], weight) for weight in weights.values())
+    for family in (SIMSIAM_METHODS, MOCO_METHODS):
+        plain, multi, logo = (terms[m] for m in family)
+        assert plain.total.item() == pytest.approx(plain.gg.item(), abs=1e-6)
+        # Two ordered global pairs and 2 x 2 local-to-global ones in one average.
+        attraction = (2 * multi.gg + 4 * multi.lg).item() / 6
+        assert multi.total.item() == pytest.approx(attraction, abs=1e-5)
+        assert logo.total.item() == pytest.approx(attraction + 0.5 * logo.ll.item(), abs=1e-5)
 
 
 def test_repulsion_sees_z_and_targets_get_no_gradient(tmp_path, monkeypatch):
@@ -250,15 +258,15 @@ def test_repulsion_sees_z_and_targets_get_no_gradient(tmp_path, monkeypatch):
         assert seen[name].stride() == (16, 256, 1)
 
 
-def test_bf16_trains(tmp_path):
-    trainer = Trainer(
-        replace(TINY_CONFIG, bf16=True), load_scenes(64, 24, seed=0, size=32), tmp_path
-    )
+@pytest.mark.parametrize(("method", "most"), [("simsiam-logo", 2), ("moco-logo", 20)])
+def test_bf16_trains(tmp_path, method, most):
+    config = replace(TINY_CONFIG, bf16=True, method=method)
+    trainer = Trainer(config, load_scenes(64, 24, seed=0, size=32), tmp_path)
     trainer.start()
     trainer.run()
     metrics = read_metrics(tmp_path / "metrics.csv")
     assert len(metrics["step"]) == 4
-    assert abs(metrics["total"]).max() < 2
+    assert abs(metrics["total"]).max() < most
     assert all(p.dtype == torch.float32 for p in trainer.network.parameters())
 
 
@@ -269,6 +277,9 @@ def test_bf16_trains(tmp_path):
         ({"batch_size": 1}, "--batch-size: got 1"),
         ({"local_scale": (0.5, 0.2)}, "--local-scale: got 0.5 0.2"),
         ({"knn_temperature": 0.0}, "--knn-temperature: got 0.0"),
+        ({"temperature": float("nan")}, "--temperature: got nan"),
+        ({"ema": 1.0}, "--ema: got 1.0; want 0 <= ema < 1"),
+        ({"queue_size": 0}, "--queue-size: got 0; want at least 1"),
         ({"dataset": "cifar10"}, "--dataset cifar10 needs --data"),
         ({"dataset": "folder", "data": Path("no/such/place")}, "no/such/place: no such folder"),
         ({"batch_size": 100}, "--batch-size: got 100 for 64 training images"),

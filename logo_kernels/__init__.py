@@ -7,6 +7,7 @@
 """
 
 from ._version import __version__
+from .affinity import LocalAffinity
 from .backends import BACKENDS
 from .contrastive import info_nce
 from .losses import LoGoLoss, LoGoTerms, logo_loss
@@ -16,6 +17,7 @@ from .similarity import block_cosine_similarity
 __all__ = [
     "LoGoLoss",
     "LoGoTerms",
+    "LocalAffinity",
     "NegativeQueue",
     "__version__",
     "available_backends",

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import ops
 from .backends import AUTO, PairWeights, resolve
 from .backends.protocol import scale_factor
+from .backends.units import Rows, saturated
 
 
 class Cosine(torch.autograd.Function):
@@ -104,6 +105,24 @@ class InfoNCE(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradient = ops.info_nce_backward(upstream, *ctx.saved_tensors, ctx.temperature)
         return differentiated_once(gradient), None, None, None, None
+
+
+class Unit(torch.autograd.Function):
+    """z/‖z‖ over the last dimension in `dtype`, exact for any finite norm; 0 for a zero row."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        unit = Rows(rows, dtype).unit
+        ctx.save_for_backward(rows)
+        return unit
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (rows,) = ctx.saved_tensors
+        z = Rows(rows, grad.dtype)
+        across = grad - (grad * z.unit).sum(-1, keepdim=True) * z.unit
+        gradient = saturated(z.gradient(across), rows.dtype).to(rows.dtype)
+        return differentiated_once(gradient), None
 
 
 class NoSecondDerivative(torch.autograd.Function):

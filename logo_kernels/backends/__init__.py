@@ -68,8 +68,8 @@ def resolve(name: str, operation: str, *tensors: torch.Tensor | None) -> Backend
         if tensor is not None:
             dtypes.append(tensor.dtype)
             crops += tensor.shape[1]
-    if operation == "info_nce":
-        crops = 0  # no image's rows meet each other: their number binds no kernel
+    if operation in ("info_nce", "pair_mlp"):
+        crops = 0  # how many rows an image has binds no kernel here
     return _choose(name, operation, first.device.type, tuple(dtypes), crops, first.shape[2])
 
 

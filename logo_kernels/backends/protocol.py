@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .pairs import PairStage
+
 
 class PairWeights(NamedTuple):
     """Weight of one pair in an image's total.
@@ -51,7 +53,7 @@ class InfoNCEResult(NamedTuple):
 class Problem(NamedTuple):
     """The static facts by which a backend is chosen."""
 
-    operation: str  # "cosine" | "similarity" | "scale" | "info_nce"
+    operation: str  # "cosine" | "similarity" | "scale" | "info_nce" | "pair_mlp"
     device: str  # torch.device.type
     dtypes: frozenset[torch.dtype]
     crops: int  # rows of one image that are read: crops, targets and features, V + W, or 0
@@ -62,6 +64,8 @@ class Backend(ABC):
     """One implementation of the operations; those that it always refuses need not be written."""
 
     name: str
+    # Of the learned affinity; a backend without one refuses "pair_mlp".
+    pair_stage: PairStage | None = None
 
     @abstractmethod
     def missing(self) -> str | None:

@@ -1,0 +1,210 @@
+"""The learned affinity's pair stage as autograd Functions, batch norm included.
+
+`hidden` maps the two halves of the first product to the pairs' hidden layer, `output` maps the
+second product to each image's mean over its pairs; the products between them are torch's own. What
+is computed, and by which formula, stands in backends/pairs.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+from . import pair_ops as ops
+from .autograd import differentiated_once
+
+
+def hidden(norm: BatchNorm, a: Tensor, c: Tensor, roll: int, backend: str) -> Tensor:
+    """relu(norm(h)) of all pairs: a, c [B, L, H] -> [P, H]; updates norm's running statistics."""
+    images, crops, _ = a.shape
+    seen = statistics(
+        norm,
+        lambda: ops.hidden_moments(a.detach(), c.detach(), roll, backend),
+        images * crops * (crops - 1),
+    )
+    return PairHidden.apply(a, c, norm.weight, norm.bias, *seen, norm.eps, roll, backend)
+
+
+def output(
+    norm: BatchNorm, last: nn.Linear, y: Tensor, pairs: int, link: int, backend: str
+) -> Tensor:
+    """Mean over each image's pairs of link(last(relu(norm(y)))): [P, H'] -> [P / pairs]."""
+    seen = statistics(norm, lambda: ops.output_moments(y.detach(), backend), len(y))
+    return PairOutput.apply(
+        y, norm.weight, norm.bias, last.weight, last.bias, *seen, norm.eps, pairs, link, backend
+    )
+
+
+class Statistics(NamedTuple):
+    """By what a batch norm normalises, and what its gradient needs to know about them."""
+
+    mean: Tensor  # [H]
+    var: Tensor  # [H], biased
+    count: int | Tensor  # values that mean and var are of, over all ranks; 0: constants
+    group: Any  # the process group that shares them, or None
+
+
+def statistics(norm: BatchNorm, moments: Callable[[], Tensor], count: int) -> Statistics:
+    """Those of the batch (and then the running ones follow), or the running ones."""
+    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
+        return Statistics(norm.running_mean, norm.running_var, 0, None)
+    group = None
+    if norm.training and isinstance(norm, nn.SyncBatchNorm) and dist.is_initialized():
+        group = norm.process_group or dist.group.WORLD
+        group = group if dist.get_world_size(group) > 1 else None
+    with torch.no_grad():
+        mean, var = moments()
+        total: int | Tensor = count
+        if group is not None:
+            mean, var, total = over_ranks(mean, var, count, group)
+        elif count == 1:
+            raise ValueError(
+                "batch norm in training mode needs more than one pair, got 1: pass more images or "
+                "crops, or call .eval()"
+            )
+        if norm.training and norm.running_mean is not None:
+            follow(norm, mean, var * (total / (total - 1)))
+    return Statistics(mean, var, total, group)
+
+
+def over_ranks(mean: Tensor, var: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance and number of the values of all ranks together."""
+    own = torch.cat([mean, var, mean.new_tensor([count])])
+    every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(every, own, group)
+    width = len(mean)
+    means, variances, counts = torch.stack(every).split([width, width, 1], 1)
+    total = counts.sum()
+    mean = (counts * means).sum(0) / total
+    var = (counts * (variances + (means - mean).square())).sum(0) / total
+    return mean, var, total
+
+
+def follow(norm: BatchNorm, mean: Tensor, unbiased: Tensor) -> None:
+    """Running statistics, as torch's batch norm keeps them."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    share: Any = norm.momentum
+    if share is None:  # the mean over all batches
+        share = 1 / norm.num_batches_tracked.to(norm.running_mean.dtype)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), share)
+
+
+class PairHidden(torch.autograd.Function):
+    """x [P, H] = relu(norm(a_i + c_j)); keeps a and c, not the pairs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        a: Tensor,  # [B, L, H]
+        c: Tensor,  # [B, L, H]
+        weight: Tensor,  # [H]
+        bias: Tensor,  # [H]
+        mean: Tensor,
+        var: Tensor,
+        count: int | Tensor,
+        group: Any,
+        eps: float,
+        roll: int,
+        backend: str,
+    ) -> Tensor:
+        norm, inverse = folded(weight, bias, mean, var, eps, a)
+        ctx.save_for_backward(a, c, norm, inverse)
+        ctx.count, ctx.group, ctx.roll, ctx.backend = count, group, roll, backend
+        return ops.hidden(a, c, norm, roll, backend)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, c, norm, inverse = ctx.saved_tensors
+        to_a, to_c, sums = ops.hidden_sums(grad.contiguous(), a, c, norm, ctx.roll, ctx.backend)
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            correction = corrections(sums, inverse, ctx.count, ctx.group)
+            to_a, to_c = ops.hidden_backward(
+                to_a, to_c, a, c, norm, correction, ctx.roll, ctx.backend
+            )
+        answers = (to_a, to_c, sums[1] * inverse, sums[0])
+        return *wanted(answers, ctx.needs_input_grad), *(None,) * 7
+
+
+class PairOutput(torch.autograd.Function):
+    """value [P / pairs]: each image's mean over its pairs of link(w·relu(norm(y)) + b)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,  # [P, H']
+        weight: Tensor,  # [H']
+        bias: Tensor,  # [H']
+        last_weight: Tensor,  # [1, H']
+        last_bias: Tensor,  # [1]
+        mean: Tensor,
+        var: Tensor,
+        count: int | Tensor,
+        group: Any,
+        eps: float,
+        pairs: int,
+        link: int,
+        backend: str,
+    ) -> Tensor:
+        norm, inverse = folded(weight, bias, mean, var, eps, y)
+        last = last_weight[0].to(norm.dtype)
+        value, slope = ops.output(y, norm, last, last_bias.to(norm.dtype), pairs, link, backend)
+        ctx.save_for_backward(y, norm, inverse, last, slope)
+        ctx.count, ctx.group, ctx.pairs, ctx.backend = count, group, pairs, backend
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, norm, inverse, last, slope = ctx.saved_tensors
+        pairs, backend = ctx.pairs, ctx.backend
+        grad = grad.contiguous()
+        answers: list[Tensor | None] = [None] * 5
+        if isinstance(ctx.count, Tensor) or ctx.count > 0 or any(ctx.needs_input_grad[1:4]):
+            sums = ops.output_sums(y, norm, slope, grad, pairs, backend)
+            weighted = sums * last
+            answers[1], answers[2] = weighted[1] * inverse, weighted[0]
+            answers[3] = (sums[1] * norm[1] + sums[0] * norm[2]).unsqueeze(0)
+            correction = corrections(weighted, inverse, ctx.count, ctx.group)
+        else:
+            correction = torch.zeros_like(norm[:2])
+        if ctx.needs_input_grad[4]:
+            answers[4] = (slope.view(-1, pairs).sum(1) * grad).sum().unsqueeze(0)
+        if ctx.needs_input_grad[0]:
+            answers[0] = ops.output_backward(
+                y, norm, last, slope, grad, correction, pairs, backend
+            )
+        return *wanted(answers, ctx.needs_input_grad), *(None,) * 8
+
+
+def folded(
+    weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Batch norm as (mean, scale, bias) [3, H], and 1/√(var + ε) [H]; fp32, fp64 for fp64."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    inverse = (var.to(dtype) + eps).rsqrt()
+    return torch.stack([mean.to(dtype), weight.to(dtype) * inverse, bias.to(dtype)]), inverse
+
+
+def corrections(sums: Tensor, inverse: Tensor, count: int | Tensor, group: Any) -> Tensor:
+    """What the statistics' own gradients subtract, [2, H]; sums are (Σ m, Σ m·(v − mean))."""
+    if not isinstance(count, Tensor) and count == 0:
+        return torch.zeros_like(sums)
+    if group is not None:
+        sums = sums.clone()
+        dist.all_reduce(sums, group=group)
+    return torch.stack([sums[0], sums[1] * inverse.square()]) / count
+
+
+def wanted(
+    answers: tuple[Tensor | None, ...] | list[Tensor | None], needed: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """The gradients that are asked for, once differentiable."""
+    pairs = zip(answers, needed, strict=False)
+    return [differentiated_once(g) if wants and g is not None else None for g, wants in pairs]

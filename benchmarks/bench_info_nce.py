@@ -1,4 +1,4 @@
-"""`logo_loss` with similarity="info_nce" against a queue: forward and backward."""
+"""`logo_loss` with similarity="info_nce", against a queue or the batch: forward and backward."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 from torch import Tensor
 
 import peers
+from batch_peers import BATCH
 from cases import INFO_NCE
 from comparison import by_backend, compare
 from contrast_peers import INFO_NCE as PEERS
@@ -18,11 +19,12 @@ from timing import matrix_product_step
 CASES = INFO_NCE
 
 
-def loss(x: Tensor, y: Tensor, t: Tensor, n: Tensor, backend: str = "auto") -> Tensor:
-    """Ours in the peers' signature."""
+def loss(x: Tensor, y: Tensor, t: Tensor, n: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """Ours in the peers' signature; without negatives, against the batch."""
     return logo_loss(
         x, y, t,
-        similarity="info_nce", negatives=n, temperature=TEMPERATURE, affinity=None,
+        similarity="info_nce", negatives="batch" if n is None else n, temperature=TEMPERATURE,
+        affinity=None,
         backend=backend,
     )  # fmt: skip
 
@@ -34,6 +36,6 @@ def test_info_nce(benchmark, case, device) -> None:
         inputs=inputs,
         ours=by_backend(loss, case.operation, device, inputs),
         reference=partial(loss, backend="reference"),
-        peers=peers.prepare(PEERS, device, case.moved_bytes()),
+        peers=peers.prepare(BATCH if case.negatives is None else PEERS, device, case.moved_bytes()),
         baselines={"matrix product": matrix_product_step(case.flops(), case.dtype, device)},
     )  # fmt: skip

@@ -107,12 +107,12 @@ class SimilarityCase:
 
 @dataclass(frozen=True)
 class InfoNCECase:
-    """`logo_loss`, InfoNCE against a queue: forward, and backward to the online crops."""
+    """`logo_loss`, InfoNCE: forward, and backward to the online crops."""
 
     images: int
     global_crops: int
     local_crops: int
-    negatives: int  # K
+    negatives: int | None  # K, of a queue; None: the targets of the other images
     dim: int
     dtype: str
     why: str
@@ -124,25 +124,27 @@ class InfoNCECase:
     @property
     def size(self) -> str:
         return (
-            f"({self.images}, {self.global_crops}, {self.local_crops}, {self.negatives}, "
-            f"{self.dim})"
+            f"({self.images}, {self.global_crops}, {self.local_crops}, "
+            f"{self.negatives or 'batch'}, {self.dim})"
         )
 
     @property
     def id(self) -> str:
-        size = f"{self.images}x{self.global_crops}x{self.local_crops}x{self.negatives}x{self.dim}"
+        negatives = self.negatives or "batch"
+        size = f"{self.images}x{self.global_crops}x{self.local_crops}x{negatives}x{self.dim}"
         return _id(self.operation, size, self.dtype, False, False)
 
     def moved_bytes(self) -> int:
         """Read crops, targets and negatives, write gradients of the crops."""
         crops = self.global_crops + self.local_crops
-        rows = self.images * (2 * crops + self.global_crops) + self.negatives
+        rows = self.images * (2 * crops + self.global_crops) + (self.negatives or 0)
         return rows * self.dim * ELEMENT_BYTES[self.dtype]
 
     def flops(self) -> int:
         """4NKD: scores, and the negatives' weighted mean, of each crop once."""
         rows = self.images * (self.global_crops + self.local_crops)
-        return 4 * rows * self.negatives * self.dim
+        negatives = self.negatives or (self.images - 1) * self.global_crops
+        return 4 * rows * negatives * self.dim
 
 
 @dataclass(frozen=True)
@@ -248,12 +250,15 @@ INFO_NCE = {
         InfoNCECase(256, 2, 2, 65536, 128, "float32", "MoCo's queue and D: 1024 crops"),
         InfoNCECase(256, 2, 2, 4096, 128, "float32", "the authors' queue"),
         InfoNCECase(32, 2, 8, 4096, 256, "bfloat16", "many crops of few images, under autocast"),
+        InfoNCECase(128, 2, 2, None, 128, "float32", "in-batch: NTXent's memory ends soon after"),
+        InfoNCECase(2048, 2, 2, None, 128, "float32", "in-batch: a large batch"),
     ),
     "cuda": (
         InfoNCECase(1024, 2, 2, 65536, 128, "bfloat16", "4096 crops: the matrix product decides"),
         InfoNCECase(128, 2, 2, 65536, 128, "bfloat16", "512 crops: splits must fill the GPU"),
         InfoNCECase(1024, 2, 2, 65536, 256, "bfloat16", "twice the columns"),
         InfoNCECase(256, 2, 2, 4096, 128, "float32", "the authors' queue"),
+        InfoNCECase(4096, 2, 2, None, 256, "bfloat16", "in-batch: 16,384 crops"),
     ),
 }
 

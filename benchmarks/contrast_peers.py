@@ -45,7 +45,7 @@ def once(x: Tensor, y: Tensor, t: Tensor, n: Tensor) -> Tensor:
     """log Σ e^logit of every crop once; each pair is a softplus of its difference to that."""
     queries = F.normalize(torch.cat([x, y], 1), dim=-1)
     lse = (queries @ F.normalize(n, dim=-1).mT / TEMPERATURE).logsumexp(-1, keepdim=True)
-    return _total(lse - queries @ F.normalize(t, dim=-1).mT / TEMPERATURE, x)
+    return total(lse - queries @ F.normalize(t, dim=-1).mT / TEMPERATURE, x)
 
 
 def attention(x: Tensor, y: Tensor, t: Tensor, n: Tensor) -> Tensor:
@@ -62,10 +62,10 @@ def attention(x: Tensor, y: Tensor, t: Tensor, n: Tensor) -> Tensor:
     mean, lse = mean.view_as(queries), lse.reshape(*queries.shape[:2], 1).to(queries.dtype)
     linear = (queries * mean).sum(-1, keepdim=True) / TEMPERATURE
     lse = lse + linear - linear.detach()  # the value of lse, the gradient O/τ
-    return _total(lse - queries @ F.normalize(t, dim=-1).mT / TEMPERATURE, x)
+    return total(lse - queries @ F.normalize(t, dim=-1).mT / TEMPERATURE, x)
 
 
-def _total(gap: Tensor, x: Tensor) -> Tensor:
+def total(gap: Tensor, x: Tensor) -> Tensor:
     """Eqs. 3 and 4 from lse − s⁺ of all pairs [B, G + L, G]."""
     losses = F.softplus(gap, threshold=50)
     pairs = losses.sum() - losses.diagonal(dim1=1, dim2=2).sum()

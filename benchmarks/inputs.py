@@ -65,11 +65,14 @@ def similarity_inputs(case: SimilarityCase, device: str) -> tuple[Inputs, Tensor
 
 
 def info_nce_inputs(case: InfoNCECase, device: str) -> Inputs:
-    """x, y as leaves, t and the negatives n [K, D], unit vectors as in a queue, as constants."""
+    """x, y as leaves, t and any negatives n [K, D], unit vectors as in a queue, as constants."""
     counts = [case.global_crops, case.local_crops, case.global_crops]
     x, y, t = _crops(counts, case, device)
-    n = torch.nn.functional.normalize(torch.randn(case.negatives, case.dim, device=device), dim=1)
-    return Inputs([x.requires_grad_(), y.requires_grad_()], [t, n.to(x.dtype)], case.view_major)
+    constants = [t]
+    if case.negatives is not None:
+        n = torch.randn(case.negatives, case.dim, device=device)
+        constants.append(torch.nn.functional.normalize(n, dim=1).to(x.dtype))
+    return Inputs([x.requires_grad_(), y.requires_grad_()], constants, case.view_major)
 
 
 def _crops(

@@ -46,6 +46,13 @@ def test_info_nce_by_hand():
     assert case.flops() == 4 * 1024 * 65536 * 128
 
 
+def test_info_nce_in_batch_by_hand():
+    # the targets of the other 7 images, 2 each; none is read again as a negative
+    case = InfoNCECase(8, 2, 3, None, 16, "float32", "")
+    assert case.moved_bytes() == 8 * (2 * 5 + 2) * 16 * 4
+    assert case.flops() == 4 * 40 * 14 * 16
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_listed_cases(device):
     every = [

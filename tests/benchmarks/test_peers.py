@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+import batch_peers
 import bench_cosine
 import bench_info_nce
 import contrast_peers
@@ -62,6 +63,17 @@ def test_info_nce_peer(peer, counts):
     assert expected.difference(crops, contrast_peers.INFO_NCE[peer]) is None
     assert expected.difference(crops, bench_info_nce.loss) is None
     assert expected.difference(crops, lambda *all_: bench_info_nce.loss(*all_) * 1.01) is not None
+
+
+@pytest.mark.parametrize("peer", batch_peers.BATCH)
+@pytest.mark.parametrize("counts", [(3, 2, 2), (4, 3, 1)])
+def test_batch_peer(peer, counts):
+    if peer == "NTXent":
+        pytest.importorskip("pytorch_metric_learning")
+    crops = inputs.info_nce_inputs(InfoNCECase(*counts, None, 8, "float32", ""), "cpu")
+    expected = Expected(crops, partial(bench_info_nce.loss, backend="reference"))
+    assert expected.difference(crops, batch_peers.BATCH[peer]) is None
+    assert expected.difference(crops, bench_info_nce.loss) is None
 
 
 def test_features_reach_the_repulsion():

@@ -1,0 +1,60 @@
+"""What a user would write for InfoNCE against the other images of the batch.
+
+A peer maps x [B, G, D], y [B, L, D], t [B, G, D] to the scalar of ``logo_loss(x, y, t,
+similarity="info_nce", negatives="batch", temperature=TEMPERATURE, affinity=None)``.
+
+- ``once``    the logits of every crop with every target once, an image's own masked out
+- ``NTXent``  pytorch-metric-learning's NTXentLoss, told the pairs of eqs. 3 and 4
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contrast_peers import TEMPERATURE, total
+
+
+def once(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """One product; the positives' logits are the masked blocks."""
+    images, crops, dim = x.shape[0], x.shape[1] + y.shape[1], x.shape[2]
+    queries = F.normalize(torch.cat([x, y], 1), dim=-1)
+    targets = F.normalize(t, dim=-1)
+    logits = queries.view(-1, dim) @ targets.view(-1, dim).mT / TEMPERATURE
+    image = torch.arange(images, device=x.device)
+    own = image.repeat_interleave(crops)[:, None] == image.repeat_interleave(t.shape[1])
+    lse = logits.masked_fill(own, -torch.inf).logsumexp(-1).view(images, crops, 1)
+    return total(lse - queries @ targets.mT / TEMPERATURE, x)
+
+
+def ntxent(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """Its mean is over positive pairs; ours sums an image's pairs and averages over images."""
+    from pytorch_metric_learning.losses import NTXentLoss
+
+    images, globals_, dim = x.shape
+    loss = NTXentLoss(temperature=TEMPERATURE)
+    targets = t.reshape(-1, dim)
+    image = torch.arange(images, device=x.device)
+    of_target = image.repeat_interleave(globals_)
+
+    def attraction(queries: Tensor, skip_itself: bool) -> Tensor:
+        of_query = image.repeat_interleave(queries.shape[1])
+        same = of_query[:, None] == of_target
+        positive = same.clone()
+        if skip_itself:
+            positive.fill_diagonal_(False)
+        anchors, positives = positive.nonzero(as_tuple=True)
+        others, negatives = (~same).nonzero(as_tuple=True)
+        mean = loss(
+            queries.reshape(-1, dim), of_query, (anchors, positives, others, negatives),
+            targets, of_target,
+        )  # fmt: skip
+        return mean * len(anchors) / images
+
+    return 0.5 * attraction(x, True) + attraction(y, False)
+
+
+BATCH: dict[str, Callable[..., Tensor]] = {"once": once, "NTXent": ntxent}

@@ -85,7 +85,7 @@ class LocalAffinity(nn.Sequential):
         )
         self.dim, self.backend = dim, backend
 
-    def forward(self, local: Tensor | Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+    def forward(self, local: Tensor | Sequence[Tensor]) -> Tensor:
         """ℓa: mean softplus(f) over the ordered pairs of local crops of each image.
 
         Args:
@@ -106,9 +106,7 @@ class LocalAffinity(nn.Sequential):
             return self._plain(units, units, 0, "softplus")
         return self._pairs(*self._halves(units), 0, "softplus")
 
-    def objective(
-        self, local: Tensor | Sequence[Tensor], form: str = "logistic"
-    ) -> Tensor:
+    def objective(self, local: Tensor | Sequence[Tensor], form: str = "logistic") -> Tensor:
         r"""What θd minimises, a scalar: crops of one image alike, crops of two images not (eq. 6).
 
         .. math::
@@ -117,10 +115,10 @@ class LocalAffinity(nn.Sequential):
             \text{"difference"} &: E f(\hat z_i, \hat z_j^-) - E f(\hat z_i, \hat z_j)
             \qquad \text{(−Ω of eq. 6, not bounded below)}
 
-        Over images and ordered pairs i ≠ j; z⁻ is crop j of the next image of the batch, cyclically,
-        so never of the same one. ν, ν′ are normal with standard deviation 0.3/√D, drawn once per
-        image for each place of the pair (the authors' code). Positives and negatives pass batch
-        norm as two batches.
+        Over images and ordered pairs i ≠ j; z⁻ is crop j of the next image of the batch, in a
+        circle, so never of the same one. ν, ν′ are normal with standard deviation 0.3/√D, drawn
+        once per image for each place of the pair (the authors' code). Positives and negatives pass
+        batch norm as two batches.
 
         Args:
             local: as for ``forward``, B ≥ 2; detached: no gradient flows to it.
@@ -167,7 +165,9 @@ class LocalAffinity(nn.Sequential):
         if z.shape[1] < 2:
             raise ValueError(f"local must hold at least 2 crops of an image, got L = {z.shape[1]}")
         if z.shape[2] != self.dim:
-            raise ValueError(f"local has D = {z.shape[2]}, but this affinity was made for {self.dim}")
+            raise ValueError(
+                f"local has D = {z.shape[2]}, but this affinity was made for {self.dim}"
+            )
         weight: Tensor = self[0].weight  # type: ignore[assignment]
         if z.device != weight.device:
             raise ValueError(f"local is on {z.device}, the affinity on {weight.device}; move one")

@@ -45,7 +45,7 @@ class Statistics(NamedTuple):
 
     mean: Tensor  # [H]
     var: Tensor  # [H], biased
-    count: int | Tensor  # values that mean and var are of, over all ranks; 0: constants
+    size: int | Tensor  # how many values mean and var are of, over all ranks; 0: constants
     group: Any  # the process group that shares them, or None
 
 
@@ -87,7 +87,8 @@ def over_ranks(mean: Tensor, var: Tensor, count: int, group: Any) -> tuple[Tenso
 
 def follow(norm: BatchNorm, mean: Tensor, unbiased: Tensor) -> None:
     """Running statistics, as torch's batch norm keeps them."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
     share: Any = norm.momentum
@@ -109,7 +110,7 @@ class PairHidden(torch.autograd.Function):
         bias: Tensor,  # [H]
         mean: Tensor,
         var: Tensor,
-        count: int | Tensor,
+        size: int | Tensor,
         group: Any,
         eps: float,
         roll: int,
@@ -117,7 +118,7 @@ class PairHidden(torch.autograd.Function):
     ) -> Tensor:
         norm, inverse = folded(weight, bias, mean, var, eps, a)
         ctx.save_for_backward(a, c, norm, inverse)
-        ctx.count, ctx.group, ctx.roll, ctx.backend = count, group, roll, backend
+        ctx.size, ctx.group, ctx.roll, ctx.backend = size, group, roll, backend
         return ops.hidden(a, c, norm, roll, backend)
 
     @staticmethod
@@ -125,7 +126,7 @@ class PairHidden(torch.autograd.Function):
         a, c, norm, inverse = ctx.saved_tensors
         to_a, to_c, sums = ops.hidden_sums(grad.contiguous(), a, c, norm, ctx.roll, ctx.backend)
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            correction = corrections(sums, inverse, ctx.count, ctx.group)
+            correction = corrections(sums, inverse, ctx.size, ctx.group)
             to_a, to_c = ops.hidden_backward(
                 to_a, to_c, a, c, norm, correction, ctx.roll, ctx.backend
             )
@@ -146,7 +147,7 @@ class PairOutput(torch.autograd.Function):
         last_bias: Tensor,  # [1]
         mean: Tensor,
         var: Tensor,
-        count: int | Tensor,
+        size: int | Tensor,
         group: Any,
         eps: float,
         pairs: int,
@@ -157,7 +158,7 @@ class PairOutput(torch.autograd.Function):
         last = last_weight[0].to(norm.dtype)
         value, slope = ops.output(y, norm, last, last_bias.to(norm.dtype), pairs, link, backend)
         ctx.save_for_backward(y, norm, inverse, last, slope)
-        ctx.count, ctx.group, ctx.pairs, ctx.backend = count, group, pairs, backend
+        ctx.size, ctx.group, ctx.pairs, ctx.backend = size, group, pairs, backend
         return value
 
     @staticmethod
@@ -166,20 +167,18 @@ class PairOutput(torch.autograd.Function):
         pairs, backend = ctx.pairs, ctx.backend
         grad = grad.contiguous()
         answers: list[Tensor | None] = [None] * 5
-        if isinstance(ctx.count, Tensor) or ctx.count > 0 or any(ctx.needs_input_grad[1:4]):
+        if isinstance(ctx.size, Tensor) or ctx.size > 0 or any(ctx.needs_input_grad[1:4]):
             sums = ops.output_sums(y, norm, slope, grad, pairs, backend)
             weighted = sums * last
             answers[1], answers[2] = weighted[1] * inverse, weighted[0]
             answers[3] = (sums[1] * norm[1] + sums[0] * norm[2]).unsqueeze(0)
-            correction = corrections(weighted, inverse, ctx.count, ctx.group)
+            correction = corrections(weighted, inverse, ctx.size, ctx.group)
         else:
             correction = torch.zeros_like(norm[:2])
         if ctx.needs_input_grad[4]:
             answers[4] = (slope.view(-1, pairs).sum(1) * grad).sum().unsqueeze(0)
         if ctx.needs_input_grad[0]:
-            answers[0] = ops.output_backward(
-                y, norm, last, slope, grad, correction, pairs, backend
-            )
+            answers[0] = ops.output_backward(y, norm, last, slope, grad, correction, pairs, backend)
         return *wanted(answers, ctx.needs_input_grad), *(None,) * 8
 
 
@@ -192,14 +191,14 @@ def folded(
     return torch.stack([mean.to(dtype), weight.to(dtype) * inverse, bias.to(dtype)]), inverse
 
 
-def corrections(sums: Tensor, inverse: Tensor, count: int | Tensor, group: Any) -> Tensor:
+def corrections(sums: Tensor, inverse: Tensor, size: int | Tensor, group: Any) -> Tensor:
     """What the statistics' own gradients subtract, [2, H]; sums are (Σ m, Σ m·(v − mean))."""
-    if not isinstance(count, Tensor) and count == 0:
+    if not isinstance(size, Tensor) and size == 0:
         return torch.zeros_like(sums)
     if group is not None:
         sums = sums.clone()
         dist.all_reduce(sums, group=group)
-    return torch.stack([sums[0], sums[1] * inverse.square()]) / count
+    return torch.stack([sums[0], sums[1] * inverse.square()]) / size
 
 
 def wanted(

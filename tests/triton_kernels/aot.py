@@ -29,6 +29,7 @@ from triton.compiler import ASTSource
 from logo_kernels.backends.protocol import PairWeights
 from logo_kernels.backends.triton import cosine as cosine_module
 from logo_kernels.backends.triton import info_nce as info_nce_module
+from logo_kernels.backends.triton import pair_hidden, pair_moments, pair_output
 from logo_kernels.backends.triton import scale as scale_module
 from logo_kernels.backends.triton import similarity as similarity_module
 
@@ -51,7 +52,7 @@ class Case(NamedTuple):
 
     operation: str
     dtype: torch.dtype
-    rows: tuple[int, int]  # G, L or V, W; of info_nce N, K
+    rows: tuple[int, int]  # G, L or V, W; of info_nce N, K; of pairs B, L
     dim: int
     simsiam: bool = False  # targets and features given
     features: torch.dtype | None = None  # their dtype where it is another one
@@ -183,8 +184,12 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
         kept.append((module, name, getattr(module, name)))
         setattr(module, name, value)
 
-    for module in (cosine_module, similarity_module, scale_module, info_nce_module):
-        replace(module, "launching", lambda tensor: nullcontext())
+    for module in (
+        cosine_module, similarity_module, scale_module, info_nce_module,
+        pair_hidden, pair_output, pair_moments,
+    ):  # fmt: skip
+        if hasattr(module, "launching"):
+            replace(module, "launching", lambda tensor: nullcontext())
         for name in list(vars(module)):
             if name.endswith("_kernel"):
                 replace(module, name, Recorder(getattr(module, name), launches))
@@ -193,8 +198,8 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
         "reduction_workspace",
         lambda like, images, groups: (torch.empty(1), torch.zeros(1, dtype=torch.int32)),
     )
-    replace(scale_module, "multiprocessors", lambda device: 132)
-    replace(info_nce_module, "multiprocessors", lambda device: 132)
+    for module in (scale_module, info_nce_module, pair_hidden, pair_output):
+        replace(module, "multiprocessors", lambda device: 132)
     replace(info_nce_module, "major_capability", lambda device: arch // 10)
     try:
         yield launches
@@ -223,6 +228,42 @@ def info_nce_launch(case: Case, arch: int) -> Launch:
     return launch
 
 
+PAIRS = (
+    "hidden_moments", "hidden", "hidden_sums", "hidden_backward",
+    "output_moments", "output", "output_sums", "output_backward", "combine_moments",
+)  # fmt: skip
+
+
+def pair_launch(case: Case, arch: int) -> Launch:
+    """That of the pair stage's kernel which the case names; memory is reserved, never touched."""
+    (images, crops), width = case.rows, case.dim
+    pairs = crops * (crops - 1)
+    a = torch.empty(images, crops, width, dtype=case.dtype)
+    y = torch.empty(images * pairs, width, dtype=case.dtype)
+    norm, to_a = torch.empty(3, width), torch.empty(a.shape)
+    slope, grad = torch.empty(len(y)), torch.empty(images)
+    with recorded(arch) as launches:
+        if case.operation == "hidden_moments":
+            pair_hidden.hidden_moments(a, a, 1)
+        elif case.operation == "hidden":
+            pair_hidden.hidden(a, a, norm, 1)
+        elif case.operation == "hidden_sums":
+            pair_hidden.hidden_sums(y, a, a, norm, 1)
+        elif case.operation == "hidden_backward":
+            pair_hidden.hidden_backward(to_a, to_a, a, a, norm, norm[:2], 1)
+        elif case.operation == "output":
+            pair_output.output(y, norm, norm[0], slope[:1], pairs, 1)
+        elif case.operation == "output_sums":
+            pair_output.output_sums(y, norm, slope, grad, pairs)
+        elif case.operation == "output_backward":
+            pair_output.output_backward(y, norm, norm[0], slope, grad, norm[:2], pairs)
+        else:  # "output_moments", "combine_moments"
+            pair_output.output_moments(y)
+    name = f"{case.operation}_kernel"
+    (launch,) = (made for made in launches if made.kernel.__name__ == name)
+    return launch
+
+
 def launch_of(case: Case, arch: int, images: int = 64) -> Launch:
     """The one launch that the backend makes for the case: more would be a failure.
 
@@ -231,6 +272,8 @@ def launch_of(case: Case, arch: int, images: int = 64) -> Launch:
     first, second = case.rows
     if case.operation in INFO_NCE:
         return info_nce_launch(case, arch)
+    if case.operation in PAIRS:
+        return pair_launch(case, arch)
     a = torch.zeros(images, first, case.dim, dtype=case.dtype)
     b = torch.zeros(images, second, case.dim, dtype=case.dtype) if second else None
     with recorded(arch) as launches:
@@ -277,6 +320,9 @@ QUICK = (
     Case("info_nce", FP16, (4096, 65536), 128),
     Case("norms", BF16, (512, 65536), 128),
     Case("combine", BF16, (512, 65536), 128),
+    *(Case(operation, BF16, (256, 8), 256) for operation in PAIRS),
+    *(Case(operation, FP32, (256, 8), 256) for operation in PAIRS[:-1]),
+    Case("hidden_sums", FP16, (256, 10), 256),  # 16 crops in a tile: the most registers
 )
 
 # Compiled for every architecture.
@@ -286,12 +332,13 @@ MAIN = (
     Case("info_nce", BF16, (4096, 65536), 128),
     Case("info_nce", BF16, (512, 65536), 256),
     Case("info_nce", FP32, (4096, 65536), 128),
+    *(Case(operation, BF16, (256, 8), 256) for operation in PAIRS[:-1]),
 )
 
 # By hand: every tile that tiles.py can choose, in every dtype.
 FULL = (
     *QUICK,
-    *MAIN[2:],
+    *MAIN[2:5],
     *(Case("cosine", BF16, (2, 8), d) for d in (16, 32, 64, 128, 512, 1024, 4096)),
     *(Case("cosine", BF16, (2, 20), d) for d in (16, 64, 128, 256, 512, 2048)),
     *(Case("cosine", BF16, (2, 62), d) for d in (16, 64, 128, 1024)),
@@ -325,6 +372,12 @@ FULL = (
     Case("info_nce", FP32, (16384, 16384), 128, batch=True),
     Case("info_nce", FP32, (4096, 65536), 128, temperature=0.01),
     Case("info_nce", BF16, (4096, 65537), 100),  # scalar accesses
+    *(
+        Case(operation, dtype, (64, crops), width)
+        for operation in PAIRS[:-1]
+        for dtype in (BF16, FP32)
+        for crops, width in ((2, 64), (6, 300), (12, 256), (16, 256), (40, 2048))
+    ),
 )
 
 
@@ -359,7 +412,8 @@ def main() -> None:
                     "case": str(case),
                     "arch": arch,
                     "half": case.dtype != FP32 and case.features != FP32,
-                    "products": case.operation not in ("scale", "scale_rows", "norms", "combine"),
+                    "products": case.operation
+                    not in ("scale", "scale_rows", "norms", "combine", *PAIRS),
                     "shared_limit": SHARED_LIMIT[arch],
                     "programs": programs,
                     "acquire_release": "atom.global.gpu.acq_rel" in compiled.asm["ptx"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
 from .environment import installed, interpreted
+from .pair_mlp import TritonPairStage
 from .tiles import MAX_ROWS
 
 __all__ = ["TritonBackend"]
@@ -40,6 +41,7 @@ def _lacks_bf16() -> bool:
 
 class TritonBackend(Backend):
     name = "triton"
+    pair_stage = TritonPairStage()
 
     def missing(self) -> str | None:
         return _missing()

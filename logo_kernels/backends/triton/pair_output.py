@@ -1,0 +1,286 @@
+"""The second half of the pair stage: from the second product to each image's mean, and back.
+
+Launches: output 1, 2 where the pairs of few images are divided among programs; output_backward 1;
+output_moments 2; output_sums 2. Each second one adds up what the programs of the first have
+written, in a fixed order.
+"""
+
+# Upper case marks compile-time constants in kernels.
+# ruff: noqa: N803, N806
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..pairs import LINKS
+from .launch import launching, multiprocessors
+from .pair_moments import combined
+from .pair_plan import PairTile, column_tile, programs, row_tile, segments
+from .pair_tiles import (
+    columns_of,
+    load_rows,
+    merge,
+    moments_across,
+    moments_of_tile,
+    norm_of,
+    store_rows,
+    vector,
+)
+from .rows import narrow
+from .tiles import power_of_two
+
+IDENTITY = tl.constexpr(LINKS["identity"])
+SOFTPLUS_NEGATED = tl.constexpr(LINKS["softplus_negated"])
+
+
+@triton.jit
+def linked(f, LINK: tl.constexpr):
+    """(link(f), link′(f)) for f of any size; NaN for NaN."""
+    if LINK == IDENTITY:
+        value = f
+        slope = tl.full(f.shape, 1.0, tl.float32)
+    else:
+        if LINK == SOFTPLUS_NEGATED:
+            f = -f
+        e = tl.exp(-tl.abs(f))
+        # log(1 + e) = e · log(u) / (u − 1) for u = 1 + e as it is rounded, as exact as log.
+        u = 1.0 + e
+        log = tl.where(u == 1.0, e, e * (tl.log(u) / tl.where(u == 1.0, 1.0, u - 1.0)))
+        value = tl.where(f <= 0.0, 0.0, f) + log
+        slope = tl.where(f >= 0.0, 1.0, e) / u
+        if LINK == SOFTPLUS_NEGATED:
+            slope = -slope
+    return value, slope
+
+
+@triton.jit
+def upstream(slope_ptr, grad_ptr, start, row, there, PAIRS: tl.constexpr):
+    """t of pairs start + row; `row` is of 32 bits, in which division is fast."""
+    image = start // PAIRS
+    within = (start - image * PAIRS).to(tl.int32) + row
+    slope = tl.load(slope_ptr + start + row, there, other=0.0)
+    return slope * tl.load(grad_ptr + image + within // PAIRS, there, other=0.0)
+
+
+@triton.jit(do_not_specialize=["rows", "span"])
+def output_moments_kernel(
+    y_ptr,  # [P, H']
+    parts_ptr,  # [programs, 2, H'] fp32: mean and Σ (y − mean)² of `span` rows each
+    rows, span,
+    H: tl.constexpr, DEEP: tl.constexpr, ACROSS: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    column = columns_of(tl.program_id(1), BLOCK_H)
+    begin = tl.program_id(0).to(tl.int64) * span
+    end = tl.minimum(begin + span, rows)
+    mean = tl.zeros([ACROSS, BLOCK_H], tl.float32)
+    square = tl.zeros([ACROSS, BLOCK_H], tl.float32)
+    count = tl.zeros([ACROSS], tl.float32)
+    row_of_tile = tl.arange(0, DEEP)[:, None] * ACROSS + tl.arange(0, ACROSS)[None, :]
+    for start in range(begin, end, DEEP * ACROSS):
+        row = start + row_of_tile
+        there = row < end
+        y = load_rows(y_ptr, row, there, column, 3, H, BLOCK_H)
+        more = tl.sum(there.to(tl.float32), 0)
+        more_mean, more_square = moments_of_tile(y, there, more)
+        mean, square, count = merge(mean, square, count, more_mean, more_square, more)
+    whole, squares = moments_across(mean, square, count)
+    part = tl.full([1], tl.program_id(0), tl.int64) * 2
+    here = tl.full([1], 1, tl.int1)
+    store_rows(parts_ptr, part, here, column, whole[None, :], 2, H, BLOCK_H)
+    store_rows(parts_ptr, part + 1, here, column, squares[None, :], 2, H, BLOCK_H)
+
+
+@triton.jit(do_not_specialize=["images", "segment"])
+def output_kernel(
+    y_ptr,  # [P, H']
+    norm_ptr,  # [3, H'] fp32
+    weight_ptr,  # [H'] fp32
+    bias_ptr,  # [1] fp32
+    value_ptr,  # [B, segments] fp32
+    slope_ptr,  # [P] fp32
+    images,
+    segment,  # pairs of an image in a program, a multiple of ROWS / IMAGES if it is not all
+    PAIRS: tl.constexpr, LINK: tl.constexpr, H: tl.constexpr,
+    IMAGES: tl.constexpr, ROWS: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """A tile has ROWS / IMAGES pairs of IMAGES images."""
+    EACH: tl.constexpr = ROWS // IMAGES
+    first_image = tl.program_id(0).to(tl.int64) * IMAGES
+    image = first_image + tl.arange(0, ROWS) // EACH
+    begin = tl.program_id(1) * segment
+    end = tl.minimum(begin + segment, PAIRS)
+    last_bias = tl.load(bias_ptr)
+    total = tl.zeros([ROWS], tl.float32)
+    for start in range(begin, end, EACH):
+        within = start + tl.arange(0, ROWS) % EACH
+        there = (within < end) & (image < images)
+        pair = image * PAIRS + within
+        f = tl.zeros([ROWS], tl.float32)
+        for first in range(0, H, BLOCK_H):
+            column = first + tl.arange(0, BLOCK_H)
+            mean, scale, bias = norm_of(norm_ptr, column, H, BLOCK_H)
+            y = load_rows(y_ptr, pair, there, column, 2, H, BLOCK_H)
+            n = (y - mean) * scale + bias
+            # Beyond H the weight is 0, and n is as well.
+            f += tl.sum(tl.where(n <= 0.0, 0.0, n) * vector(weight_ptr, 0, column, H, BLOCK_H), 1)
+        value, slope = linked(f + last_bias, LINK)
+        tl.store(slope_ptr + pair, slope / PAIRS, there)
+        total += tl.where(there, value, 0.0)
+    value = tl.sum(tl.reshape(total, [IMAGES, EACH]), 1) / PAIRS
+    place = first_image + tl.arange(0, IMAGES)
+    tl.store(value_ptr + place * tl.num_programs(1) + tl.program_id(1), value, place < images)
+
+
+@triton.jit(do_not_specialize=["rows", "span"])
+def output_sums_kernel(
+    y_ptr,  # [P, H']
+    norm_ptr,  # [3, H'] fp32
+    slope_ptr,  # [P] fp32
+    grad_ptr,  # [B] fp32
+    parts_ptr,  # [programs, 2, H'] fp32, of `span` rows each
+    rows, span,
+    PAIRS: tl.constexpr, H: tl.constexpr,
+    DEEP: tl.constexpr, ACROSS: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    column = columns_of(tl.program_id(1), BLOCK_H)
+    mean, scale, bias = norm_of(norm_ptr, column, H, BLOCK_H)
+    begin = tl.program_id(0).to(tl.int64) * span
+    end = tl.minimum(begin + span, rows)
+    total = tl.zeros([ACROSS, BLOCK_H], tl.float32)
+    moment = tl.zeros([ACROSS, BLOCK_H], tl.float32)
+    row_of_tile = tl.arange(0, DEEP)[:, None] * ACROSS + tl.arange(0, ACROSS)[None, :]
+    for start in range(begin, end, DEEP * ACROSS):
+        row = start + row_of_tile
+        there = row < end
+        y = load_rows(y_ptr, row, there, column, 3, H, BLOCK_H)
+        t = upstream(slope_ptr, grad_ptr, start, row_of_tile, there, PAIRS)
+        apart = y - mean
+        m = tl.where(apart * scale + bias > 0.0, t[:, :, None], 0.0)
+        total += tl.sum(m, 0)
+        moment += tl.sum(m * apart, 0)
+    part = tl.full([1], tl.program_id(0), tl.int64) * 2
+    here = tl.full([1], 1, tl.int1)
+    store_rows(parts_ptr, part, here, column, tl.sum(total, 0)[None, :], 2, H, BLOCK_H)
+    store_rows(parts_ptr, part + 1, here, column, tl.sum(moment, 0)[None, :], 2, H, BLOCK_H)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def output_backward_kernel(
+    y_ptr,  # [P, H']
+    norm_ptr,  # [3, H'] fp32
+    weight_ptr,  # [H'] fp32
+    slope_ptr,  # [P] fp32
+    grad_ptr,  # [B] fp32
+    correction_ptr,  # [2, H'] fp32
+    out_ptr,  # [P, H']
+    rows,
+    PAIRS: tl.constexpr, H: tl.constexpr, ROWS: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    column = columns_of(tl.program_id(1), BLOCK_H)
+    mean, scale, bias = norm_of(norm_ptr, column, H, BLOCK_H)
+    weight = vector(weight_ptr, 0, column, H, BLOCK_H)
+    constant = vector(correction_ptr, 0, column, H, BLOCK_H)
+    slope = vector(correction_ptr, 1, column, H, BLOCK_H)
+    row_of_tile = tl.arange(0, ROWS)
+    for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        start = tl.full([], tile, tl.int64) * ROWS
+        row = start + row_of_tile
+        there = row < rows
+        y = load_rows(y_ptr, row, there, column, 2, H, BLOCK_H)
+        t = upstream(slope_ptr, grad_ptr, start, row_of_tile, there, PAIRS)
+        apart = y - mean
+        m = tl.where(apart * scale + bias > 0.0, t[:, None] * weight, 0.0)
+        out = scale * (m - constant - slope * apart)
+        store_rows(
+            out_ptr, row, there, column, narrow(out, out_ptr.dtype.element_ty), 2, H, BLOCK_H
+        )
+
+
+def output_moments(y: Tensor) -> Tensor:
+    """`PairStage.output_moments`."""
+    rows, width = y.shape
+    tile = column_tile(width, y.element_size(), 8)
+    with launching(y):
+        count, span, column_tiles = _shares(y, tile)
+        parts = y.new_empty(count, 2, width, dtype=torch.float32)
+        output_moments_kernel[(count, column_tiles)](
+            y, parts, rows, span,
+            H=width, DEEP=tile.deep, ACROSS=tile.across, BLOCK_H=tile.block_h,
+            num_warps=tile.num_warps,
+        )  # fmt: skip
+        return combined(parts, rows, span, 1)
+
+
+def output(
+    y: Tensor, norm: Tensor, weight: Tensor, bias: Tensor, pairs: int, link: int
+) -> tuple[Tensor, Tensor]:
+    """`PairStage.output`."""
+    rows, width = y.shape
+    images = rows // pairs
+    tile = row_tile(width, y.element_size(), 1024)
+    each = min(tile.rows, power_of_two(pairs))
+    groups = triton.cdiv(images, tile.rows // each)
+    tiles = triton.cdiv(pairs, each)
+    slope = y.new_empty(rows, dtype=torch.float32)
+    with launching(y):
+        parts = segments(groups, tiles, multiprocessors(y.device.index))
+        value = y.new_empty(images, parts, dtype=torch.float32)
+        output_kernel[(groups, parts)](
+            y, norm, weight, bias, value, slope, images, triton.cdiv(tiles, parts) * each,
+            PAIRS=pairs, LINK=link, H=width,
+            IMAGES=tile.rows // each, ROWS=tile.rows, BLOCK_H=tile.block_h, num_warps=4,
+        )  # fmt: skip
+        return value.squeeze(1) if parts == 1 else value.sum(1), slope
+
+
+def output_sums(y: Tensor, norm: Tensor, slope: Tensor, grad: Tensor, pairs: int) -> Tensor:
+    """`PairStage.output_sums`."""
+    rows, width = y.shape
+    tile = column_tile(width, y.element_size(), 4)
+    with launching(y):
+        count, span, column_tiles = _shares(y, tile)
+        parts = y.new_empty(count, 2, width, dtype=torch.float32)
+        output_sums_kernel[(count, column_tiles)](
+            y, norm, slope, grad, parts, rows, span,
+            PAIRS=pairs, H=width, DEEP=tile.deep, ACROSS=tile.across, BLOCK_H=tile.block_h,
+            num_warps=tile.num_warps,
+        )  # fmt: skip
+        return parts.sum(0)
+
+
+def output_backward(
+    y: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    slope: Tensor,
+    grad: Tensor,
+    correction: Tensor,
+    pairs: int,
+) -> Tensor:
+    """`PairStage.output_backward`."""
+    rows, width = y.shape
+    out = torch.empty_like(y)
+    tile = row_tile(width, y.element_size(), 256)
+    column_tiles = triton.cdiv(width, tile.block_h)
+    with launching(y):
+        tiles = triton.cdiv(rows, tile.rows)
+        count = programs(tiles, column_tiles, 3, multiprocessors(y.device.index))
+        output_backward_kernel[(count, column_tiles)](
+            y, norm, weight, slope, grad, correction, out, rows,
+            PAIRS=pairs, H=width, ROWS=tile.rows, BLOCK_H=tile.block_h, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def _shares(y: Tensor, tile: PairTile) -> tuple[int, int, int]:
+    """(programs, rows of each, tiles of columns) for sums over y [P, H']."""
+    rows, width = y.shape
+    tiles = triton.cdiv(rows, tile.deep * tile.across)
+    column_tiles = triton.cdiv(width, tile.block_h)
+    most = programs(tiles, column_tiles, 2, multiprocessors(y.device.index))
+    span = triton.cdiv(tiles, most) * tile.deep * tile.across
+    return triton.cdiv(rows, span), span, column_tiles

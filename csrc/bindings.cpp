@@ -60,6 +60,20 @@ void similarity_backward(int64_t images, int64_t dim, const RowsTuple& upstream,
   check(status);
 }
 
+void info_nce(int64_t dim, const RowsTuple& queries, const RowsTuple& negatives, double temperature,
+              int owed, int64_t own_queries, int64_t own_negatives, uintptr_t lse, uintptr_t mean,
+              int threads) {
+  InfoNCEProblem p = info_nce_problem(dim, queries, negatives, temperature, owed, own_queries,
+                                      own_negatives, lse, mean);
+  p.threads = threads;
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = cpu::info_nce(p);
+  }
+  check(status);
+}
+
 constexpr std::array<std::pair<cpu::Simd, const char*>, 3> kSimds{{
     {cpu::Simd::avx512, "avx512"},
     {cpu::Simd::avx2, "avx2"},
@@ -73,6 +87,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cosine", &cosine);
   m.def("similarity", &similarity);
   m.def("similarity_backward", &similarity_backward);
+  m.def("info_nce", &info_nce);
+  bind_pair_stage(m);
   m.def(
       "simds",
       [] {

@@ -58,6 +58,27 @@ inline SimilarityProblem similarity_problem(int64_t images, int64_t dim, const R
   return p;
 }
 
+// Without `threads`.
+inline InfoNCEProblem info_nce_problem(int64_t dim, const RowsTuple& queries,
+                                       const RowsTuple& negatives, double temperature, int owed,
+                                       int64_t own_queries, int64_t own_negatives, uintptr_t lse,
+                                       uintptr_t mean) {
+  InfoNCEProblem p;
+  p.dim = dim;
+  p.queries = rows(queries);
+  p.negatives = rows(negatives);
+  p.temperature = temperature;
+  p.owed = static_cast<DType>(owed);
+  p.own_queries = own_queries;
+  p.own_negatives = own_negatives;
+  p.lse = reinterpret_cast<float*>(lse);
+  p.mean = reinterpret_cast<float*>(mean);
+  return p;
+}
+
+// The functions of the CPU's pair stage, into a module.
+void bind_pair_stage(pybind11::module_& m);
+
 // The functions of the CUDA half, into a module.
 void bind_cuda(pybind11::module_& m);
 

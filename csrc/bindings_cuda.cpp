@@ -60,22 +60,6 @@ void scale(int device, uintptr_t stream, int64_t images, int64_t dim, const Rows
   run(&cuda::scale, p, device, stream, 0);
 }
 
-InfoNCEProblem info_nce_problem(int64_t dim, const RowsTuple& queries, const RowsTuple& negatives,
-                                double temperature, int owed, int64_t own_queries,
-                                int64_t own_negatives, uintptr_t lse, uintptr_t mean) {
-  InfoNCEProblem p;
-  p.dim = dim;
-  p.queries = rows(queries);
-  p.negatives = rows(negatives);
-  p.temperature = temperature;
-  p.owed = static_cast<DType>(owed);
-  p.own_queries = own_queries;
-  p.own_negatives = own_negatives;
-  p.lse = reinterpret_cast<float*>(lse);
-  p.mean = reinterpret_cast<float*>(mean);
-  return p;
-}
-
 void info_nce(int device, uintptr_t stream, uintptr_t workspace, int64_t dim,
               const RowsTuple& queries, const RowsTuple& negatives, double temperature, int owed,
               int64_t own_queries, int64_t own_negatives, uintptr_t lse, uintptr_t mean) {
@@ -111,6 +95,89 @@ py::dict info_nce_plan(int64_t queries, int64_t negatives, int64_t dim, int elem
   facts["shared_bytes"] = plan.shared_bytes;
   facts["workspace_bytes"] = plan.workspace_bytes;
   return facts;
+}
+
+void* address(uintptr_t value) { return reinterpret_cast<void*>(value); }
+
+template <class Problem>
+using Launcher = Status (*)(const Problem&, const cuda::Queue&, cuda::Failure*);
+
+template <Launcher<PairHiddenProblem> launch>
+void pair_hidden(int device, uintptr_t stream, uintptr_t workspace, int64_t images, int64_t crops,
+                 int64_t width, int64_t roll, int dtype, uintptr_t a, uintptr_t c, uintptr_t norm,
+                 uintptr_t grad_x, uintptr_t correction, uintptr_t moments, uintptr_t x,
+                 uintptr_t to_a, uintptr_t to_c, uintptr_t sums, uintptr_t grad_a,
+                 uintptr_t grad_c) {
+  PairHiddenProblem p;
+  p.images = images;
+  p.crops = crops;
+  p.width = width;
+  p.roll = roll;
+  p.dtype = static_cast<DType>(dtype);
+  p.a = address(a);
+  p.c = address(c);
+  p.norm = address(norm);
+  p.grad_x = address(grad_x);
+  p.correction = address(correction);
+  p.moments = address(moments);
+  p.x = address(x);
+  p.to_a = address(to_a);
+  p.to_c = address(to_c);
+  p.sums = address(sums);
+  p.grad_a = address(grad_a);
+  p.grad_c = address(grad_c);
+  run(launch, p, device, stream, workspace);
+}
+
+template <Launcher<PairOutputProblem> launch>
+void pair_output(int device, uintptr_t stream, uintptr_t workspace, int64_t images, int64_t pairs,
+                 int64_t width, int link, int dtype, uintptr_t y, uintptr_t norm, uintptr_t weight,
+                 uintptr_t bias, uintptr_t grad, uintptr_t correction, uintptr_t moments,
+                 uintptr_t value, uintptr_t slope, uintptr_t sums, uintptr_t grad_y) {
+  PairOutputProblem p;
+  p.images = images;
+  p.pairs = pairs;
+  p.width = width;
+  p.link = static_cast<Link>(link);
+  p.dtype = static_cast<DType>(dtype);
+  p.y = address(y);
+  p.norm = address(norm);
+  p.weight = address(weight);
+  p.bias = address(bias);
+  p.grad = address(grad);
+  p.correction = address(correction);
+  p.moments = address(moments);
+  p.value = address(value);
+  p.slope = address(slope);
+  p.sums = address(sums);
+  p.grad_y = address(grad_y);
+  run(launch, p, device, stream, workspace);
+}
+
+template <Launcher<PairHiddenProblem> launch>
+void bind_pair_hidden(py::module_& m, const char* name) {
+  m.def(name, &pair_hidden<launch>, py::arg("device"), py::arg("stream"), py::arg("workspace"),
+        py::arg("images"), py::arg("crops"), py::arg("width"), py::arg("roll"), py::arg("dtype"),
+        py::kw_only(), py::arg("a") = 0, py::arg("c") = 0, py::arg("norm") = 0,
+        py::arg("grad_x") = 0, py::arg("correction") = 0, py::arg("moments") = 0, py::arg("x") = 0,
+        py::arg("to_a") = 0, py::arg("to_c") = 0, py::arg("sums") = 0, py::arg("grad_a") = 0,
+        py::arg("grad_c") = 0);
+}
+
+template <Launcher<PairOutputProblem> launch>
+void bind_pair_output(py::module_& m, const char* name) {
+  m.def(name, &pair_output<launch>, py::arg("device"), py::arg("stream"), py::arg("workspace"),
+        py::arg("images"), py::arg("pairs"), py::arg("width"), py::arg("link"), py::arg("dtype"),
+        py::kw_only(), py::arg("y") = 0, py::arg("norm") = 0, py::arg("weight") = 0,
+        py::arg("bias") = 0, py::arg("grad") = 0, py::arg("correction") = 0, py::arg("moments") = 0,
+        py::arg("value") = 0, py::arg("slope") = 0, py::arg("sums") = 0, py::arg("grad_y") = 0);
+}
+
+int64_t pair_workspace_bytes(int device, int64_t width) {
+  cuda::Failure failure;
+  const int64_t bytes = cuda::pair_workspace_bytes(width, device, &failure);
+  check(bytes > 0 ? Status::ok : Status::launch_failed, failure);
+  return bytes;
 }
 
 int64_t ask(int64_t (*question)(int, cuda::Failure*), int device) {
@@ -155,6 +222,17 @@ void bind_cuda(py::module_& m) {
         py::arg("element_bytes"), py::arg("planes"), py::arg("multiprocessors"),
         py::arg("shared_per_block"),
         "How InfoNCE of these sizes is laid over a device (csrc/cuda/info_nce_plan.h).");
+  bind_pair_hidden<&cuda::pair_hidden_moments>(m, "pair_hidden_moments");
+  bind_pair_hidden<&cuda::pair_hidden>(m, "pair_hidden");
+  bind_pair_hidden<&cuda::pair_hidden_sums>(m, "pair_hidden_sums");
+  bind_pair_hidden<&cuda::pair_hidden_backward>(m, "pair_hidden_backward");
+  bind_pair_output<&cuda::pair_output_moments>(m, "pair_output_moments");
+  bind_pair_output<&cuda::pair_output>(m, "pair_output");
+  bind_pair_output<&cuda::pair_output_sums>(m, "pair_output_sums");
+  bind_pair_output<&cuda::pair_output_backward>(m, "pair_output_backward");
+  m.def("pair_workspace_bytes", &pair_workspace_bytes,
+        "Bytes, of any contents, that launches of the pair stage's moments and sums on one stream "
+        "share.");
   m.def("plan", &plan, py::arg("rows"), py::arg("dim"), py::arg("element_bytes"),
         py::arg("shared_per_block"),
         "How images of these sizes are laid over a device (csrc/cuda/plan.h); also without one.");

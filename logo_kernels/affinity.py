@@ -183,9 +183,11 @@ class LocalAffinity(nn.Sequential):
         return u, v
 
     def _halves(self, units: Tensor) -> tuple[Tensor, Tensor]:
-        """a = U·ẑ and c = V·ẑ + b₁, [B, L, H]."""
-        u, v = self._split()
-        return F.linear(units, u), F.linear(units, v, self[0].bias)  # type: ignore[arg-type]
+        """a = U·ẑ and c = V·ẑ + b₁, [B, L, H]; where autocast is on, in its dtype."""
+        device, dtype = units.device.type, units.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        return pair_mlp.Halves.apply(units, self[0].weight, self[0].bias, dtype)
 
     def _pairs(self, a: Tensor, c: Tensor, roll: int, link: str) -> Tensor:
         """Mean over the pairs of each image of link(f), [B]."""

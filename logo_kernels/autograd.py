@@ -16,7 +16,7 @@ from torch import Tensor
 from . import ops
 from .backends import AUTO, PairWeights, resolve
 from .backends.protocol import scale_factor
-from .backends.units import Rows, saturated
+from .backends.units import Rows, saturated, scaled_back
 
 
 class Cosine(torch.autograd.Function):
@@ -112,16 +112,17 @@ class Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        unit = Rows(rows, dtype).unit
-        ctx.save_for_backward(rows)
-        return unit
+        z = Rows(rows, dtype)
+        # the product that follows keeps the unit vectors in any case
+        ctx.save_for_backward(z.unit, z.norm, z.zero, z.largest)
+        ctx.dtype = rows.dtype
+        return z.unit
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (rows,) = ctx.saved_tensors
-        z = Rows(rows, grad.dtype)
-        across = grad - (grad * z.unit).sum(-1, keepdim=True) * z.unit
-        gradient = saturated(z.gradient(across), rows.dtype).to(rows.dtype)
+        unit, norm, zero, largest = ctx.saved_tensors
+        across = grad - (grad * unit).sum(-1, keepdim=True) * unit
+        gradient = saturated(scaled_back(across, norm, zero, largest), ctx.dtype).to(ctx.dtype)
         return differentiated_once(gradient), None
 
 

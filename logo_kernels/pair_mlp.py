@@ -1,8 +1,8 @@
 """The learned affinity's pair stage as autograd Functions, batch norm included.
 
-`hidden` maps the two halves of the first product to the pairs' hidden layer, `output` maps the
-second product to each image's mean over its pairs; the products between them are torch's own. What
-is computed, and by which formula, stands in backends/pairs.py.
+`Halves` is the first product, `hidden` maps its two halves to the pairs' hidden layer, `output` maps
+the second product to each image's mean over its pairs; the products are torch's own. What is
+computed, and by which formula, stands in backends/pairs.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
@@ -96,6 +97,41 @@ def follow(norm: BatchNorm, mean: Tensor, unbiased: Tensor) -> None:
         share = 1 / norm.num_batches_tracked.to(norm.running_mean.dtype)
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
     norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), share)
+
+
+class Halves(torch.autograd.Function):
+    """a = U·z and c = V·z + b, [B, L, H], for W = [U, V] [H, 2 D] and z [B, L, D].
+
+    By itself autograd would add two gradients to z and put that to W together from two.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        ctx.dtypes = z.dtype, weight.dtype, bias.dtype
+        z, weight, bias = z.to(dtype), weight.to(dtype), bias.to(dtype)
+        ctx.save_for_backward(z, weight)
+        u, v = weight.split(z.shape[-1], 1)
+        return F.linear(z, u), F.linear(z, v, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad_a: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
+        z, weight = ctx.saved_tensors
+        dim = z.shape[-1]
+        rows, grads = z.flatten(0, 1), (grad_a.flatten(0, 1), grad_c.flatten(0, 1))
+        answers: list[Tensor | None] = [None] * 3
+        if ctx.needs_input_grad[0]:
+            u, v = weight.split(dim, 1)
+            answers[0] = torch.mm(grads[0], u).addmm_(grads[1], v).view_as(z)
+        if ctx.needs_input_grad[1]:
+            answers[1] = torch.empty_like(weight)
+            for half, grad in zip(answers[1].split(dim, 1), grads, strict=True):
+                half.addmm_(grad.mT, rows, beta=0)
+        if ctx.needs_input_grad[2]:
+            answers[2] = grads[1].sum(0)
+        answers = [None if g is None else g.to(t) for g, t in zip(answers, ctx.dtypes, strict=True)]
+        return *wanted(answers, ctx.needs_input_grad), None
 
 
 class PairHidden(torch.autograd.Function):

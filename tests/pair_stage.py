@@ -1,4 +1,4 @@
-"""The pair stage of the learned affinity as its definition reads: every pair made, in float64."""
+"""The pair stage of the learned affinity as its definition reads: every pair made."""
 
 from __future__ import annotations
 
@@ -34,46 +34,53 @@ def scatter(pairs: Tensor, like: Tensor, roll: int) -> tuple[Tensor, Tensor]:
 
 
 class Definition(PairStage):
-    """All results in float64, whatever comes in."""
+    """Everything in one dtype, whatever comes in."""
+
+    def __init__(self, dtype=torch.float64):
+        self.dtype = dtype
 
     def hidden_moments(self, a, c, roll):
-        return moments(pairs_of(a.double(), c.double(), roll))
+        return moments(pairs_of(a.to(self.dtype), c.to(self.dtype), roll))
 
     def hidden(self, a, c, norm, roll):
-        return F.relu(normalised(pairs_of(a.double(), c.double(), roll), norm))
+        return F.relu(normalised(pairs_of(a.to(self.dtype), c.to(self.dtype), roll), norm))
 
     def hidden_sums(self, grad, a, c, norm, roll):
-        h = pairs_of(a.double(), c.double(), roll)
-        m = torch.where(normalised(h, norm) > 0, grad.double(), 0)
-        to_a, to_c = scatter(m, a.double(), roll)
-        return to_a, to_c, torch.stack([m.sum(0), (m * (h - norm[0].double())).sum(0)])
+        h = pairs_of(a.to(self.dtype), c.to(self.dtype), roll)
+        m = torch.where(normalised(h, norm) > 0, grad.to(self.dtype), 0)
+        to_a, to_c = scatter(m, a.to(self.dtype), roll)
+        return to_a, to_c, torch.stack([m.sum(0), (m * (h - norm[0].to(self.dtype))).sum(0)])
 
     def hidden_backward(self, to_a, to_c, a, c, norm, correction, roll):
-        mean, scale, _ = norm.double()
-        h = pairs_of(a.double(), c.double(), roll)
+        mean, scale, _ = norm.to(self.dtype)
+        h = pairs_of(a.to(self.dtype), c.to(self.dtype), roll)
         less_a, less_c = scatter(
-            correction[0].double() + correction[1].double() * (h - mean), a.double(), roll
+            correction[0].to(self.dtype) + correction[1].to(self.dtype) * (h - mean),
+            a.to(self.dtype),
+            roll,
         )
-        return scale * (to_a.double() - less_a), scale * (to_c.double() - less_c)
+        return scale * (to_a.to(self.dtype) - less_a), scale * (to_c.to(self.dtype) - less_c)
 
     def output_moments(self, y):
-        return moments(y.double())
+        return moments(y.to(self.dtype))
 
     def output(self, y, norm, weight, bias, pairs, link):
-        f = F.relu(normalised(y.double(), norm)) @ weight.double() + bias.double()
+        f = F.relu(normalised(y.to(self.dtype), norm)) @ weight.to(self.dtype) + bias.to(self.dtype)
         zero = f.new_zeros(())
         linked = (f, torch.logaddexp(f, zero), torch.logaddexp(-f, zero))[link]
         slope = (torch.ones_like(f), torch.sigmoid(f), -torch.sigmoid(-f))[link]
         return linked.view(-1, pairs).mean(1), slope / pairs
 
     def output_sums(self, y, norm, slope, grad, pairs):
-        y = y.double()
-        t = slope.double() * grad.double().repeat_interleave(pairs)
+        y = y.to(self.dtype)
+        t = slope.to(self.dtype) * grad.to(self.dtype).repeat_interleave(pairs)
         m = torch.where(normalised(y, norm) > 0, t.unsqueeze(1), 0)
-        return torch.stack([m.sum(0), (m * (y - norm[0].double())).sum(0)])
+        return torch.stack([m.sum(0), (m * (y - norm[0].to(self.dtype))).sum(0)])
 
     def output_backward(self, y, norm, weight, slope, grad, correction, pairs):
-        y, (mean, scale, _) = y.double(), norm.double()
-        t = slope.double() * grad.double().repeat_interleave(pairs)
-        m = torch.where(normalised(y, norm) > 0, t.unsqueeze(1) * weight.double(), 0)
-        return scale * (m - correction[0].double() - correction[1].double() * (y - mean))
+        y, (mean, scale, _) = y.to(self.dtype), norm.to(self.dtype)
+        t = slope.to(self.dtype) * grad.to(self.dtype).repeat_interleave(pairs)
+        m = torch.where(normalised(y, norm) > 0, t.unsqueeze(1) * weight.to(self.dtype), 0)
+        return scale * (
+            m - correction[0].to(self.dtype) - correction[1].to(self.dtype) * (y - mean)
+        )

@@ -210,9 +210,9 @@ def test_an_image_is_never_its_own_negative(backend):
 
 @pytest.mark.parametrize("images", [2, 3, 130, 257])
 def test_batch_of_any_size(backend, images):
-    """Masks go by chunks of images: one chunk, a last one of one image, several."""
+    """Own negatives within one tile, and at the borders of several."""
     if images > 3 and backend[0] in ("triton", "emulated"):
-        pytest.skip("chunks are the cpu backend's")
+        pytest.skip("minutes, one block after the other")
     name, device = backend
     x, y, t, _ = crops(images, 2, 1, 12, targets=True)
     results = []

@@ -56,6 +56,15 @@ void use_simd(Simd simd) { chosen().store(simd, std::memory_order_relaxed); }
 LOGO_DISPATCH(cosine, CosineProblem)
 LOGO_DISPATCH(similarity, SimilarityProblem)
 LOGO_DISPATCH(similarity_backward, SimilarityProblem)
+LOGO_DISPATCH(info_nce, InfoNCEProblem)
+LOGO_DISPATCH(pair_hidden_moments, PairHiddenProblem)
+LOGO_DISPATCH(pair_hidden, PairHiddenProblem)
+LOGO_DISPATCH(pair_hidden_sums, PairHiddenProblem)
+LOGO_DISPATCH(pair_hidden_backward, PairHiddenProblem)
+LOGO_DISPATCH(pair_output_moments, PairOutputProblem)
+LOGO_DISPATCH(pair_output, PairOutputProblem)
+LOGO_DISPATCH(pair_output_sums, PairOutputProblem)
+LOGO_DISPATCH(pair_output_backward, PairOutputProblem)
 
 }  // namespace cpu
 }  // namespace logo

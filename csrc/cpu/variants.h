@@ -2,13 +2,23 @@
 #pragma once
 
 #include "cpu/parallel.h"
+#include "logo/pair_problem.h"
 #include "logo/problem.h"
 
-#define LOGO_DECLARE_VARIANT(simd)                              \
-  namespace simd {                                              \
-  Status cosine(const CosineProblem& problem);                  \
-  Status similarity(const SimilarityProblem& problem);          \
-  Status similarity_backward(const SimilarityProblem& problem); \
+#define LOGO_DECLARE_VARIANT(simd)                               \
+  namespace simd {                                               \
+  Status cosine(const CosineProblem& problem);                   \
+  Status similarity(const SimilarityProblem& problem);           \
+  Status similarity_backward(const SimilarityProblem& problem);  \
+  Status info_nce(const InfoNCEProblem& problem);                \
+  Status pair_hidden_moments(const PairHiddenProblem& problem);  \
+  Status pair_hidden(const PairHiddenProblem& problem);          \
+  Status pair_hidden_sums(const PairHiddenProblem& problem);     \
+  Status pair_hidden_backward(const PairHiddenProblem& problem); \
+  Status pair_output_moments(const PairOutputProblem& problem);  \
+  Status pair_output(const PairOutputProblem& problem);          \
+  Status pair_output_sums(const PairOutputProblem& problem);     \
+  Status pair_output_backward(const PairOutputProblem& problem); \
   }
 
 namespace logo {

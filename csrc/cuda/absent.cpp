@@ -23,11 +23,39 @@ Status similarity_backward(const SimilarityProblem&, const Queue&, Failure* fail
 }
 Status scale(const ScaleProblem&, const Queue&, Failure* failure) { return absent(failure); }
 Status info_nce(const InfoNCEProblem&, const Queue&, Failure* failure) { return absent(failure); }
+Status pair_hidden_moments(const PairHiddenProblem&, const Queue&, Failure* failure) {
+  return absent(failure);
+}
+Status pair_hidden(const PairHiddenProblem&, const Queue&, Failure* failure) {
+  return absent(failure);
+}
+Status pair_hidden_sums(const PairHiddenProblem&, const Queue&, Failure* failure) {
+  return absent(failure);
+}
+Status pair_hidden_backward(const PairHiddenProblem&, const Queue&, Failure* failure) {
+  return absent(failure);
+}
+Status pair_output_moments(const PairOutputProblem&, const Queue&, Failure* failure) {
+  return absent(failure);
+}
+Status pair_output(const PairOutputProblem&, const Queue&, Failure* failure) {
+  return absent(failure);
+}
+Status pair_output_sums(const PairOutputProblem&, const Queue&, Failure* failure) {
+  return absent(failure);
+}
+Status pair_output_backward(const PairOutputProblem&, const Queue&, Failure* failure) {
+  return absent(failure);
+}
 int64_t workspace_bytes(int, Failure* failure) {
   absent(failure);
   return 0;
 }
 int64_t info_nce_workspace_bytes(const InfoNCEProblem&, int, Failure* failure) {
+  absent(failure);
+  return 0;
+}
+int64_t pair_workspace_bytes(int64_t, int, Failure* failure) {
   absent(failure);
   return 0;
 }

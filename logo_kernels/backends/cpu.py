@@ -1,22 +1,20 @@
-"""The `cpu` backend: C++ kernels on host memory, csrc/cpu/cosine.cpp and similarity.cpp.
-
-InfoNCE is torch's own attention kernel, attention.py.
-"""
+"""The `cpu` backend: C++ kernels on host memory, csrc/cpu/{cosine, similarity, info_nce}.cpp."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import attention
-from .arguments import NO_ROWS, REDUCTIONS, rows
+from .arguments import DTYPES, NO_ROWS, REDUCTIONS, rows
 from .buffers import cosine_result, gradient_like
+from .cpu_pairs import CpuPairStage
 from .extension import extension, problem
 from .protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
 
 
 class CpuBackend(Backend):
     name = "cpu"
+    pair_stage = CpuPairStage()
 
     def missing(self) -> str | None:
         return problem
@@ -84,4 +82,11 @@ class CpuBackend(Backend):
         dtype: torch.dtype,
         own: tuple[int, int] | None,
     ) -> InfoNCEResult:
-        return attention.info_nce(queries, negatives, temperature, own)
+        lse, mean = queries.new_empty(queries.shape[0]), torch.empty_like(queries)
+        if queries.numel() > 0:
+            extension.info_nce(  # type: ignore[union-attr]
+                queries.shape[1], rows(queries.unsqueeze(0)), rows(negatives.unsqueeze(0)),
+                temperature, DTYPES[dtype], *(own or (0, 0)), lse.data_ptr(), mean.data_ptr(),
+                torch.get_num_threads(),
+            )  # fmt: skip
+        return InfoNCEResult(lse, mean)

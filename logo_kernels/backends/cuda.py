@@ -1,4 +1,7 @@
-"""The `cuda` backend: CUDA C++ kernels, csrc/cuda/{cosine, similarity, scale, info_nce}.cu."""
+"""The `cuda` backend: CUDA C++ kernels, csrc/cuda/{cosine, similarity, scale, info_nce}.cu.
+
+Those of the learned affinity's pairs are in cuda_pairs.py.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from .arguments import DTYPES, NO_ROWS, REDUCTIONS, Rows, rows
 from .buffers import cosine_result, gradient_like
+from .cuda_pairs import CudaPairStage
 from .devices import Workspaces, current_stream, on_device_of
 from .extension import extension, problem
 from .protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
@@ -54,6 +58,7 @@ class CudaBackend(Backend):
 
     def __init__(self) -> None:
         self._workspaces: Workspaces[Tensor] = Workspaces()
+        self.pair_stage = CudaPairStage(lambda: self.library)
 
     @property
     def library(self) -> ModuleType:
@@ -70,7 +75,7 @@ class CudaBackend(Backend):
             return "it has no float64; backend='reference' has"
         if self.device_type == "cuda" and _too_old():
             return "it needs compute capability 8.0, and this device is older"
-        if problem.operation == "scale":
+        if problem.operation in ("scale", "pair_mlp"):
             return None
         if problem.crops > self.library.max_rows:
             return (

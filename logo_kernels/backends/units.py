@@ -21,22 +21,24 @@ class Rows:
     """
 
     zero: Tensor | None
+    largest: Tensor | None
 
     def __init__(self, crops: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> None:
         """Of crops in `dtype`; the unit vectors into `out`, if given."""
         rows = crops.detach().to(dtype)
-        if rows.is_cpu:  # where to look at values is free
+        # where to look at values is free, and no graph breaks on it
+        if rows.is_cpu and not torch.compiler.is_compiling():
             norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)  # [B, V, 1]
             if bool(((norm > 1 / ORDINARY) & (norm < ORDINARY)).all()):
-                self.zero = None
+                self.zero = self.largest = None
                 self.norm, self.unit = norm, torch.div(rows, norm, out=out)
                 return
         largest = rows.abs().amax(-1, keepdim=True)  # [B, V, 1]
         self.zero = largest == 0
-        self.largest = torch.where(largest == 0, 1, largest)
-        scaled = rows / self.largest
+        self.largest = largest = torch.where(self.zero, 1, largest)
+        scaled = rows / largest
         norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)  # [B, V, 1], 1 ≤ norm ≤ √D
-        self.norm = torch.where(largest == 0, 1, norm)
+        self.norm = torch.where(self.zero, 1, norm)
         self.unit = torch.div(scaled, self.norm, out=out)  # [B, V, D]
 
     def pull(self, weights: Tensor, others: Rows, cosines: Tensor) -> Tensor:
@@ -45,14 +47,19 @@ class Rows:
         return weights @ others.unit - along * self.unit
 
     def gradient(self, pulls: Tensor) -> Tensor:
-        """The gradient that pulls of norm ‖x_i‖ mean; 0 for a zero row.
+        """The gradient that pulls of norm ‖x_i‖ mean; 0 for a zero row."""
+        return scaled_back(pulls, self.norm, self.zero, self.largest)
 
-        Divided by the norm in two steps, since the norm itself may not be representable, and after
-        all pulls are added up: infinities would not cancel.
-        """
-        if self.zero is None:
-            return pulls / self.norm
-        return torch.where(self.zero, 0, pulls / self.norm / self.largest)
+
+def scaled_back(pulls: Tensor, norm: Tensor, zero: Tensor | None, largest: Tensor | None) -> Tensor:
+    """`pulls` over the norms of rows, 0 for a zero row.
+
+    Divided by the norm in two steps, since the norm itself may not be representable, and after
+    all pulls are added up: infinities would not cancel.
+    """
+    if zero is None or largest is None:
+        return pulls / norm
+    return torch.where(zero, 0, pulls / norm / largest)
 
 
 @contextmanager

@@ -82,6 +82,76 @@ void run_info_nce(int64_t count, int64_t negatives, int64_t dim, DType owed, DTy
   }
 }
 
+// The eight kernels of the pair stage, on arrays that begin `offset` elements into theirs.
+void run_pairs(int64_t images, int64_t crops, int64_t width, DType dtype, int offset) {
+  const int64_t pairs = crops * (crops - 1), rows = images * crops;
+  const auto tensor = [&](int64_t count) {
+    return Tensor(dtype, 1, count, width, Layout::contiguous, offset);
+  };
+  const auto numbers = [](int64_t count) {
+    return Tensor(DType::f32, 1, 1, count, Layout::contiguous, 0);
+  };
+  cuda::Failure failure;
+  const int64_t bytes = cuda::pair_workspace_bytes(width, 0, &failure);
+  check(bytes > 0 ? Status::ok : Status::launch_failed, failure);
+  const std::unique_ptr<unsigned char[]> workspace(new unsigned char[bytes]);
+  const cuda::Queue queue{0, nullptr, workspace.get()};
+  const Tensor norm = numbers(3 * width), correction = numbers(2 * width);
+  const Tensor results = numbers(2 * width), at_pairs = tensor(images * pairs);
+
+  const Tensor a = tensor(rows), c = tensor(rows), grad_a = tensor(rows), grad_c = tensor(rows);
+  const Tensor to_a = numbers(rows * width), to_c = numbers(rows * width);
+  PairHiddenProblem h;
+  h.images = images;
+  h.crops = crops;
+  h.width = width;
+  h.roll = images - 1;
+  h.dtype = dtype;
+  h.a = a.rows().data;
+  h.c = c.rows().data;
+  h.norm = norm.rows().data;
+  h.correction = correction.rows().data;
+  h.moments = h.sums = results.rows().data;
+  h.x = at_pairs.rows().data;
+  h.grad_x = at_pairs.rows().data;
+  h.to_a = to_a.rows().data;
+  h.to_c = to_c.rows().data;
+  h.grad_a = grad_a.rows().data;
+  h.grad_c = grad_c.rows().data;
+  for (const auto launch : {cuda::pair_hidden_moments, cuda::pair_hidden, cuda::pair_hidden_sums,
+                            cuda::pair_hidden_backward}) {
+    check(launch(h, queue, &failure), failure);
+  }
+
+  const Tensor weight = numbers(width), bias = numbers(1), grad = numbers(images);
+  const Tensor value = numbers(images), slope = numbers(images * pairs);
+  const Tensor grad_y = tensor(images * pairs);
+  PairOutputProblem o;
+  o.images = images;
+  o.pairs = pairs;
+  o.width = width;
+  o.link = Link::softplus;
+  o.dtype = dtype;
+  o.y = at_pairs.rows().data;
+  o.norm = norm.rows().data;
+  o.weight = weight.rows().data;
+  o.bias = bias.rows().data;
+  o.grad = grad.rows().data;
+  o.correction = correction.rows().data;
+  o.moments = o.sums = results.rows().data;
+  o.value = value.rows().data;
+  o.slope = slope.rows().data;
+  o.grad_y = grad_y.rows().data;
+  for (const auto launch : {cuda::pair_output_moments, cuda::pair_output, cuda::pair_output_sums,
+                            cuda::pair_output_backward}) {
+    check(launch(o, queue, &failure), failure);
+  }
+  if (!std::isfinite(static_cast<float*>(value.rows().data)[images - 1])) {
+    fprintf(stderr, "the mean over the pairs is not finite\n");
+    exit(3);
+  }
+}
+
 struct Case {
   int64_t images;
   int globals, locals;
@@ -191,6 +261,15 @@ int main() {
       run_info_nce(1, 1, 1, owed, kept, Layout::every_second, 0, 0), ++runs;
     }
     run_info_nce(1100, 40, 17, kept, kept, Layout::every_second, 0, 4), ++runs;
+  }
+  // In vectors, misaligned, and of no whole vector; two tiles of columns; more than one chunk of
+  // crops, and more images than blocks.
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    run_pairs(5, 3, 64, dtype, 0), ++runs;
+    run_pairs(5, 3, 64, dtype, 1), ++runs;
+    run_pairs(2, 2, 7, dtype, 0), ++runs;
+    run_pairs(2, 9, 264, dtype, 0), ++runs;
+    run_pairs(70, 2, 1, dtype, 0), ++runs;
   }
   printf("%d problems within bounds\n", runs);
 }

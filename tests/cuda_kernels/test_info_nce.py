@@ -1,15 +1,9 @@
 """InfoNCE's CUDA kernels in the emulator: every layout of operands, against dense float64."""
 
-import importlib.util
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from emulation.backend import EmulatedBackend
-from emulation.build import build
 from logo_kernels.backends import Problem
 from support import error
 
@@ -62,31 +56,6 @@ def assert_exact(backend, queries, negatives, temperature, owed=None, own=None):
     assert error(got.lse, lse) < 0.5 * logit + 1e-6
     assert error(got.mean, mean) < min(2 * precision + logit, 1)
     return got
-
-
-@pytest.fixture
-def device(tmp_path):
-    """Makes a backend with a device of its own: a launcher asks for a device's limits only once."""
-
-    def make(multiprocessors=3, shared_per_block=227 << 10):
-        path = tmp_path / f"{multiprocessors}-{shared_per_block}" / Path(build("_emulated")).name
-        path.parent.mkdir()
-        shutil.copy(build("_emulated"), path)
-        # pybind11 makes a module of each name only once.
-        name = f"{str(path.parent).replace('.', '_')}._emulated"
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module.settings.multiprocessors = multiprocessors
-        module.settings.shared_per_block = shared_per_block
-        module.settings.shared_per_multiprocessor = shared_per_block + 1024
-
-        class Backend(EmulatedBackend):
-            library = module
-
-        return Backend()
-
-    return make
 
 
 # --- accuracy

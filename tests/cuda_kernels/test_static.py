@@ -156,6 +156,19 @@ def report(tmp_path_factory):
 OF_ROWS = ("cosine", "similarity", "similarity_backward")
 
 
+# Of the learned affinity's pairs: each in 16-byte vectors, and one number at a time.
+OF_PAIRS = [
+    f"pair_{half}{suffix}"
+    for half in ("hidden", "output")
+    for suffix in ("", "_moments", "_sums", "_backward")
+]
+WRITES_PAIRS = ("pair_hidden", "pair_hidden_sums", "pair_hidden_backward", "pair_output_backward")
+
+
+def in_vectors(kernel: str, dtype: str) -> str:
+    return f"{kernel}<{4 if dtype == 'fp32' else 8}>"
+
+
 def is_attention(kernel: str) -> bool:
     """InfoNCE's pass over the negatives, in one of its forms."""
     return kernel.startswith("info_nce<")
@@ -169,6 +182,8 @@ def kernels(report):
     for dtype in static_report.DTYPES:
         assert {(kernel, dtype) for kernel in (*OF_ROWS, *helpers)} <= names
         assert any(is_attention(kernel) and of == dtype for kernel, of in names)
+        assert {(in_vectors(kernel, dtype), dtype) for kernel in OF_PAIRS} <= names
+        assert {(f"{kernel}<1>", dtype) for kernel in OF_PAIRS} <= names
     assert len(report["kernels"]) == len(names) * len(static_report.ARCHITECTURES)
     return report["kernels"]
 
@@ -198,7 +213,8 @@ def test_rows_arrive_by_asynchronous_copies(kernels) -> None:
 
 def test_gradients_are_written_in_16_bytes(kernels) -> None:
     for kernel in kernels:
-        if kernel["kernel"] in ("cosine", "similarity_backward", "scale"):
+        of_pairs = [in_vectors(name, kernel["dtype"]) for name in WRITES_PAIRS]
+        if kernel["kernel"] in ("cosine", "similarity_backward", "scale", *of_pairs):
             assert kernel["stores_128"] > 0, kernel
 
 

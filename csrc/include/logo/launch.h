@@ -1,6 +1,7 @@
 // The whole C++ interface. Launchers take addresses and sizes and return a status; none throws.
 #pragma once
 
+#include "logo/pair_problem.h"
 #include "logo/problem.h"
 
 namespace logo {
@@ -10,6 +11,15 @@ namespace cpu {
 Status cosine(const CosineProblem& problem);
 Status similarity(const SimilarityProblem& problem);
 Status similarity_backward(const SimilarityProblem& problem);
+Status info_nce(const InfoNCEProblem& problem);
+Status pair_hidden_moments(const PairHiddenProblem& problem);
+Status pair_hidden(const PairHiddenProblem& problem);
+Status pair_hidden_sums(const PairHiddenProblem& problem);
+Status pair_hidden_backward(const PairHiddenProblem& problem);
+Status pair_output_moments(const PairOutputProblem& problem);
+Status pair_output(const PairOutputProblem& problem);
+Status pair_output_sums(const PairOutputProblem& problem);
+Status pair_output_backward(const PairOutputProblem& problem);
 
 // Instruction sets, widest first, that this build and this processor both have.
 enum class Simd : int { portable = 0, avx2 = 1, avx512 = 2 };
@@ -41,10 +51,21 @@ Status similarity_backward(const SimilarityProblem& problem, const Queue& queue,
 Status scale(const ScaleProblem& problem, const Queue& queue, Failure* failure);
 // The queue's workspace is of info_nce_workspace_bytes and need not be zeros.
 Status info_nce(const InfoNCEProblem& problem, const Queue& queue, Failure* failure);
+// The queue's workspace is of pair_workspace_bytes and need not be zeros; the launches of moments
+// and of sums use it.
+Status pair_hidden_moments(const PairHiddenProblem& problem, const Queue& queue, Failure* failure);
+Status pair_hidden(const PairHiddenProblem& problem, const Queue& queue, Failure* failure);
+Status pair_hidden_sums(const PairHiddenProblem& problem, const Queue& queue, Failure* failure);
+Status pair_hidden_backward(const PairHiddenProblem& problem, const Queue& queue, Failure* failure);
+Status pair_output_moments(const PairOutputProblem& problem, const Queue& queue, Failure* failure);
+Status pair_output(const PairOutputProblem& problem, const Queue& queue, Failure* failure);
+Status pair_output_sums(const PairOutputProblem& problem, const Queue& queue, Failure* failure);
+Status pair_output_backward(const PairOutputProblem& problem, const Queue& queue, Failure* failure);
 
 // 0: failure says why.
 int64_t workspace_bytes(int device, Failure* failure);
 int64_t info_nce_workspace_bytes(const InfoNCEProblem& problem, int device, Failure* failure);
+int64_t pair_workspace_bytes(int64_t width, int device, Failure* failure);
 int64_t shared_bytes(int device, Failure* failure);  // that a block may have
 
 // The architectures that the CUDA sources were compiled for ("80-real, 90a-real, 100"), "" without

@@ -33,6 +33,10 @@ inline void __stcg(T* address, typename emulation::Same<T>::Type value) {
   *address = value;
 }
 template <class T>
+inline void __stwb(T* address, typename emulation::Same<T>::Type value) {
+  *address = value;
+}
+template <class T>
 inline void __stcs(T* address, typename emulation::Same<T>::Type value) {
   *address = value;
 }

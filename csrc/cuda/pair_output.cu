@@ -1,0 +1,370 @@
+// The pairs after the second product of the learned affinity: f_p = w·relu(n(y_p)) + b, and the
+// mean of link(f_p) over each image's pairs. pair_problem.h has the arrays.
+//
+// Every kernel reads y once, and is bound by that.
+#include <cuda_runtime.h>
+
+#include <cmath>
+
+#include "cuda/pair_sums.cuh"
+#include "cuda/vectors.cuh"
+#include "cuda/warp.cuh"
+#include "logo/pair_problem.h"
+
+namespace logo {
+namespace cuda {
+namespace {
+
+constexpr int kRun = 8;            // rows of y that a thread has under way
+constexpr int kWritten = 4;        // the same where it also writes
+constexpr int kMomentsBlocks = 3;  // whose registers a multiprocessor has
+constexpr int kWarpPairs = 16;     // pairs that a warp has under way, and of which it sums at once
+constexpr int kMostWarps = 8;      // for an image
+
+struct PairOutputArguments {
+  PairOutputProblem p;
+  PairGrid grid;
+  double* partials;
+  int64_t rows, block_rows;  // of y; that a block walks over, and the last one perhaps fewer
+  Groups pairs;              // of the images
+
+  PairOutputArguments(const PairOutputProblem& problem, const PairGrid& over, void* workspace)
+      : p(problem),
+        grid(over),
+        partials(static_cast<double*>(workspace)),
+        rows(p.images * p.pairs),
+        block_rows((rows + grid.row_blocks - 1) / grid.row_blocks),
+        pairs(p.pairs, grid.rows_at_once()) {}
+};
+
+// The rows of y that a thread walks over: first, first + step, ..
+struct RowWalk {
+  int64_t first, end;
+  int step;
+
+  template <int N>
+  __device__ RowWalk(const PairPlace<N>& place, const PairOutputArguments& arguments)
+      : first(place.row_block * arguments.block_rows + place.row), step(place.rows) {
+    end = min((place.row_block + 1) * arguments.block_rows, arguments.rows);
+  }
+};
+
+// A run of rows and what arrives at their f, all of it under way at once: beyond the last row that
+// one is read again, since a branch would wait for it.
+template <class T, int N, int COUNT>
+struct Run {
+  Packed<T, N> y[COUNT];
+  float slope[COUNT], grad[COUNT];
+
+  // From `row` on; `at` is its image, and goes with it.
+  __device__ __forceinline__ void load(const PairOutputArguments& arguments, int64_t column,
+                                       int64_t row, const RowWalk& walk, GroupWalk* at) {
+    const PairOutputProblem& p = arguments.p;
+#pragma unroll
+    for (int r = 0; r < COUNT; ++r, row += walk.step, at->next(arguments.pairs)) {
+      const int64_t there = min(row, walk.end - 1);
+      y[r].load(p.y, there * p.width + column);
+      slope[r] = __ldg(static_cast<const float*>(p.slope) + there);
+      grad[r] = __ldg(static_cast<const float*>(p.grad) + min(at->group, p.images - 1));
+    }
+  }
+};
+
+// A run of rows has its mean, and its squares about that, in fp32, relative to its first row; what
+// it adds to the sums of y − pivot is fp64.
+template <class T, int N>
+__global__ void __launch_bounds__(kPairThreads, kMomentsBlocks)
+    pair_output_moments_kernel(const __grid_constant__ PairOutputArguments arguments) {
+  __shared__ double exchange[kSumsExchange<N>];
+  const PairOutputProblem& p = arguments.p;
+  const PairPlace<N> place(arguments.grid, p.width);
+  const RowWalk walk(place, arguments);
+  double sum[N] = {}, squares[N] = {};
+  if (!place.idle) {
+    float pivot[N];
+    load<T>(p.y, place.column, pivot);
+    int64_t row = walk.first;
+#pragma unroll 1
+    for (; row + (kRun - 1) * walk.step < walk.end; row += kRun * walk.step) {
+      Packed<T, N> run[kRun];
+#pragma unroll
+      for (int k = 0; k < kRun; ++k) {
+        run[k].load(p.y, (row + k * walk.step) * p.width + place.column);
+      }
+      float first[N], mean[N] = {}, deviations[N] = {};  // the mean is that beyond the first
+      run[0].widen(first);
+#pragma unroll
+      for (int r = 1; r < kRun; ++r) {
+        float y[N];
+        run[r].widen(y);
+#pragma unroll
+        for (int k = 0; k < N; ++k) mean[k] += y[k] - first[k];
+      }
+      scale(mean, 1.0f / kRun);
+#pragma unroll
+      for (int r = 0; r < kRun; ++r) {
+        float y[N];
+        run[r].widen(y);
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+          const float d = y[k] - first[k] - mean[k];
+          deviations[k] = fmaf(d, d, deviations[k]);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        const double d = double(first[k]) - double(pivot[k]) + double(mean[k]);
+        sum[k] = fma(double(kRun), d, sum[k]);
+        squares[k] += fma(kRun * d, d, double(deviations[k]));
+      }
+    }
+#pragma unroll 1
+    for (; row < walk.end; row += walk.step) {
+      float y[N];
+      load<T>(p.y, row * p.width + place.column, y);
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        const double d = double(y[k]) - double(pivot[k]);
+        sum[k] += d;
+        squares[k] = fma(d, d, squares[k]);
+      }
+    }
+  }
+  leave_sums(place, sum, squares, p.width, exchange, arguments.partials);
+}
+
+struct Linked {
+  float value, slope;
+};
+
+// link(f) and its derivative.
+__device__ __forceinline__ Linked link_of(Link link, float f) {
+  if (link == Link::identity) return {f, 1};
+  const float sign = link == Link::softplus ? 1.0f : -1.0f;
+  const float g = sign * f;
+  // Neither exponential overflows into anything but the limit.
+  return {fmaxf(g, 0.0f) + log1pf(expf(-fabsf(g))), sign / (1 + expf(-g))};
+}
+
+// A block for an image, a warp for kWarpPairs of its pairs at a time: lanes take vectors of H', and
+// what a lane has read of the norm and the weight serves all of these pairs.
+template <class T, int N>
+__global__ void __launch_bounds__(kMostWarps * 32)
+    pair_output_kernel(const __grid_constant__ PairOutputProblem p) {
+  __shared__ float found[kMostWarps];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const float bias = __ldg(static_cast<const float*>(p.bias));
+#pragma unroll 1
+  for (int64_t image = blockIdx.x; image < p.images; image += gridDim.x) {
+    float sum = 0;
+#pragma unroll 1
+    for (int64_t first = warp * kWarpPairs; first < p.pairs; first += warps * kWarpPairs) {
+      float products[kWarpPairs];
+      clear(products);
+      const int64_t row = image * p.pairs + first;
+#pragma unroll 1
+      for (int64_t column = lane * N; column < p.width; column += 32 * N) {
+        Packed<T, N> rows[kWarpPairs];
+#pragma unroll
+        for (int k = 0; k < kWarpPairs; ++k) {
+          // Beyond the last pair it is read again, to no end.
+          const int64_t pair = first + k < p.pairs ? k : p.pairs - 1 - first;
+          rows[k].load(p.y, (row + pair) * p.width + column);
+        }
+        ColumnNorm<N> norm;
+        norm.load(p.norm, p.width, column);
+        float weight[N];
+        load_floats(p.weight, column, weight);
+#pragma unroll
+        for (int pair = 0; pair < kWarpPairs; ++pair) {
+          float y[N];
+          rows[pair].widen(y);
+#pragma unroll
+          for (int k = 0; k < N; ++k) {
+            const float x = relu_keeping_nan(norm(y[k] - norm.mean[k], k));
+            products[pair] = fmaf(weight[k], x, products[pair]);
+          }
+        }
+      }
+      const float f = warp_sums_of_16(products) + bias;
+      if (lane % 2 == 0 && first + lane / 2 < p.pairs) {
+        const Linked linked = link_of(p.link, f);
+        static_cast<float*>(p.slope)[row + lane / 2] = linked.slope / float(p.pairs);
+        sum += linked.value;
+      }
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) found[warp] = sum;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (int k = 1; k < warps; ++k) sum += found[k];
+      static_cast<float*>(p.value)[image] = sum / float(p.pairs);
+    }
+    __syncthreads();
+  }
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(kPairThreads, kSummingBlocks)
+    pair_output_sums_kernel(const __grid_constant__ PairOutputArguments arguments) {
+  __shared__ double exchange[kSumsExchange<N>];
+  const PairOutputProblem& p = arguments.p;
+  const PairPlace<N> place(arguments.grid, p.width);
+  const RowWalk walk(place, arguments);
+  float sum[N] = {}, product[N] = {};
+  if (!place.idle) {
+    ColumnNorm<N> norm;
+    norm.load(p.norm, p.width, place.column);
+    GroupWalk at(walk.first, arguments.pairs);
+#pragma unroll 1
+    for (int64_t row = walk.first; row < walk.end; row += kRun * walk.step) {
+      Run<T, N, kRun> run;
+      run.load(arguments, place.column, row, walk, &at);
+#pragma unroll
+      for (int r = 0; r < kRun; ++r) {
+        if (row + r * walk.step >= walk.end) continue;
+        const float t = run.slope[r] * run.grad[r];
+        float y[N];
+        run.y[r].widen(y);
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+          const float centred = y[k] - norm.mean[k];
+          const float m = norm(centred, k) > 0 ? t : 0.0f;
+          sum[k] += m;
+          product[k] = fmaf(m, centred, product[k]);
+        }
+      }
+    }
+  }
+  double sums[N], products[N];
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    sums[k] = sum[k];
+    products[k] = product[k];
+  }
+  leave_sums(place, sums, products, p.width, exchange, arguments.partials);
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(kPairThreads, 4)
+    pair_output_backward_kernel(const __grid_constant__ PairOutputArguments arguments) {
+  const PairOutputProblem& p = arguments.p;
+  const PairPlace<N> place(arguments.grid, p.width);
+  if (place.idle) return;
+  ColumnNorm<N> norm;
+  norm.load(p.norm, p.width, place.column);
+  float weight[N], constant[N], slope[N];
+  load_floats(p.weight, place.column, weight);
+  load_floats(p.correction, place.column, constant);
+  load_floats(p.correction, p.width + place.column, slope);
+  const RowWalk walk(place, arguments);
+  GroupWalk at(walk.first, arguments.pairs);
+#pragma unroll 1
+  for (int64_t row = walk.first; row < walk.end; row += kWritten * walk.step) {
+    Run<T, N, kWritten> run;
+    run.load(arguments, place.column, row, walk, &at);
+#pragma unroll
+    for (int r = 0; r < kWritten; ++r) {
+      const int64_t own = row + r * walk.step;
+      if (own >= walk.end) continue;
+      const float t = run.slope[r] * run.grad[r];
+      float y[N];
+      run.y[r].widen(y);
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        const float centred = y[k] - norm.mean[k];
+        const float m = norm(centred, k) > 0 ? t * weight[k] : 0.0f;
+        y[k] = norm.scale[k] * (m - constant[k] - slope[k] * centred);
+      }
+      store<T>(p.grad_y, own * p.width + place.column, y);
+    }
+  }
+}
+
+template <class T, bool MOMENTS>
+__global__ void __launch_bounds__(kFinishThreads)
+    pair_output_finish_kernel(const __grid_constant__ FinishArguments arguments) {
+  finish_sums<T, MOMENTS>(arguments);
+}
+
+// Enters, and calls run(Numbers<T, N>, limits) for what these arrays allow.
+template <class Run>
+Status run_output(const char* name, const PairOutputProblem& p,
+                  std::initializer_list<const void*> arrays, const Queue& queue, Failure* failure,
+                  Run run) {
+  char shape[160];
+  snprintf(shape, sizeof(shape), "B=%lld of %lld pairs H=%lld %s", static_cast<long long>(p.images),
+           static_cast<long long>(p.pairs), static_cast<long long>(p.width), name_of(p.dtype));
+  Limits limits;
+  const Status entered = enter(name, shape, queue, &limits, failure);
+  if (entered != Status::ok) return entered;
+  const cudaError_t error = with_numbers(p.dtype, in_vectors(p.width, p.dtype, arrays),
+                                         [&](auto numbers) { return run(numbers, limits); });
+  return error == cudaSuccess ? Status::ok
+                              : fail(failure, name, shape, queue.device, cudaGetErrorString(error));
+}
+
+}  // namespace
+
+Status pair_output_moments(const PairOutputProblem& p, const Queue& queue, Failure* failure) {
+  return run_output("pair_output_moments", p, {p.y}, queue, failure,
+                    [&](auto numbers, const Limits& limits) {
+                      using Each = decltype(numbers);
+                      const PairGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun,
+                                          1, kMomentsBlocks, limits);
+                      const PairOutputArguments arguments(p, grid, queue.workspace);
+                      const auto kernel = pair_output_moments_kernel<typename Each::T, Each::N>;
+                      const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
+                      if (error != cudaSuccess) return error;
+                      return launch(pair_output_finish_kernel<typename Each::T, true>,
+                                    finish_grid(p.width, queue),
+                                    {arguments.partials, grid.row_blocks, p.width,
+                                     static_cast<float*>(p.moments), arguments.rows, p.y, nullptr});
+                    });
+}
+
+Status pair_output(const PairOutputProblem& p, const Queue& queue, Failure* failure) {
+  return run_output("pair_output", p, {p.y, p.norm, p.weight}, queue, failure,
+                    [&](auto numbers, const Limits& limits) {
+                      using Each = decltype(numbers);
+                      const int64_t needed = (p.pairs + kWarpPairs - 1) / kWarpPairs;
+                      const int warps = int(needed < kMostWarps ? needed : kMostWarps);
+                      const int64_t most =
+                          int64_t(limits.multiprocessors) * kStreamingBlocks * kMostWarps / warps;
+                      const Grid grid{unsigned(p.images < most ? p.images : most),
+                                      unsigned(warps * 32), 0,
+                                      static_cast<cudaStream_t>(queue.stream)};
+                      return launch(pair_output_kernel<typename Each::T, Each::N>, grid, p);
+                    });
+}
+
+Status pair_output_sums(const PairOutputProblem& p, const Queue& queue, Failure* failure) {
+  return run_output("pair_output_sums", p, {p.y, p.norm}, queue, failure,
+                    [&](auto numbers, const Limits& limits) {
+                      using Each = decltype(numbers);
+                      const PairGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun,
+                                          1, kSummingBlocks, limits);
+                      const PairOutputArguments arguments(p, grid, queue.workspace);
+                      const auto kernel = pair_output_sums_kernel<typename Each::T, Each::N>;
+                      const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
+                      if (error != cudaSuccess) return error;
+                      return launch(pair_output_finish_kernel<float, false>,
+                                    finish_grid(p.width, queue),
+                                    {arguments.partials, grid.row_blocks, p.width,
+                                     static_cast<float*>(p.sums), 0, nullptr, nullptr});
+                    });
+}
+
+Status pair_output_backward(const PairOutputProblem& p, const Queue& queue, Failure* failure) {
+  return run_output("pair_output_backward", p, {p.y, p.norm, p.weight, p.correction, p.grad_y},
+                    queue, failure, [&](auto numbers, const Limits& limits) {
+                      using Each = decltype(numbers);
+                      const PairGrid grid(p.width, Each::N, p.images * p.pairs, 1, kStreamingBlocks,
+                                          limits);
+                      const auto kernel = pair_output_backward_kernel<typename Each::T, Each::N>;
+                      return launch(kernel, grid.grid(queue), {p, grid, nullptr});
+                    });
+}
+
+}  // namespace cuda
+}  // namespace logo

@@ -1,0 +1,128 @@
+"""The cpu kernel of InfoNCE at the borders of what it cuts a problem into, on each instruction set.
+
+Bands of 6 queries in blocks of 96; tiles of 128 negatives or fewer, in panels of vectors; parts of
+8 tiles and more; sums over 32 columns.
+"""
+
+import pytest
+import torch
+
+from conftest import CPU_VARIANTS
+from logo_kernels.backends import BACKENDS
+from logo_kernels.backends.extension import extension
+from support import EPS, error
+
+
+@pytest.fixture(params=CPU_VARIANTS)
+def cpu(request):
+    before = extension.current_simd()
+    extension.use_simd(request.param.removeprefix("cpu-"))
+    yield BACKENDS["cpu"]
+    extension.use_simd(before)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def problem(queries, negatives, dim, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(queries + negatives + dim)
+    q = torch.randn(queries, dim, generator=generator, dtype=torch.float64)
+    n = torch.randn(negatives, dim, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(q, dim=1).to(dtype), n.to(dtype)
+
+
+def exact(q, n, temperature, own=None):
+    """(lse, mean) as they are defined, in float64."""
+    units = torch.nn.functional.normalize(n.double(), dim=1)
+    logits = q.double() @ units.mT / temperature
+    if own is not None:
+        image = torch.arange(len(q))[:, None] // own[0]
+        logits[torch.arange(len(n))[None] // own[1] == image] = -torch.inf
+    return logits.logsumexp(1), logits.softmax(1) @ units
+
+
+def check(cpu, q, n, temperature, own=None):
+    found = cpu.info_nce(q, n, temperature, q.dtype, own)
+    lse, mean = exact(q, n, temperature, own)
+    # A logit's error: of the cosine, 1/τ times as large. Of the lse itself, in its last digit.
+    allowed = 4 * EPS[q.dtype] * (1 / temperature + float(lse.abs().max()))
+    assert error(found.lse, lse) <= allowed
+    assert error(found.mean, mean) <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.2, 0.01])
+@pytest.mark.parametrize("negatives", [1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 129, 257])
+def test_tile_of_negatives(cpu, negatives, temperature, dtype):
+    check(cpu, *problem(5, negatives, 20, dtype), temperature)
+
+
+@pytest.mark.parametrize("queries", [*range(1, 14), 95, 96, 97, 193])
+def test_block_of_queries(cpu, queries):
+    check(cpu, *problem(queries, 140, 20), 0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [1, 2, 7, 8, 16, 17, 31, 32, 33, 63, 64, 65, 128, 129, 520, 2048])
+def test_columns(cpu, dim, dtype):
+    check(cpu, *problem(7, 150, dim, dtype), 0.2)
+
+
+@pytest.mark.parametrize("queries", [1, 13, 100])
+@pytest.mark.parametrize("temperature", [0.2, 0.005])
+def test_parts(cpu, queries, temperature):
+    """The last tile, and so the last part, is not full."""
+    check(cpu, *problem(queries, 5 * 1024 + 3, 32), temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1e-3])
+@pytest.mark.parametrize(
+    ("images", "own"),
+    [(2, (3, 1)), (5, (3, 50)), (3, (2, 128)), (4, (7, 300)), (130, (2, 2)), (2, (49, 1100))],
+)
+def test_own_negatives(cpu, images, own, temperature):
+    """Hidden ones that end within a tile, fill it, fill a part (two of three tiles, or all)."""
+    q, n = problem(images * own[0], images * own[1], 24)
+    check(cpu, q, n, temperature, own)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-3, 0.02, 0.03])
+@pytest.mark.parametrize("order", ["rising", "falling"])
+def test_maximum(cpu, temperature, order):
+    """Cosines all below zero: empty columns, whose cosine is 0, would hide them."""
+    angle = torch.linspace(3.1, 1.6, 2001, dtype=torch.float64)
+    n = torch.stack([angle.cos(), angle.sin()], 1).float()
+    n = n if order == "rising" else n.flip(0)
+    q = torch.tensor([[1.0, 0.0], [0.0, -1.0], [0.6, -0.8]])
+    check(cpu, q, n, temperature)
+
+
+@pytest.mark.parametrize("shape", [(1, 4096, 64), (40, 9000, 64), (500, 300, 48), (300, 2500, 16)])
+@pytest.mark.parametrize("temperature", [0.2, 0.01])
+def test_threads_change_nothing(cpu, threads, shape, temperature):
+    q, n = problem(*shape)
+    threads(1)
+    one = cpu.info_nce(q, n, temperature, q.dtype, None)
+    for count in (2, 3, 7):
+        threads(count)
+        several = cpu.info_nce(q, n, temperature, q.dtype, None)
+        assert torch.equal(one.lse, several.lse)
+        assert torch.equal(one.mean, several.mean)
+
+
+def test_a_query_is_not_moved_by_its_neighbours(cpu):
+    """The same bits in whatever batch; NaN in one query stays there."""
+    q, n = problem(20, 300, 40)
+    q[7] = torch.nan
+    for temperature in (0.2, 0.005):
+        found = cpu.info_nce(q, n, temperature, q.dtype, None)
+        assert found.lse[7].isnan()
+        assert found.mean[7].isnan().all()
+        alone = cpu.info_nce(q[8:11].contiguous(), n, temperature, q.dtype, None)
+        assert torch.equal(found.lse[8:11], alone.lse)
+        assert torch.equal(found.mean[8:11], alone.mean)
+        assert found.lse.isfinite().sum() == 19

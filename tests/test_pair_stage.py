@@ -1,0 +1,203 @@
+"""The eight kernels of the learned affinity's pair stage on every backend against float64."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from logo_kernels.backends import BACKENDS, Problem
+from pair_stage import Definition
+from support import EPS, error
+
+EXACT = Definition()
+ALL = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+# B, L, H, roll: the smallest; a row's end alone, pairs of two images; whole vectors, the last roll;
+# vectors and an end, four rows at once and three; H and L of a usual step
+SHAPES = [(1, 2, 1, 0), (2, 2, 7, 1), (5, 3, 64, 4), (2, 8, 33, 0), (5, 8, 256, 1)]
+
+CALLS = {
+    "hidden_moments": lambda s, v: s.hidden_moments(v.a, v.c, v.roll),
+    "hidden": lambda s, v: s.hidden(v.a, v.c, v.norm, v.roll),
+    "hidden_sums": lambda s, v: s.hidden_sums(v.grad_x, v.a, v.c, v.norm, v.roll),
+    "hidden_backward": lambda s, v: s.hidden_backward(
+        v.to_a, v.to_c, v.a, v.c, v.norm, v.correction, v.roll
+    ),
+    "output_moments": lambda s, v: s.output_moments(v.y),
+    "output, identity": lambda s, v: s.output(v.y, v.norm, v.weight, v.bias, v.pairs, 0),
+    "output, softplus": lambda s, v: s.output(v.y, v.norm, v.weight, v.bias, v.pairs, 1),
+    "output, negated": lambda s, v: s.output(v.y, v.norm, v.weight, v.bias, v.pairs, 2),
+    "output_sums": lambda s, v: s.output_sums(v.y, v.norm, v.slope, v.grad, v.pairs),
+    "output_backward": lambda s, v: s.output_backward(
+        v.y, v.norm, v.weight, v.slope, v.grad, v.correction, v.pairs
+    ),
+}
+
+
+def inputs(shape, dtype, device="cpu", seed=0):
+    """Steps of 1/4 go into batch norm, whose bias is no such step: every dtype gets every sign."""
+    images, crops, width, roll = shape
+    generator = torch.Generator().manual_seed(seed)
+    pairs = crops * (crops - 1)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def steps(*size, dtype=dtype):
+        return (torch.randint(-8, 9, size, generator=generator) / 4).to(device, dtype)
+
+    def normal(*size, dtype=wide):
+        return torch.randn(*size, generator=generator).to(device, dtype)
+
+    scale = 2.0 ** torch.randint(-1, 2, (width,), generator=generator)
+    mean, bias = steps(2, width, dtype=wide) / 2
+    return SimpleNamespace(
+        a=steps(images, crops, width),
+        c=steps(images, crops, width),
+        norm=torch.stack([mean, scale.to(device, wide), bias + 1 / 32]),
+        grad_x=normal(images * pairs, width, dtype=dtype),
+        to_a=normal(images, crops, width),
+        to_c=normal(images, crops, width),
+        correction=normal(2, width) / 8,
+        y=steps(images * pairs, width),
+        weight=normal(width),
+        bias=normal(1),
+        slope=normal(images * pairs),
+        grad=normal(images),
+        pairs=pairs,
+        roll=roll,
+    )
+
+
+def stage_of(backend, dtype=torch.float32, elements=0):
+    name, device = backend
+    stage = BACKENDS[name].pair_stage
+    if stage is None:
+        pytest.skip(f"{name} has no pair stage")
+    reason = BACKENDS[name].refuses(Problem("pair_mlp", device, frozenset([dtype]), 0, 64))
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}")
+    if name != "cpu" and device == "cpu" and elements > 20_000:
+        pytest.skip("the interpreter and the emulator would take too long")
+    return stage
+
+
+def results(call, stage, v):
+    made = CALLS[call](stage, v)
+    return made if isinstance(made, tuple) else (made,)
+
+
+@pytest.fixture
+def poisoned():
+    """Fresh buffers are full of NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_against_float64(backend, dtype, shape, poisoned):
+    stage = stage_of(backend, dtype, shape[0] * shape[1] ** 2 * shape[2])
+    v, there = inputs(shape, dtype), inputs(shape, dtype, backend[1])
+    for call in CALLS:
+        eager = results(call, Definition(dtype), v)
+        ours, exact = results(call, stage, there), results(call, EXACT, v)
+        for got, peer, want in zip(ours, eager, exact, strict=True):
+            size = max(1.0, float(want.abs().max()))
+            floor = (EPS[got.dtype] + 8 * EPS[v.norm.dtype]) * size
+            assert got.shape == want.shape, call
+            assert error(got, want) <= 2 * error(peer, want) + floor, call
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_moments_of_columns_far_from_zero(backend, offset):
+    """The squares of the columns' own means have no part in their variances."""
+    stage = stage_of(backend)
+    v = inputs((5, 3, 40, 2), torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    for array in (v.a, v.c, v.y):
+        array.copy_(torch.randn(array.shape, generator=generator) + offset)
+    device = backend[1]
+    found = stage.hidden_moments(v.a.to(device), v.c.to(device), v.roll)
+    assert error(found, EXACT.hidden_moments(v.a, v.c, v.roll)) < 1e-5 + 1e-6 * offset
+    assert error(stage.output_moments(v.y.to(device)), EXACT.output_moments(v.y)) < (
+        1e-5 + 1e-6 * offset
+    )
+
+
+def test_variance_of_pairs_that_hardly_differ(backend):
+    """a and c cancel in every pair: nothing may be left over from their sizes."""
+    stage = stage_of(backend)
+    v = inputs((5, 3, 40, 0), torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(5, 1, 40, generator=generator)
+    v.a.copy_(image + 2.0**-8 * torch.randn(5, 3, 40, generator=generator))
+    v.c.copy_(-image + 2.0**-8 * torch.randn(5, 3, 40, generator=generator))
+    exact = EXACT.hidden_moments(v.a, v.c, 0)[1]
+    found = stage.hidden_moments(v.a.to(backend[1]), v.c.to(backend[1]), 0)[1]
+    assert error(found.cpu() / exact, torch.ones(40)) < 1e-3
+
+
+def test_nan_is_seen(backend):
+    """NaN comes out where the definition has it, and in no other column."""
+    stage = stage_of(backend)
+    shape = (3, 3, 20, 1)
+    v = inputs(shape, torch.float32)
+    v.a[1, 2, 3] = v.c[0, 0, 17] = v.y[5, 3] = v.y[9, 19] = torch.nan
+    there = inputs(shape, torch.float32, backend[1])
+    there.a, there.c, there.y = (z.to(backend[1]) for z in (v.a, v.c, v.y))
+    for call in CALLS:
+        for got, want in zip(results(call, stage, there), results(call, EXACT, v), strict=True):
+            seen, due = got.isnan().cpu(), want.isnan()
+            assert (seen | ~due).all(), call
+            if call == "hidden_backward":  # sums over all crops less the own one: its whole column
+                due = due.flatten(0, 1).any(0)
+            assert (due | ~seen).all(), call
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus_of_any_size(backend, dtype):
+    """To the last digits from e⁻⁸⁰ to 10⁴, and 0 below: every f twice, as the pairs of an image."""
+    stage = stage_of(backend, dtype)
+    sizes = torch.tensor([0, 1e-6, 0.1, 0.5, 1, 3, 10, 20, 40, 80, 300, 1e4], dtype=dtype)
+    y = sizes.repeat_interleave(2).unsqueeze(1)
+    norm = torch.tensor([[0.0], [1.0], [0.0]], dtype=dtype)
+    for sign in (1.0, -1.0):
+        arguments = y, norm, torch.tensor([sign], dtype=dtype), torch.zeros(1, dtype=dtype)
+        on_device = [z.to(backend[1]) for z in arguments]
+        for link in (0, 1, 2):
+            for got, want in zip(
+                stage.output(*on_device, 2, link), EXACT.output(*arguments, 2, link), strict=True
+            ):
+                # f / ln 2 has a rounding of its own where there is no fused multiply-add
+                allowed = 1e-5 * want.abs() if dtype == torch.float32 else 1e-13 * want.abs()
+                assert ((got.cpu() - want).abs() <= allowed + 1e-37).all()
+
+
+def test_the_same_for_any_number_of_threads(backend):
+    if backend[0] != "cpu":
+        pytest.skip("threads are the CPU's")
+    stage = stage_of(backend)
+    before = torch.get_num_threads()
+    for shape in [(97, 4, 80, 3), (4099, 2, 17, 1)]:
+        v = inputs(shape, torch.float32)
+        runs = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            runs.append([results(call, stage, v) for call in CALLS])
+        torch.set_num_threads(before)
+        for other in runs[1:]:
+            for made, again in zip(runs[0], other, strict=True):
+                assert all(torch.equal(x, y) for x, y in zip(made, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_arrays_larger_than_the_caches(backend, dtype):
+    """These are written past the caches; a row must still be where it belongs."""
+    if backend[0] != "cpu":
+        pytest.skip("the CPU's kernels only")
+    stage = stage_of(backend)
+    v = inputs((150, 8, 1024 if dtype == torch.float32 else 2048, 1), dtype)
+    for call in ("hidden", "output_backward"):
+        (got,) = results(call, stage, v)
+        (want,) = results(call, Definition(torch.float32), v)
+        assert error(got, want) <= EPS[dtype] * float(want.abs().max())

@@ -148,6 +148,45 @@ class InfoNCECase:
 
 
 @dataclass(frozen=True)
+class AffinityCase:
+    """`LocalAffinity`: forward, and backward to the crops and to θd."""
+
+    images: int
+    local_crops: int
+    dim: int
+    dtype: str
+    why: str
+    hidden: int = 256  # of both layers
+
+    operation = "affinity"
+    view_major = False
+    smoke = False
+
+    @property
+    def size(self) -> str:
+        return f"({self.images}, {self.local_crops}, {self.dim})"
+
+    @property
+    def id(self) -> str:
+        size = f"{self.images}x{self.local_crops}x{self.dim}"
+        return _id(self.operation, size, self.dtype, False, False)
+
+    def moved_bytes(self) -> int:
+        """Read crops and θd, write their gradients; batch norms and biases are left out."""
+        crops = self.images * self.local_crops * self.dim
+        weights = self.hidden * (2 * self.dim + self.hidden)
+        return 2 * (crops + weights) * ELEMENT_BYTES[self.dtype]
+
+    def flops(self) -> int:
+        """Forward products and twice as many backward: the first of each crop, both halves of W₁,
+        the second of each pair.
+        """
+        crops = self.images * self.local_crops
+        pairs = crops * (self.local_crops - 1)
+        return 3 * 2 * self.hidden * (2 * crops * self.dim + pairs * self.hidden)
+
+
+@dataclass(frozen=True)
 class StepCase:
     """One optimiser step of SimSiam-LoGo on a small ResNet, crops already cut."""
 
@@ -259,6 +298,33 @@ INFO_NCE = {
         InfoNCECase(1024, 2, 2, 65536, 256, "bfloat16", "twice the columns"),
         InfoNCECase(256, 2, 2, 4096, 128, "float32", "the authors' queue"),
         InfoNCECase(4096, 2, 2, None, 256, "bfloat16", "in-batch: 16,384 crops"),
+    ),
+}
+
+AFFINITY = {
+    "cpu": (
+        AffinityCase(
+            256, 8, 2048, "float32", "many crops, the paper's D: concatenation costs most"
+        ),
+        AffinityCase(256, 2, 128, "float32", "the authors' L and D: two pairs of an image"),
+        AffinityCase(256, 2, 2048, "float32", "one product of a crop or of a pair: the same"),
+        AffinityCase(256, 4, 128, "float32", "short rows: the second product decides"),
+        AffinityCase(256, 4, 2048, "float32", "in between"),
+        AffinityCase(256, 8, 128, "float32", "many crops, short rows"),
+        AffinityCase(1024, 2, 128, "float32", "the same for a larger batch"),
+        AffinityCase(1024, 2, 2048, "float32", "the same for a larger batch"),
+        AffinityCase(1024, 4, 128, "float32", "the same for a larger batch"),
+        AffinityCase(1024, 4, 2048, "float32", "the same for a larger batch"),
+        AffinityCase(1024, 8, 128, "float32", "pairs larger than the caches"),
+        AffinityCase(1024, 8, 2048, "float32", "0.9 GB of concatenated pairs"),
+    ),
+    "cuda": (
+        AffinityCase(
+            1024, 8, 2048, "float32", "many crops, the paper's D: concatenation costs most"
+        ),
+        AffinityCase(1024, 2, 2048, "float32", "one product of a crop or of a pair: the same"),
+        AffinityCase(1024, 8, 128, "float32", "the second product decides"),
+        AffinityCase(256, 2, 128, "float32", "the authors' L and D: host overhead decides"),
     ),
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 import ledger
-from cases import CosineCase, InfoNCECase, SimilarityCase
+from cases import AffinityCase, CosineCase, InfoNCECase, SimilarityCase
 from gate import Expected
 from inputs import Inputs
 from logo_kernels.backends import AUTO, PREFERENCE, resolve
@@ -48,7 +48,7 @@ def by_backend(
 
 def compare(
     benchmark: Any,
-    case: CosineCase | InfoNCECase | SimilarityCase,
+    case: AffinityCase | CosineCase | InfoNCECase | SimilarityCase,
     device: str,
     inputs: Inputs,
     ours: Mapping[str, Function],

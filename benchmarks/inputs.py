@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cases import CosineCase, InfoNCECase, SimilarityCase
+from cases import AffinityCase, CosineCase, InfoNCECase, SimilarityCase
 
 
 @dataclass
@@ -75,8 +75,33 @@ def info_nce_inputs(case: InfoNCECase, device: str) -> Inputs:
     return Inputs([x.requires_grad_(), y.requires_grad_()], constants, case.view_major)
 
 
+def affinity_inputs(case: AffinityCase, device: str) -> Inputs:
+    """Crops and θd as leaves, all but the two biases that batch norm takes away again."""
+    (z,) = _crops([case.local_crops], case, device)
+    torch.manual_seed(1)
+    hidden = case.hidden
+
+    def uniform(rows: int, columns: int) -> list[Tensor]:
+        """Weight and bias as nn.Linear starts with."""
+        bound = columns**-0.5
+        weight = torch.empty(rows, columns, device=device).uniform_(-bound, bound)
+        return [weight, torch.empty(rows, device=device).uniform_(-bound, bound)]
+
+    def norm() -> list[Tensor]:
+        return [
+            1 + 0.1 * torch.randn(hidden, device=device),
+            0.1 * torch.randn(hidden, device=device),
+        ]
+
+    w1, b1 = uniform(hidden, 2 * case.dim)
+    w2, b2 = uniform(hidden, hidden)
+    leaves = [z, w1, *norm(), w2, *norm(), *uniform(1, hidden)]
+    leaves = [leaf.to(z.dtype).requires_grad_() for leaf in leaves]
+    return Inputs(leaves, [b1.to(z.dtype), b2.to(z.dtype)], False)
+
+
 def _crops(
-    counts: list[int], case: CosineCase | SimilarityCase | InfoNCECase, device: str
+    counts: list[int], case: AffinityCase | CosineCase | SimilarityCase | InfoNCECase, device: str
 ) -> list[Tensor]:
     torch.manual_seed(0)
     image = torch.randn(case.images, 1, case.dim, device=device)

@@ -27,6 +27,8 @@ FOLDERS = {"triton": (TRITON, ".py"), "cuda": (CUDA, ".cu")}
 FILES = {
     "cosine": "cosine",
     "info_nce": "info_nce",
+    "pair_hidden": "pair_hidden",
+    "pair_output": "pair_output",
     "scale": "scale",
     "similarity": "similarity",
     "similarity_backward": "similarity",
@@ -74,6 +76,8 @@ def kernels_of(
     if backend not in FOLDERS:
         return []
     folder, suffix = FOLDERS[backend]
+    if operation == "affinity":
+        return [(folder / f"{part}{suffix}").as_posix() for part in ("pair_hidden", "pair_output")]
     kernels = [(folder / f"{FILES[operation]}{suffix}").as_posix()]
     if operation == "cosine" and (scaled_by or backend) in FOLDERS:
         folder, suffix = FOLDERS[scaled_by or backend]

@@ -65,6 +65,7 @@ def tables(facts: dict[str, Any], rows: list[Row]) -> str:
         ("cosine", "`logo_loss`, cosine: (B, G, L, D)", _against_peers),
         ("similarity", "`block_cosine_similarity`: (B, V, W, D)", _against_peers),
         ("info_nce", "`logo_loss`, InfoNCE: (B, G, L, K, D)", _against_contrast),
+        ("affinity", "`LocalAffinity`: (B, L, D)", _against_contrast),
         ("overhead", "Host overhead: (B, G, L, D)", _overhead),
         ("training_step", "One training step: (B, G, L, D)", _training_step),
     ):

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from itertools import product
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 import inputs
 import peers
 from cases import CosineCase, SimilarityCase
 from gate import TOLERANCE, Expected
-from logo_kernels import block_cosine_similarity, info_nce, logo_loss
+from logo_kernels import block_cosine_similarity, info_nce, logo_loss, pair_mlp
 from logo_kernels.backends import BACKENDS
+from logo_kernels.backends.pairs import LINKS
 from logo_kernels.backends.protocol import scale_factor
 
 
@@ -141,6 +144,37 @@ CONTRAST = [
 ]  # fmt: skip
 
 
+class Pairs(NamedTuple):
+    """The pair stage of a [B, L, H] and c on one side of the product, y [P, H'] on the other."""
+
+    images: int
+    crops: int
+    width: int
+    width_of_y: int
+    roll: int
+    link: str
+    dtype: str
+
+    @property
+    def id(self) -> str:
+        size = f"{self.images}x{self.crops}x{self.width}x{self.width_of_y}"
+        return f"pair_mlp-{size}-{self.roll}-{self.link}-{self.dtype}"
+
+
+# Ragged tiles, one and several of columns; wide accesses and narrow ones; crops that one tile does
+# not hold; pairs of one image that programs share.
+PAIRS = [
+    Pairs(*size, roll, link, dtype)
+    for dtype in DTYPES
+    for size, roll, link in (
+        ((3, 3, 33, 20), 1, "softplus"),
+        ((5, 8, 264, 64), 0, "softplus_negated"),
+        ((2, 13, 70, 300), 1, "identity"),
+        ((1, 36, 8, 3), 0, "softplus"),
+    )
+]
+
+
 def problems(backend: str) -> list[Problem]:
     shared = [Problem(case) for case in (*COSINE, *SIMILARITY)]
     return shared if backend == "triton" else shared + CUDA
@@ -245,6 +279,38 @@ def contrast_difference(case: Contrast, backend: str, device: str) -> str | None
     return expected.difference(crops, partial(run, backend=backend, device=device))
 
 
+def pairs_difference(case: Pairs, backend: str, device: str) -> str | None:
+    """The same of the eight kernels of the pair stage, batch norm in training mode."""
+    torch.manual_seed(0)
+    pairs = case.crops * (case.crops - 1)
+    a, c = torch.randn(2, case.images, case.crops, case.width)
+    y = torch.randn(case.images * pairs, case.width_of_y)
+    leaves = [v.to(getattr(torch, case.dtype)).requires_grad_() for v in (a, c, y)]
+    first, second = nn.BatchNorm1d(case.width), nn.BatchNorm1d(case.width_of_y)
+    last = nn.Linear(case.width_of_y, 1)
+    for norm in (first, second):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+
+    def plain(a: Tensor, c: Tensor, y: Tensor) -> Tensor:
+        norm, other_norm, layer = (deepcopy(m).double() for m in (first, second, last))
+        i, j = (~torch.eye(case.crops, dtype=torch.bool)).nonzero(as_tuple=True)
+        x = norm((a[:, i] + c.roll(-case.roll, 0)[:, j]).flatten(0, 1)).relu()
+        f = layer(other_norm(y).relu()).view(case.images, pairs)
+        f = {"identity": f, "softplus": softplus(f), "softplus_negated": softplus(-f)}[case.link]
+        return torch.cat([x.flatten(), f.mean(1)])
+
+    def ours(a: Tensor, c: Tensor, y: Tensor) -> Tensor:
+        norm, other_norm, layer = (deepcopy(m).to(device) for m in (first, second, last))
+        x = pair_mlp.hidden(norm, a.to(device), c.to(device), case.roll, backend)
+        value = pair_mlp.output(other_norm, layer, y.to(device), pairs, LINKS[case.link], backend)
+        return torch.cat([x.cpu().flatten().to(value.dtype), value.cpu()])
+
+    crops = inputs.Inputs(leaves, [], False)
+    upstream = torch.linspace(-1, 2, case.images * (pairs * case.width + 1))
+    return Expected(crops, plain, upstream).difference(crops, ours, upstream)
+
+
 def differences(backend: str, device: str) -> Iterator[tuple[str, str | None]]:
     for problem in problems(backend):
         yield problem.id, difference(problem, backend, device)
@@ -252,6 +318,9 @@ def differences(backend: str, device: str) -> Iterator[tuple[str, str | None]]:
         yield case.id, scaling_difference(case, backend, device)
     for contrast in CONTRAST:
         yield contrast.id, contrast_difference(contrast, backend, device)
+    if BACKENDS[backend].pair_stage is not None:
+        for pairs in PAIRS:
+            yield pairs.id, pairs_difference(pairs, backend, device)
 
 
 def main(backend: str, device: str) -> int:

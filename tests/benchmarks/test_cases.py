@@ -4,7 +4,7 @@ import pytest
 
 import cases
 import inputs
-from cases import CosineCase, InfoNCECase, SimilarityCase
+from cases import AffinityCase, CosineCase, InfoNCECase, SimilarityCase
 
 
 def test_cosine_bytes_by_hand():
@@ -53,11 +53,18 @@ def test_info_nce_in_batch_by_hand():
     assert case.flops() == 4 * 40 * 14 * 16
 
 
+def test_affinity_by_hand():
+    # 24 crops of 16 numbers; W₁ is [5, 32], W₂ [5, 5]; 48 ordered pairs
+    case = AffinityCase(8, 3, 16, "float32", "", hidden=5)
+    assert case.moved_bytes() == 2 * (24 * 16 + 5 * 32 + 25) * 4
+    assert case.flops() == 3 * 2 * (24 * 32 * 5 + 48 * 25)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_listed_cases(device):
     every = [
         case
-        for group in (cases.COSINE, cases.SIMILARITY, cases.INFO_NCE, cases.STEP)
+        for group in (cases.COSINE, cases.SIMILARITY, cases.INFO_NCE, cases.AFFINITY, cases.STEP)
         for case in group[device]
     ]
     assert len({case.id for case in every}) == len(every)

@@ -5,13 +5,15 @@ from functools import partial
 import pytest
 import torch
 
+import affinity_peers
 import batch_peers
+import bench_affinity
 import bench_cosine
 import bench_info_nce
 import contrast_peers
 import inputs
 import peers
-from cases import CosineCase, InfoNCECase, SimilarityCase
+from cases import AffinityCase, CosineCase, InfoNCECase, SimilarityCase
 from gate import Expected
 from logo_kernels import block_cosine_similarity
 
@@ -63,6 +65,16 @@ def test_info_nce_peer(peer, counts):
     assert expected.difference(crops, contrast_peers.INFO_NCE[peer]) is None
     assert expected.difference(crops, bench_info_nce.loss) is None
     assert expected.difference(crops, lambda *all_: bench_info_nce.loss(*all_) * 1.01) is not None
+
+
+@pytest.mark.parametrize("counts", [(5, 2, 8), (3, 4, 7)])
+def test_affinity_peer(counts):
+    crops = inputs.affinity_inputs(AffinityCase(*counts, "float32", "", hidden=12), "cpu")
+    expected = Expected(crops, partial(bench_affinity.loss, backend="reference"))
+    for peer in affinity_peers.AFFINITY.values():
+        assert expected.difference(crops, peer) is None
+        assert expected.difference(crops, lambda *all_, peer=peer: peer(*all_) * 1.01) is not None
+    assert expected.difference(crops, bench_affinity.loss) is None
 
 
 @pytest.mark.parametrize("peer", batch_peers.BATCH)

@@ -7,6 +7,7 @@ import pytest
 import small_cases
 from cases import CosineCase
 from logo_kernels.backends import BACKENDS, extension
+from pair_stage import Definition
 
 
 def test_the_reference_passes(capsys):
@@ -70,7 +71,7 @@ def test_the_cuda_sources_pass(monkeypatch, capsys, architecture):
 
     emulate(monkeypatch, architecture)
     assert small_cases.main("emulated", "cpu") == 0
-    others = len(small_cases.SCALE) + len(small_cases.CONTRAST)
+    others = len(small_cases.SCALE) + len(small_cases.CONTRAST) + len(small_cases.PAIRS)
     count = len(small_cases.problems("cuda")) + others
     assert f"{count} cases, 0 wrong" in capsys.readouterr().out
 
@@ -78,8 +79,14 @@ def test_the_cuda_sources_pass(monkeypatch, capsys, architecture):
 def test_a_wrong_kernel_is_found(monkeypatch, capsys):
     """Of every operation, and the exit status says so."""
 
+    class WrongPairs(Definition):
+        def output(self, *arguments):
+            value, slope = super().output(*arguments)
+            return 2 * value + 10, slope
+
     class Wrong(type(BACKENDS["reference"])):
         name = "wrong"
+        pair_stage = WrongPairs()
 
         def cosine(self, *arguments):
             result = super().cosine(*arguments)
@@ -98,6 +105,6 @@ def test_a_wrong_kernel_is_found(monkeypatch, capsys):
     monkeypatch.setitem(BACKENDS, "wrong", Wrong())
     monkeypatch.setattr(small_cases, "CUDA", small_cases.CUDA[:4])
     assert small_cases.main("wrong", "cpu") == 1
-    others = len(small_cases.SCALE) + len(small_cases.CONTRAST)
+    others = len(small_cases.SCALE) + len(small_cases.CONTRAST) + len(small_cases.PAIRS)
     count = len(small_cases.problems("wrong")) + others
     assert f"{count} cases, {count} wrong" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import torch
 
 from errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:

@@ -23,8 +23,11 @@ class Config:
     """simsiam, moco: global crops alone. -multicrop: and local crops, drawn to the global ones
     (lambda = 0). -logo: and the local crops of one image repel each other. all-simsiam, all-moco:
     the three side by side; all: all six."""
-    preset: Literal["simsiam-logo-paper", "moco-logo-paper"] | None = None
-    """Published settings, on CIFAR-10, as the defaults that the other options then change."""
+    preset: Literal["paper", "official"] | None = None
+    """A published algorithm and its CIFAR-10 settings for the framework of --method, as the
+    defaults that the other options then change. Both learn the affinity, which takes its step
+    first. paper: then one step on eq. 9. official (the authors' code): attraction averaged over its
+    pairs, repulsion in a step of its own with a clipped gradient. See docs/deviations.md."""
     dataset: Literal["scenes", "cifar10", "folder"] = "scenes"
     """scenes: composed from scikit-learn's digits. folder: one folder of images per class."""
     data: Path | None = None
@@ -50,6 +53,19 @@ class Config:
     repulsion_weight: float = 0.01
     """lambda of eq. 9. The paper's 1e-4 belongs to its learnt affinity, D = 2048 and 200 epochs. On
     the scenes 0.3 is far too much: the attraction terms stay near 0."""
+    affinity: Literal["cosine", "learned"] = "cosine"
+    """How -logo measures that two local crops are alike. learned: LocalAffinity, an MLP that tells
+    the crops of one image from those of two and takes a step before the encoder at each batch."""
+    objective: Literal["logistic", "difference"] = "logistic"
+    """What the learned affinity minimises. difference: eq. 6 to the letter, which has no bound."""
+    affinity_lr: float = 0.4
+    """The learned affinity's rate for a batch of 256, not decayed (published: 0.03). With 2.0, on
+    embeddings of the scenes, it does not learn."""
+    repulsion_step: Literal["joint", "clipped"] = "joint"
+    """joint: lambda * ll is part of the loss (eq. 9). clipped: ll without lambda has its own
+    optimiser and a gradient of at most --repulsion-clip times the norm of the attraction's."""
+    repulsion_clip: float = 0.015
+    """See --repulsion-step clipped."""
     pair_reduction: Literal["sum", "mean"] = "mean"
     """mean: one average over all attraction pairs, so that one lr suits every number of crops.
     sum: eq. 9 as published."""
@@ -61,6 +77,8 @@ class Config:
     bottleneck: int = 64
     """The width inside SimSiam's predictor (published: 512)."""
 
+    negatives: Literal["queue", "batch"] = "queue"
+    """MoCo's. batch: the keys of the other images of the batch, without a queue."""
     queue_size: int = 1024
     """K, keys in MoCo's queue (published: 4096)."""
     temperature: float = 0.2
@@ -105,24 +123,38 @@ class Config:
     """Write the trained encoder to encoder.safetensors."""
 
 
-# Zhang et al., CVPR 2022: the paper's SimSiam-LoGo, and MoCo-LoGo as in the authors' code. Not
-# theirs: ll is a cosine, not the learnt affinity with a step of its own, and MoCo's projector and
-# batch norm are those of model.MoCo.
+# Zhang et al., CVPR 2022: SimSiam-LoGo as in the paper, MoCo-LoGo as in the authors' code, which
+# has no SimSiam. Either framework runs with either algorithm. The projector is that of model.MoCo.
 _CIFAR10 = {
     "dataset": "cifar10", "encoder": "resnet18", "global_crops": 2, "local_crops": 2,
     "global_size": 32, "local_size": 32, "global_scale": (0.4, 1.0), "local_scale": (0.05, 0.4),
-    "repulsion_weight": 1e-4, "lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4, "epochs": 200,
+    "repulsion_weight": 1e-4, "lr": 0.03, "affinity_lr": 0.03, "momentum": 0.9,
+    "weight_decay": 1e-4, "epochs": 200,
 }  # fmt: skip
-PRESETS = {
-    "simsiam-logo-paper": _CIFAR10 | {
-        "method": "simsiam-logo", "dim": 2048, "bottleneck": 512, "pair_reduction": "sum",
-        "batch_size": 512, "predictor_lr": 1.0,
-    },
-    "moco-logo-paper": _CIFAR10 | {
-        "method": "moco-logo", "dim": 128, "queue_size": 4096, "temperature": 0.07, "ema": 0.999,
-        "pair_reduction": "mean", "batch_size": 256,
+_FRAMEWORKS = {
+    "simsiam": {"dim": 2048, "bottleneck": 512, "batch_size": 512, "predictor_lr": 1.0},
+    "moco": {
+        "dim": 128, "queue_size": 4096, "temperature": 0.07, "ema": 0.999, "batch_size": 256,
     },
 }  # fmt: skip
+# The logistic form for both: eq. 6 as it stands has no bound, so f grows with the steps.
+_ALGORITHMS = {
+    "paper": {"repulsion_step": "joint", "pair_reduction": "sum"},
+    "official": {"repulsion_step": "clipped", "repulsion_clip": 0.015, "pair_reduction": "mean"},
+}
+
+
+def with_preset(preset: str, method: str) -> Config:
+    """The settings that `--preset preset --method method` stands for."""
+    if method == "all":
+        raise UserError(
+            "--preset: the published settings of SimSiam and MoCo differ; want --method "
+            "all-simsiam, all-moco or one method"
+        )
+    moco = method in (*MOCO_METHODS, "all-moco")
+    settings = _CIFAR10 | _FRAMEWORKS["moco" if moco else "simsiam"] | _ALGORITHMS[preset]
+    return Config(method=method, affinity="learned", objective="logistic", **settings)
+
 
 # What may differ between the run that is resumed and the one that resumes it. What a preset sets
 # is compared setting by setting.
@@ -132,6 +164,7 @@ AT_LEAST = {
     "global_crops": 2, "local_crops": 0, "global_size": 1, "local_size": 1, "dim": 1,
     "bottleneck": 1, "epochs": 1, "batch_size": 2, "knn_every": 1, "knn_k": 1, "log_every": 1,
     "checkpoint_every": 1, "image_size": 1, "lr": 0, "repulsion_weight": 0, "queue_size": 1,
+    "affinity_lr": 0, "repulsion_clip": 0,
 }  # fmt: skip
 
 
@@ -156,6 +189,8 @@ def validate(config: Config) -> None:
             refuse(name, "a number above 0")
     if not 0 <= config.ema < 1:
         refuse("ema", "0 <= ema < 1")
+    if (config.affinity, config.repulsion_step) != ("cosine", "joint") and config.local_crops < 2:
+        refuse("local_crops", "at least 2 with --affinity learned or --repulsion-step clipped")
     if config.dataset != "scenes" and config.data is None:
         raise UserError(f"--dataset {config.dataset} needs --data, the folder of the images")
     try:

@@ -115,8 +115,13 @@ def knn_metric(data: ImageData, train: Tensor, test: Tensor, k: int, temperature
     return scores_to_metric(scores.cpu(), data.test_labels, data.multi_label)
 
 
-def linear_metric(data: ImageData, train: Tensor, test: Tensor) -> float:
+def linear_metric(data: ImageData, train: Tensor, test: Tensor, label_share: float = 1.0) -> float:
+    """With the labels of a share of the training images alone: always the same ones."""
     labels = data.train_labels.to(train.device)
+    if label_share < 1:
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+        labelled = order[: max(1, round(label_share * len(train)))].to(train.device)
+        train, labels = train[labelled], labels[labelled]
     scores = linear_probe_scores(train, labels, test, data.multi_label)
     return scores_to_metric(scores.cpu(), data.test_labels, data.multi_label)
 

@@ -66,7 +66,7 @@ def losses(metrics: dict[str, np.ndarray], method: str, path: Path) -> None:
     rank.set_ylabel("effective rank", color=RED)
     rank.set_ylim(0, None)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _trace(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:
@@ -91,7 +91,7 @@ def knn(
     axes.axhline(untrained, color=GREY, linestyle=":", label="untrained encoder")
     axes.set(xlabel="epoch", ylabel=f"kNN {metric}", title=f"kNN {metric} on test images")
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def crops(examples: Examples, path: Path) -> None:
@@ -126,7 +126,7 @@ def crops(examples: Examples, path: Path) -> None:
             axes = figure.add_subplot(grid[row, 2 + i])
             _image(axes, view)
             axes.set_title(f"{kind} {i + 1}", fontsize=8, color=colour)
-    _save(figure, path)
+    save(figure, path)
 
 
 def similarity(before: Tensor, after: Tensor, examples: Examples, path: Path) -> None:
@@ -162,7 +162,7 @@ def similarity(before: Tensor, after: Tensor, examples: Examples, path: Path) ->
                 inset = axes.inset_axes((x - 0.46, y - 0.46, 0.92, 0.92), transform=axes.transData)
                 _image(inset, thumbnail)
     figure.colorbar(heat, ax=panels, shrink=0.7, label="cosine similarity of z")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _image(axes: Axes, image: Tensor) -> None:
@@ -177,6 +177,6 @@ def _image(axes: Axes, image: Tensor) -> None:
     axes.grid(False)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def save(figure: plt.Figure, path: Path) -> None:
     figure.savefig(path)
     plt.close(figure)

@@ -5,10 +5,11 @@
     python python/train.py --method all-moco     its three methods side by side; or all-simsiam, all
     python python/train.py --help                every setting
 
-Published settings on CIFAR-10 (Zhang et al., CVPR 2022, but for the learnt affinity) are presets:
+The two published algorithms (Zhang et al., CVPR 2022) are presets, with their settings on CIFAR-10:
 
-    python python/train.py --preset moco-logo-paper --data cifar-10-batches-py --device cuda --bf16
-    python python/train.py --preset simsiam-logo-paper --data cifar-10-batches-py --device cuda
+    python python/train.py --preset paper --data cifar-10-batches-py --device cuda
+    python python/train.py --preset official --method moco-logo --data cifar-10-batches-py --bf16
+    python python/train.py --affinity learned --repulsion-step clipped    the second on the scenes
 """
 
 import json
@@ -23,7 +24,7 @@ from torch import Tensor
 
 import evaluate
 import plots
-from config import GROUPS, PRESETS, Config, validate
+from config import GROUPS, Config, validate, with_preset
 from data import ImageData, load_cifar10, load_folder, load_scenes
 from errors import UserError
 from model import export_encoder
@@ -46,10 +47,10 @@ class Row:
 def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # A log file shows progress too.
     config = tyro.cli(Config, description=__doc__)
-    if config.preset:
-        # The same words again, on top of the preset: what the user asked for wins.
-        config = tyro.cli(Config, default=Config(**PRESETS[config.preset]))
     try:
+        if config.preset:
+            # The same words again, on top of the preset: what the user asked for wins.
+            config = tyro.cli(Config, default=with_preset(config.preset, config.method))
         run(config)
     except UserError as error:
         sys.exit(f"error: {error}")

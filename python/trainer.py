@@ -6,7 +6,7 @@ import math
 import os
 import random
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,13 +23,25 @@ from data import ImageData
 from errors import UserError
 from logo_kernels import LoGoTerms, block_cosine_similarity, logo_loss
 from model import MoCo, SimSiam, build_encoder, feature_dim
+from repulsion import Affinity, Repulsion
 
 CSV_COLUMNS = (
-    "step", "epoch", "lr", "total", "gg", "lg", "ll", "z_std", "z_rank", "ms_per_step",
+    "step", "epoch", "lr", "total", "gg", "lg", "ll", "objective", "z_std", "z_rank", "ms_per_step",
 )  # fmt: skip
 
 # channel_std is 1 when embeddings point everywhere and 0 when they all point the same way.
 COLLAPSED_BELOW = 0.2
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What one forward pass of all crops gives the loss; [B, V, D] are views of view-major rows."""
+
+    online: Tensor  # [B, G, D]: SimSiam's h(z), MoCo's q
+    local: Tensor | None  # [B, L, D], likewise
+    targets: Tensor  # [B, G, D], constants: SimSiam's z, MoCo's keys
+    repelled: Tensor | None  # [B, L, D]: SimSiam's z, MoCo's q
+    monitored: Tensor  # [G*B, D], of the global crops: z, q
 
 
 class Trainer:
@@ -46,7 +58,6 @@ class Trainer:
             )
         self.total_steps = self.steps_per_epoch * config.epochs
         self.local_crops = 0 if config.method in ("simsiam", "moco") else config.local_crops
-        self.repulsion_weight = config.repulsion_weight if config.method.endswith("-logo") else 0.0
 
         random.seed(config.seed)
         np.random.seed(config.seed)
@@ -72,6 +83,9 @@ class Trainer:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
+        self.repulsion = None
+        if config.method.endswith("-logo") and self.local_crops > 1:
+            self.repulsion = Repulsion(config, groups[0]["params"], self.device)
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []  # one entry per kNN evaluation
@@ -81,66 +95,74 @@ class Trainer:
     # ---------------------------------------------------------------------------------- one step
 
     def train_step(self, images: Tensor) -> tuple[LoGoTerms, Tensor]:
-        """Images uint8 [B, C, H, W] -> (LoGoTerms, z of the global crops [G*B, D]; MoCo: q)."""
+        """Images uint8 [B, C, H, W] -> (LoGoTerms, z of the global crops [G*B, D]; MoCo: q).
+
+        Each crop passes the encoder once: the affinity's step and the encoder's see the same pass.
+        """
         moco = isinstance(self.network, MoCo)
-        terms, z_global = (self.moco_loss if moco else self.simsiam_loss)(*self.augment(images))
+        embedded = (self.embed_moco if moco else self.embed_simsiam)(*self.augment(images))
+        repulsion = self.repulsion
+        if repulsion:
+            repulsion.learn(embedded.repelled)
         self.optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()
+        if repulsion and repulsion.clipped:
+            terms = self.loss(embedded, None, 0.0)
+            terms = terms._replace(ll=repulsion.step_apart(terms.total, embedded.repelled))
+        else:
+            weight = self.config.repulsion_weight if repulsion else 0.0
+            terms = self.loss(embedded, repulsion.affinity if repulsion else "cosine", weight)
+            terms.total.backward()
         self.optimizer.step()
         if moco:
             self.network.update_momentum(self.config.ema)
-        return terms, z_global.detach()
+            # After the loss, so that no query meets its own positive as a negative. The keys of all
+            # G global crops, as in the authors' code: they have been computed, and each is another
+            # negative. So the queue goes back K / (G * B) steps.
+            if self.config.negatives == "queue":
+                self.network.queue.enqueue(embedded.targets)
+        return terms, embedded.monitored.detach()
 
-    def simsiam_loss(
-        self, global_crops: Tensor, local_crops: Tensor | None
-    ) -> tuple[LoGoTerms, Tensor]:
+    def embed_simsiam(self, global_crops: Tensor, local_crops: Tensor | None) -> Embedded:
         """Crops [G*B, C, S, S] and [L*B, C, s, s]."""
-        h_local = z_local = None
+        z_local = h_local = None
         with self.autocast():
-            z_global, h_global = self.network(global_crops)
+            z, h = self.network(global_crops)
             if local_crops is not None:
                 z_local, h_local = map(self.by_image, self.network(local_crops))
-        terms = logo_loss(
-            self.by_image(h_global),
-            h_local,
-            targets=self.by_image(z_global).detach(),
-            similarity="cosine",
-            # Eq. 5 is about the representation: it sees z, not the predictor's guess at another z.
-            repulsion_features=z_local,
-            repulsion_weight=self.repulsion_weight,
-            pair_reduction=self.config.pair_reduction,
-            return_terms=True,
-        )
-        return terms, z_global
+        # Eq. 5 is about the representation: it sees z, not the predictor's guess at another z.
+        return Embedded(self.by_image(h), h_local, self.by_image(z).detach(), z_local, z)
 
-    def moco_loss(
-        self, global_crops: Tensor, local_crops: Tensor | None
-    ) -> tuple[LoGoTerms, Tensor]:
-        """As above, and the keys of these crops are then in the queue, for the steps to come."""
-        config, network = self.config, self.network
+    def embed_moco(self, global_crops: Tensor, local_crops: Tensor | None) -> Embedded:
         q_local = None
         with self.autocast():
-            q_global = network(global_crops)
+            q = self.network(global_crops)
             if local_crops is not None:
-                q_local = self.by_image(network(local_crops))
+                q_local = self.by_image(self.network(local_crops))
             # All crops are drawn to global ones alone (eqs. 3 and 4): local crops need no keys.
-            keys = self.by_image(network.keys(global_crops))
-        terms = logo_loss(
-            self.by_image(q_global),
-            q_local,
-            targets=keys,
-            similarity="info_nce",
-            negatives=network.queue.keys,
-            temperature=config.temperature,
-            repulsion_weight=self.repulsion_weight,
+            keys = self.by_image(self.network.keys(global_crops))
+        return Embedded(self.by_image(q), q_local, keys, q_local, q)
+
+    def loss(self, embedded: Embedded, affinity: Affinity | None, weight: float) -> LoGoTerms:
+        config = self.config
+        contrastive: dict[str, Any] = {"similarity": "cosine"}
+        if isinstance(self.network, MoCo):
+            queue = self.network.queue.keys
+            contrastive = {
+                "similarity": "info_nce",
+                "negatives": queue if config.negatives == "queue" else "batch",
+                "temperature": config.temperature,
+            }
+        return logo_loss(
+            embedded.online,
+            embedded.local,
+            targets=embedded.targets,
+            affinity=affinity,
+            repulsion_features=embedded.repelled,
+            repulsion_weight=weight,
             pair_reduction=config.pair_reduction,
             return_terms=True,
+            **contrastive,
         )
-        # After the loss, so that no query meets its own positive as a negative. The keys of all G
-        # global crops, as in the authors' code: they have been computed, and each is another
-        # negative. So the queue goes back K / (G * B) steps.
-        network.queue.enqueue(keys)
-        return terms, q_global
 
     def by_image(self, rows: Tensor) -> Tensor:
         """View-major [V*B, D] -> [B, V, D], a view that costs no copy."""
@@ -157,6 +179,8 @@ class Trainer:
         fixed = self.config.fixed_predictor_lr
         for group in predictor:  # MoCo has none.
             group["lr"] = self.config.predictor_lr * (self.peak_lr if fixed else lr)
+        if self.repulsion:
+            self.repulsion.set_lr(lr)
         return lr
 
     def batch(self) -> Tensor:
@@ -253,6 +277,7 @@ class Trainer:
                             gg,
                             lg,
                             ll,
+                            float(self.repulsion.objective) if self.repulsion else math.nan,
                             z_std,
                             z_rank,
                             f"{ms:.2f}",
@@ -287,6 +312,7 @@ class Trainer:
             "csv_bytes": self.csv_path.stat().st_size,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "repulsion": {name: part.state_dict() for name, part in self.repulsion_parts().items()},
             "random": checkpoint.random_states(),
         }
         checkpoint.save(self.checkpoint_path, state)
@@ -314,8 +340,13 @@ class Trainer:
         os.truncate(self.csv_path, state["csv_bytes"])  # Rows after the checkpoint come again.
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for name, part in self.repulsion_parts().items():
+            part.load_state_dict(state["repulsion"][name])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         checkpoint.restore_random_states(state["random"])
+
+    def repulsion_parts(self) -> dict[str, Any]:
+        return self.repulsion.parts() if self.repulsion else {}
 
     def comparable_config(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as plain values."""

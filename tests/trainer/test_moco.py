@@ -9,7 +9,7 @@ from torch import nn
 
 import train
 import trainer as trainer_module
-from config import MOCO_METHODS, PRESETS, Config, validate
+from config import MOCO_METHODS, Config, validate, with_preset
 from data import load_scenes
 from model import MoCo
 from trainer import Trainer
@@ -183,7 +183,7 @@ def parsed(monkeypatch, *words: str) -> Config:
 
 
 def test_presets_are_the_published_settings(monkeypatch):
-    moco = parsed(monkeypatch, "--preset", "moco-logo-paper", "--data", "cifar")
+    moco = parsed(monkeypatch, "--preset", "official", "--method", "moco-logo", "--data", "cifar")
     validate(moco)
     assert (moco.method, moco.dataset, moco.encoder) == ("moco-logo", "cifar10", "resnet18")
     assert (moco.dim, moco.queue_size, moco.ema, moco.temperature) == (128, 4096, 0.999, 0.07)
@@ -192,19 +192,27 @@ def test_presets_are_the_published_settings(monkeypatch):
     assert (moco.global_crops, moco.local_crops) == (2, 2)
     assert (moco.global_size, moco.local_size, moco.pair_reduction) == (32, 32, "mean")
     assert moco.repulsion_weight == 1e-4
-    simsiam = parsed(monkeypatch, "--preset", "simsiam-logo-paper", "--data", "cifar")
+    simsiam = parsed(monkeypatch, "--preset", "paper", "--data", "cifar")
     validate(simsiam)
     assert (simsiam.dim, simsiam.bottleneck, simsiam.batch_size) == (2048, 512, 512)
     assert (simsiam.lr, simsiam.predictor_lr, simsiam.pair_reduction) == (0.03, 1.0, "sum")
 
 
 def test_an_explicit_option_changes_the_preset(monkeypatch):
-    words = ("--queue-size", "512", "--epochs", "2", "--preset", "moco-logo-paper", "--seed", "3")
+    words = (
+        "--queue-size", "512", "--epochs", "2", "--preset", "paper", "--method", "moco-logo",
+        "--seed", "3", "--objective", "difference",
+    )  # fmt: skip
     config = parsed(monkeypatch, *words)
-    expected = Config(**PRESETS["moco-logo-paper"], preset="moco-logo-paper", seed=3)
-    assert config == replace(expected, queue_size=512, epochs=2)
+    expected = replace(with_preset("paper", "moco-logo"), preset="paper", seed=3)
+    assert config == replace(expected, queue_size=512, epochs=2, objective="difference")
     # Even one that says what the default would be without the preset.
     assert parsed(monkeypatch, *words[4:], "--dim", str(Config().dim)).dim == Config().dim
+
+
+def test_a_preset_for_both_frameworks_at_once_is_refused(monkeypatch):
+    with pytest.raises(SystemExit, match="want --method all-simsiam, all-moco or one method"):
+        parsed(monkeypatch, "--preset", "paper", "--method", "all")
 
 
 def test_without_a_preset_the_defaults_stand(monkeypatch):

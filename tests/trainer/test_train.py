@@ -75,20 +75,31 @@ def test_all_methods_write_all_files_and_one_table(trainer_folder, tmp_path):
     assert mean.shape == (1,)
 
 
-@pytest.mark.parametrize("method", ["simsiam-logo", "moco-logo"])
-def test_a_killed_run_continues_bit_for_bit(trainer_folder, tmp_path, method):
-    """SIGKILL at random moments, several times; weights (MoCo: momentum encoder, queue and its
-    place, too), optimiser, CSV and history are those of a run that nobody stopped.
+@pytest.mark.parametrize(
+    ("method", "more", "saved"),
+    [
+        ("simsiam-logo", (), set()),
+        ("moco-logo", ("--affinity", "learned"), {"affinity", "affinity_optimizer"}),
+        (
+            "simsiam-logo",
+            ("--affinity", "learned", "--repulsion-step", "clipped"),
+            {"affinity", "affinity_optimizer", "repulsion_optimizer"},
+        ),
+    ],
+)
+def test_a_killed_run_continues_bit_for_bit(trainer_folder, tmp_path, method, more, saved):
+    """SIGKILL at random moments; weights (MoCo: momentum encoder, queue and its place, too; θd and
+    its batch norm), optimisers, CSV and history are those of a run that nobody stopped.
     """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    resume = ("--method", method, "--resume")
+    resume = ("--method", method, *more, "--resume")
     subprocess.run(
-        command(trainer_folder, whole, "--method", method),
+        command(trainer_folder, whole, "--method", method, *more),
         check=True, capture_output=True, env=environment(),
     )  # fmt: skip
     wall = random.Random()  # Other moments at every run of the test; the message names them.
     moments, kills = [], 0
-    for target in sorted(wall.sample(range(2, STEPS), 3)):
+    for target in sorted(wall.sample(range(2, STEPS), 3 if not saved else 1)):
         process = subprocess.Popen(
             command(trainer_folder, killed, *resume),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
@@ -118,10 +129,20 @@ def test_a_killed_run_continues_bit_for_bit(trainer_folder, tmp_path, method):
         assert expected["network"]["queue.pointer"] == STEPS * 32 % 200
     for key, value in expected["network"].items():
         assert torch.equal(value, got["network"][key]), (moments, key)
-    for key, value in expected["optimizer"]["state"].items():
-        assert torch.equal(
-            value["momentum_buffer"], got["optimizer"]["state"][key]["momentum_buffer"]
-        )
+    optimizers = [(expected["optimizer"], got["optimizer"])]
+    repulsion = expected["repulsion"]
+    assert repulsion.keys() == got["repulsion"].keys() == saved
+    for key, value in repulsion.get("affinity", {}).items():
+        assert torch.equal(value, got["repulsion"]["affinity"][key]), (moments, key)
+    optimizers += [
+        (state, got["repulsion"][name])
+        for name, state in repulsion.items()
+        if name.endswith("optimizer")
+    ]
+    for one, other in optimizers:
+        assert one["state"].keys() == other["state"].keys() != set()
+        for key, value in one["state"].items():
+            assert torch.equal(value["momentum_buffer"], other["state"][key]["momentum_buffer"])
     assert torch.equal(expected["random"]["torch"], got["random"]["torch"]), moments
     assert expected["history"] == got["history"], moments
     rows = rows_without_time(whole / "metrics.csv")

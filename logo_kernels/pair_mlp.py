@@ -1,7 +1,7 @@
 """The learned affinity's pair stage as autograd Functions, batch norm included.
 
-`Halves` is the first product, `hidden` maps its two halves to the pairs' hidden layer, `output` maps
-the second product to each image's mean over its pairs; the products are torch's own. What is
+`Halves` is the first product, `hidden` maps its two halves to the pairs' hidden layer, `output`
+maps the second product to each image's mean over its pairs; the products are torch's own. What is
 computed, and by which formula, stands in backends/pairs.py.
 """
 
@@ -119,18 +119,21 @@ class Halves(torch.autograd.Function):
     def backward(ctx: Any, grad_a: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
         z, weight = ctx.saved_tensors
         dim = z.shape[-1]
-        rows, grads = z.flatten(0, 1), (grad_a.flatten(0, 1), grad_c.flatten(0, 1))
         answers: list[Tensor | None] = [None] * 3
-        if ctx.needs_input_grad[0]:
-            u, v = weight.split(dim, 1)
-            answers[0] = torch.mm(grads[0], u).addmm_(grads[1], v).view_as(z)
-        if ctx.needs_input_grad[1]:
-            answers[1] = torch.empty_like(weight)
-            for half, grad in zip(answers[1].split(dim, 1), grads, strict=True):
-                half.addmm_(grad.mT, rows, beta=0)
-        if ctx.needs_input_grad[2]:
-            answers[2] = grads[1].sum(0)
-        answers = [None if g is None else g.to(t) for g, t in zip(answers, ctx.dtypes, strict=True)]
+        with torch.no_grad():
+            rows, to_a, to_c = (t.flatten(0, 1) for t in (z, grad_a, grad_c))
+            if ctx.needs_input_grad[0]:
+                u, v = weight.split(dim, 1)
+                to_z = torch.mm(to_a, u).addmm_(to_c, v)
+                answers[0] = to_z.view_as(z).to(ctx.dtypes[0])
+            if ctx.needs_input_grad[1]:
+                to_weight = torch.empty_like(weight)
+                u, v = to_weight.split(dim, 1)
+                u.addmm_(to_a.mT, rows, beta=0)
+                v.addmm_(to_c.mT, rows, beta=0)
+                answers[1] = to_weight.to(ctx.dtypes[1])
+            if ctx.needs_input_grad[2]:
+                answers[2] = to_c.sum(0).to(ctx.dtypes[2])
         return *wanted(answers, ctx.needs_input_grad), None
 
 

@@ -171,7 +171,7 @@ def test_frozen_parameters_cost_nothing(backend):
         affinity(z).sum().backward()
     assert z.grad is not None
     assert all(p.grad is None for p in affinity.parameters())
-    products = {shape for kind, shape in calls.results if kind in ("mm", "addmm", "bmm")}
+    products = {shape for kind, shape in calls.results if "mm" in kind}
     assert not products & {(24, 16), (16, 24), (7, 24), (24, 7)}
 
 
@@ -184,7 +184,8 @@ def test_constant_crops_get_no_gradient(backend):
     with Calls() as calls:
         objective.backward()
     assert all(p.grad is not None for p in affinity.parameters())
-    assert not {(9, 16), (3, 3, 16)} & {shape for _, shape in calls.results}
+    products = {shape for kind, shape in calls.results if "mm" in kind}
+    assert not products & {(9, 16), (3, 3, 16)}
 
 
 def test_pairs_never_have_two_crops_of_numbers(backend):

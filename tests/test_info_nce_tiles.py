@@ -72,6 +72,52 @@ def test_columns(cpu, dim, dtype):
     check(cpu, *problem(7, 150, dim, dtype), 0.2)
 
 
+def check_bf16(cpu, queries, negatives, dim, temperature, own=None):
+    """Unit rows of sixteen quarters: bf16 has them exactly, and no weight but is rounded to it."""
+    generator = torch.Generator().manual_seed(queries + negatives + dim)
+
+    def rows(count):
+        signs = torch.randint(0, 2, (count, 16), generator=generator) / 2 - 0.25
+        columns = torch.rand(count, dim, generator=generator).argsort(1)[:, :16]
+        return torch.zeros(count, dim).scatter_(1, columns, signs)
+
+    q, n = rows(queries), rows(negatives)
+    found = cpu.info_nce(q, 3 * n.bfloat16(), temperature, torch.bfloat16, own)
+    lse, mean = exact(q, n, temperature, own)
+    assert error(found.lse, lse) <= 4 * EPS[torch.float32] * (1 / temperature + negatives)
+    assert error(found.mean, mean) <= EPS[torch.bfloat16] / 2 * float(mean.abs().max())
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.01])
+@pytest.mark.parametrize("negatives", [1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 3001])
+def test_bf16_tile_of_negatives(cpu, negatives, temperature):
+    check_bf16(cpu, 13, negatives, 20, temperature)
+
+
+@pytest.mark.parametrize("dim", [16, 17, 31, 32, 33, 63, 64, 65, 66, 127, 129, 777])
+def test_bf16_columns(cpu, dim):
+    check_bf16(cpu, 7, 150, dim, 0.2)
+
+
+@pytest.mark.parametrize(("images", "own"), [(5, (3, 51)), (2, (49, 1101))])
+def test_bf16_own_negatives(cpu, images, own):
+    check_bf16(cpu, images * own[0], images * own[1], 33, 0.2, own)
+
+
+def test_bf16_nan_stays_in_its_query(cpu):
+    q, n = problem(20, 301, 41)
+    q[7, 3] = torch.nan
+    n = n.bfloat16()
+    found = cpu.info_nce(q, n, 0.2, torch.bfloat16, None)
+    assert found.lse.isnan().nonzero().tolist() == [[7]]
+    assert found.mean.isnan().all(1).nonzero().tolist() == [[7]]
+    assert found.mean.isnan().sum() == 41
+    n[300, 2] = torch.inf
+    found = cpu.info_nce(q, n, 0.2, torch.bfloat16, None)
+    assert found.lse.isnan().all()
+    assert found.mean.isnan().all()
+
+
 @pytest.mark.parametrize("queries", [1, 13, 100])
 @pytest.mark.parametrize("temperature", [0.2, 0.005])
 def test_parts(cpu, queries, temperature):
@@ -103,13 +149,15 @@ def test_maximum(cpu, temperature, order):
 
 @pytest.mark.parametrize("shape", [(1, 4096, 64), (40, 9000, 64), (500, 300, 48), (300, 2500, 16)])
 @pytest.mark.parametrize("temperature", [0.2, 0.01])
-def test_threads_change_nothing(cpu, threads, shape, temperature):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_change_nothing(cpu, threads, shape, dtype, temperature):
     q, n = problem(*shape)
+    n = n.to(dtype)
     threads(1)
-    one = cpu.info_nce(q, n, temperature, q.dtype, None)
+    one = cpu.info_nce(q, n, temperature, dtype, None)
     for count in (2, 3, 7):
         threads(count)
-        several = cpu.info_nce(q, n, temperature, q.dtype, None)
+        several = cpu.info_nce(q, n, temperature, dtype, None)
         assert torch.equal(one.lse, several.lse)
         assert torch.equal(one.mean, several.mean)
 

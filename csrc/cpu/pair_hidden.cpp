@@ -160,18 +160,25 @@ class Hidden {
 
   template <int N>
   void add_rows(const S* grad, const S* a, const S* c, T* to_a, T* to_c, T* sum) const {
-    for_columns<T>(width_, [&](int64_t k, auto at) {
-      const V left = at.load(a + k), mean = at.load(mean_ + k), scale = at.load(scale_ + k),
-              bias = at.load(bias_ + k);
-      V of_a = at.load(to_a + k), product = at.load(sum + k);
+    // Copies: the stores below could reach the members, which would then be read again after each.
+    // The rows of grad come from memory, and the processor does not look far enough ahead itself.
+    const int64_t width = width_;
+    const T *const means = mean_, *const scales = scale_, *const biases = bias_;
+    for_columns<T>(width, [=](int64_t k, auto at) {
+      const V left = at.load(a + k), mean = at.load(means + k), scale = at.load(scales + k),
+              bias = at.load(biases + k);
+      V of_a = at.load(to_a + k), product = at.load(sum + k), of_c[N];
 #pragma GCC unroll 4
       for (int r = 0; r < N; ++r) {
-        const V off = (left + at.load(c + r * width_ + k)) - mean;
-        const V m = off * scale + bias > 0 ? at.load(grad + r * width_ + k) : V{};
+        __builtin_prefetch(grad + (r + 2 * kAtOnce) * width + k);
+        const V off = (left + at.load(c + r * width + k)) - mean;
+        const V m = off * scale + bias > 0 ? at.load(grad + r * width + k) : V{};
         of_a += m;
         product += m * off;
-        at.store(at.load(to_c + r * width_ + k) + m, to_c + r * width_ + k);
+        of_c[r] = at.load(to_c + r * width + k) + m;
       }
+#pragma GCC unroll 4
+      for (int r = 0; r < N; ++r) at.store(of_c[r], to_c + r * width + k);
       at.store(of_a, to_a + k);
       at.store(product, sum + k);
     });

@@ -5,6 +5,7 @@
 
 #include "cpu/memory.h"
 #include "cpu/product.h"
+#include "cpu/transpose.h"
 #include "logo/dtypes.h"
 #include "logo/math.h"
 
@@ -120,17 +121,13 @@ class UnitTile {
     return 1 / sqrt(squared_norm());
   }
 
-  // Through blocks of kLanes × kLanes, whose lines stay in the L1 cache.
   void transpose(int64_t count) {
     for (int64_t row = 0; row < count; row += kLanes<T>) {
       T* const panel = by_column_ + row / kPanel<T> * kPanel<T> * padded_ + row % kPanel<T>;
       for (int64_t d = 0; d < dim_; d += kLanes<T>) {
         const T* const from =
             by_row_ + d / kPanel<T> * kPanel<T> * rows_ + d % kPanel<T> + row * kPanel<T>;
-        T* const to = panel + d * kPanel<T>;
-        for (int j = 0; j < kLanes<T>; ++j) {
-          for (int i = 0; i < kLanes<T>; ++i) to[j * kPanel<T> + i] = from[i * kPanel<T> + j];
-        }
+        transpose_block(from, kPanel<T>, panel + d * kPanel<T>, kPanel<T>);
       }
     }
   }

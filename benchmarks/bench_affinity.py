@@ -18,6 +18,11 @@ from timing import matrix_product_step
 
 CASES = AFFINITY
 
+# Of millions of hidden numbers, some lie so close to relu's kink that rounding decides the side,
+# and the gradient jumps by one pair's share. That moved gradients by up to 2e-2 here, a compiled
+# peer's as well as ours; mistakes in a formula move them by their own size.
+KINKS = 5e-2
+
 
 @cache
 def module(dim: int, hidden: int, backend: str, device: str) -> nn.Module:
@@ -53,4 +58,5 @@ def test_affinity(benchmark, case, device) -> None:
         reference=partial(loss, backend="reference"),
         peers=peers.prepare(PEERS, device, case.moved_bytes()),
         baselines={"matrix product": matrix_product_step(case.flops(), case.dtype, device)},
+        gradient_tolerance=KINKS,
     )  # fmt: skip

@@ -56,6 +56,7 @@ def compare(
     peers: list[Prepared],
     upstream: Tensor | None = None,
     baselines: dict[str, Step] | None = None,
+    gradient_tolerance: float | None = None,
 ) -> None:
     """Checks everyone against `reference` in float64, then times them in turns.
 
@@ -63,7 +64,7 @@ def compare(
     result of ours fails the benchmark before it is timed. A peer that fails or is wrong is left
     out, and the report names it with its reason.
     """
-    expected = Expected(inputs, reference, upstream)
+    expected = Expected(inputs, reference, upstream, gradient_tolerance)
     own = {name_of_ours(backend, ours): backend for backend in ours}
     for name, backend in own.items():
         wrong = expected.difference(inputs, ours[backend], upstream)

@@ -1,7 +1,6 @@
 """LocalAffinity: on every backend against its plain form in float64, and as a module."""
 
 import copy
-import os
 import socket
 
 import pytest
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from affinity_ranks import affinity_of, crops_of, rank_of_two
 from logo_kernels import LocalAffinity, LoGoLoss, logo_loss, pair_ops
 from logo_kernels.backends import BACKENDS
 from support import EPS, error
@@ -18,23 +18,6 @@ from test_pair_stage import stage_of
 FORMS = ["forward", "logistic", "difference"]
 # B, L, D, hidden: two pairs of each image, H no multiple of a vector; more crops, two widths
 SHAPES = [(4, 2, 16, (24, 7)), (3, 4, 33, (8, 40))]
-
-
-def affinity_of(dim, hidden, backend, device="cpu", dtype=torch.float32, seed=0):
-    """Weights large enough for every ReLU and softplus to bend; running statistics of their own."""
-    torch.manual_seed(seed)
-    affinity = LocalAffinity(dim, hidden, backend=backend)
-    with torch.no_grad():
-        for parameter in affinity.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-        for norm in (affinity[1], affinity[4]):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 2)
-    return affinity.to(device, dtype)
-
-
-def crops_of(images, crops, dim, dtype=torch.float32, seed=1):
-    return torch.randn(images, crops, dim, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def same_noise(monkeypatch):
@@ -416,24 +399,6 @@ def test_refuses(case):
     call, kind, message = REFUSED[case]
     with pytest.raises(kind, match=message):
         call(LocalAffinity(8, (4, 4)))
-
-
-def rank_of_two(rank, port, out):
-    """Three images on one rank, five on the other."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    affinity = nn.SyncBatchNorm.convert_sync_batchnorm(affinity_of(12, (8, 8), "cpu"))
-    z = crops_of(8, 3, 12)
-    mine = (z[:3] if rank == 0 else z[3:]).requires_grad_()
-    value = affinity(mine)
-    value.sum().backward()
-    for parameter in affinity.parameters():
-        torch.distributed.all_reduce(parameter.grad)
-    torch.save(
-        (value.detach(), mine.grad, [p.grad for p in affinity.parameters()], affinity.state_dict()),
-        f"{out}/{rank}.pt",
-    )
-    torch.distributed.destroy_process_group()
 
 
 def test_synchronised_batch_norm(cpu_stage, tmp_path):

@@ -7,16 +7,15 @@ Bands of 6 queries in blocks of 96; tiles of 128 negatives or fewer, in panels o
 import pytest
 import torch
 
-from conftest import CPU_VARIANTS
 from logo_kernels.backends import BACKENDS
 from logo_kernels.backends.extension import extension
 from support import EPS, error
 
 
-@pytest.fixture(params=CPU_VARIANTS)
+@pytest.fixture(params=extension.simds() if extension else ())
 def cpu(request):
     before = extension.current_simd()
-    extension.use_simd(request.param.removeprefix("cpu-"))
+    extension.use_simd(request.param)
     yield BACKENDS["cpu"]
     extension.use_simd(before)
 

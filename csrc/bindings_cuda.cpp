@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "bindings.h"
+#include "bindings_pair.h"
 #include "cuda/info_nce_plan.h"
 #include "cuda/plan.h"
 
@@ -69,13 +70,33 @@ void info_nce(int device, uintptr_t stream, uintptr_t workspace, int64_t dim,
       device, stream, workspace);
 }
 
+// A number of bytes, which is positive unless the device could not be asked.
+template <class Question>
+int64_t ask(const Question& question) {
+  cuda::Failure failure;
+  const int64_t answer = question(&failure);
+  check(answer > 0 ? Status::ok : Status::launch_failed, failure);
+  return answer;
+}
+
+int64_t workspace_bytes(int device) {
+  return ask([&](cuda::Failure* failure) { return cuda::workspace_bytes(device, failure); });
+}
+
+int64_t shared_bytes(int device) {
+  return ask([&](cuda::Failure* failure) { return cuda::shared_bytes(device, failure); });
+}
+
 int64_t info_nce_workspace_bytes(int device, int64_t dim, const RowsTuple& queries,
                                  const RowsTuple& negatives, int owed) {
-  cuda::Failure failure;
-  const int64_t bytes = cuda::info_nce_workspace_bytes(
-      info_nce_problem(dim, queries, negatives, 1, owed, 0, 0, 0, 0), device, &failure);
-  check(bytes > 0 ? Status::ok : Status::launch_failed, failure);
-  return bytes;
+  const InfoNCEProblem p = info_nce_problem(dim, queries, negatives, 1, owed, 0, 0, 0, 0);
+  return ask(
+      [&](cuda::Failure* failure) { return cuda::info_nce_workspace_bytes(p, device, failure); });
+}
+
+int64_t pair_workspace_bytes(int device, int64_t width) {
+  return ask(
+      [&](cuda::Failure* failure) { return cuda::pair_workspace_bytes(width, device, failure); });
 }
 
 py::dict info_nce_plan(int64_t queries, int64_t negatives, int64_t dim, int element_bytes,
@@ -97,94 +118,23 @@ py::dict info_nce_plan(int64_t queries, int64_t negatives, int64_t dim, int elem
   return facts;
 }
 
-void* address(uintptr_t value) { return reinterpret_cast<void*>(value); }
+// What launchers of the pair stage are told besides their problem: device, stream and workspace.
+using Place = std::tuple<int, uintptr_t, uintptr_t>;
 
-template <class Problem>
-using Launcher = Status (*)(const Problem&, const cuda::Queue&, cuda::Failure*);
-
-template <Launcher<PairHiddenProblem> launch>
-void pair_hidden(int device, uintptr_t stream, uintptr_t workspace, int64_t images, int64_t crops,
-                 int64_t width, int64_t roll, int dtype, uintptr_t a, uintptr_t c, uintptr_t norm,
-                 uintptr_t grad_x, uintptr_t correction, uintptr_t moments, uintptr_t x,
-                 uintptr_t to_a, uintptr_t to_c, uintptr_t sums, uintptr_t grad_a,
-                 uintptr_t grad_c) {
-  PairHiddenProblem p;
-  p.images = images;
-  p.crops = crops;
-  p.width = width;
-  p.roll = roll;
-  p.dtype = static_cast<DType>(dtype);
-  p.a = address(a);
-  p.c = address(c);
-  p.norm = address(norm);
-  p.grad_x = address(grad_x);
-  p.correction = address(correction);
-  p.moments = address(moments);
-  p.x = address(x);
-  p.to_a = address(to_a);
-  p.to_c = address(to_c);
-  p.sums = address(sums);
-  p.grad_a = address(grad_a);
-  p.grad_c = address(grad_c);
-  run(launch, p, device, stream, workspace);
+template <class Problem, Status (*launcher)(const Problem&, const cuda::Queue&, cuda::Failure*)>
+void run_at(const Place& place, Problem& problem) {
+  const auto& [device, stream, workspace] = place;
+  run(launcher, problem, device, stream, workspace);
 }
 
-template <Launcher<PairOutputProblem> launch>
-void pair_output(int device, uintptr_t stream, uintptr_t workspace, int64_t images, int64_t pairs,
-                 int64_t width, int link, int dtype, uintptr_t y, uintptr_t norm, uintptr_t weight,
-                 uintptr_t bias, uintptr_t grad, uintptr_t correction, uintptr_t moments,
-                 uintptr_t value, uintptr_t slope, uintptr_t sums, uintptr_t grad_y) {
-  PairOutputProblem p;
-  p.images = images;
-  p.pairs = pairs;
-  p.width = width;
-  p.link = static_cast<Link>(link);
-  p.dtype = static_cast<DType>(dtype);
-  p.y = address(y);
-  p.norm = address(norm);
-  p.weight = address(weight);
-  p.bias = address(bias);
-  p.grad = address(grad);
-  p.correction = address(correction);
-  p.moments = address(moments);
-  p.value = address(value);
-  p.slope = address(slope);
-  p.sums = address(sums);
-  p.grad_y = address(grad_y);
-  run(launch, p, device, stream, workspace);
+template <Status (*launcher)(const PairHiddenProblem&, const cuda::Queue&, cuda::Failure*)>
+void bind_hidden(py::module_& m, const char* name) {
+  bind_pair_hidden<Place, &run_at<PairHiddenProblem, launcher>>(m, name);
 }
 
-template <Launcher<PairHiddenProblem> launch>
-void bind_pair_hidden(py::module_& m, const char* name) {
-  m.def(name, &pair_hidden<launch>, py::arg("device"), py::arg("stream"), py::arg("workspace"),
-        py::arg("images"), py::arg("crops"), py::arg("width"), py::arg("roll"), py::arg("dtype"),
-        py::kw_only(), py::arg("a") = 0, py::arg("c") = 0, py::arg("norm") = 0,
-        py::arg("grad_x") = 0, py::arg("correction") = 0, py::arg("moments") = 0, py::arg("x") = 0,
-        py::arg("to_a") = 0, py::arg("to_c") = 0, py::arg("sums") = 0, py::arg("grad_a") = 0,
-        py::arg("grad_c") = 0);
-}
-
-template <Launcher<PairOutputProblem> launch>
-void bind_pair_output(py::module_& m, const char* name) {
-  m.def(name, &pair_output<launch>, py::arg("device"), py::arg("stream"), py::arg("workspace"),
-        py::arg("images"), py::arg("pairs"), py::arg("width"), py::arg("link"), py::arg("dtype"),
-        py::kw_only(), py::arg("y") = 0, py::arg("norm") = 0, py::arg("weight") = 0,
-        py::arg("bias") = 0, py::arg("grad") = 0, py::arg("correction") = 0, py::arg("moments") = 0,
-        py::arg("value") = 0, py::arg("slope") = 0, py::arg("sums") = 0, py::arg("grad_y") = 0);
-}
-
-int64_t pair_workspace_bytes(int device, int64_t width) {
-  cuda::Failure failure;
-  const int64_t bytes = cuda::pair_workspace_bytes(width, device, &failure);
-  check(bytes > 0 ? Status::ok : Status::launch_failed, failure);
-  return bytes;
-}
-
-int64_t ask(int64_t (*question)(int, cuda::Failure*), int device) {
-  cuda::Failure failure;
-  const int64_t answer = question(device, &failure);
-  check(answer > 0 ? Status::ok : Status::launch_failed, failure);
-  return answer;
+template <Status (*launcher)(const PairOutputProblem&, const cuda::Queue&, cuda::Failure*)>
+void bind_output(py::module_& m, const char* name) {
+  bind_pair_output<Place, &run_at<PairOutputProblem, launcher>>(m, name);
 }
 
 py::dict plan(int rows, int64_t dim, int element_bytes, int64_t shared_per_block) {
@@ -209,12 +159,10 @@ void bind_cuda(py::module_& m) {
   m.def("similarity", &similarity);
   m.def("similarity_backward", &similarity_backward);
   m.def("scale", &scale);
-  m.def(
-      "workspace_bytes", [](int device) { return ask(&cuda::workspace_bytes, device); },
-      "Bytes, zeros at first, that launches of `cosine` on one stream share.");
-  m.def(
-      "shared_bytes", [](int device) { return ask(&cuda::shared_bytes, device); },
-      "Bytes of shared memory that a block may have on this device.");
+  m.def("workspace_bytes", &workspace_bytes,
+        "Bytes, zeros at first, that launches of `cosine` on one stream share.");
+  m.def("shared_bytes", &shared_bytes,
+        "Bytes of shared memory that a block may have on this device.");
   m.def("info_nce", &info_nce);
   m.def("info_nce_workspace_bytes", &info_nce_workspace_bytes,
         "Bytes, of any contents, that a launch of `info_nce` needs for its own.");
@@ -222,14 +170,14 @@ void bind_cuda(py::module_& m) {
         py::arg("element_bytes"), py::arg("planes"), py::arg("multiprocessors"),
         py::arg("shared_per_block"),
         "How InfoNCE of these sizes is laid over a device (csrc/cuda/info_nce_plan.h).");
-  bind_pair_hidden<&cuda::pair_hidden_moments>(m, "pair_hidden_moments");
-  bind_pair_hidden<&cuda::pair_hidden>(m, "pair_hidden");
-  bind_pair_hidden<&cuda::pair_hidden_sums>(m, "pair_hidden_sums");
-  bind_pair_hidden<&cuda::pair_hidden_backward>(m, "pair_hidden_backward");
-  bind_pair_output<&cuda::pair_output_moments>(m, "pair_output_moments");
-  bind_pair_output<&cuda::pair_output>(m, "pair_output");
-  bind_pair_output<&cuda::pair_output_sums>(m, "pair_output_sums");
-  bind_pair_output<&cuda::pair_output_backward>(m, "pair_output_backward");
+  bind_hidden<&cuda::pair_hidden_moments>(m, "pair_hidden_moments");
+  bind_hidden<&cuda::pair_hidden>(m, "pair_hidden");
+  bind_hidden<&cuda::pair_hidden_sums>(m, "pair_hidden_sums");
+  bind_hidden<&cuda::pair_hidden_backward>(m, "pair_hidden_backward");
+  bind_output<&cuda::pair_output_moments>(m, "pair_output_moments");
+  bind_output<&cuda::pair_output>(m, "pair_output");
+  bind_output<&cuda::pair_output_sums>(m, "pair_output_sums");
+  bind_output<&cuda::pair_output_backward>(m, "pair_output_backward");
   m.def("pair_workspace_bytes", &pair_workspace_bytes,
         "Bytes, of any contents, that launches of the pair stage's moments and sums on one stream "
         "share.");

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from .backends import resolve
-from .backends.buffers import compute_dtype
-from .backends.pairs import PairStage
+from .backends.compiled_pairs import CompiledPairStage
 
 _library = torch.library.Library("logo_kernels", "FRAGMENT")
 
@@ -36,141 +36,41 @@ _library.define(
 )
 
 
-def _stage(backend: str, rows: Tensor) -> PairStage:
-    stage = resolve(backend, "pair_mlp", rows.view(1, -1, rows.shape[-1])).pair_stage
-    assert stage is not None, "affinity.py sends what has no pair stage to the reference"
-    return stage
+class _Outputs(CompiledPairStage):
+    """What the kernels would write to, unwritten."""
+
+    def _launch(self, *given: object) -> None:
+        pass
 
 
-def _wide(like: Tensor, *shape: int) -> Tensor:
-    return like.new_empty(shape, dtype=compute_dtype(like))
+def _register(name: str, rows: int) -> None:
+    """The operator pair_`name`: of its arguments, those of `PairStage` and the backend, the one at
+    `rows` says by its shape and dtype which backends there are to choose from.
+    """
+
+    def run(*arguments: Any) -> Any:
+        *given, backend = arguments
+        crops = given[rows].view(1, -1, given[rows].shape[-1])
+        stage = resolve(backend, "pair_mlp", crops).pair_stage
+        assert stage is not None, "affinity.py sends what has no pair stage to the reference"
+        return getattr(stage, name)(*given)
+
+    def fake(*arguments: Any) -> Any:
+        *given, _ = arguments
+        return getattr(_Outputs(), name)(*given)
+
+    _library.impl(f"pair_{name}", run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"logo_kernels::pair_{name}", fake, lib=_library)
 
 
-def _hidden_moments(a: Tensor, c: Tensor, roll: int, backend: str) -> Tensor:
-    return _stage(backend, a).hidden_moments(a, c, roll)
-
-
-def _hidden_moments_fake(a: Tensor, c: Tensor, roll: int, backend: str) -> Tensor:
-    return _wide(a, 2, a.shape[2])
-
-
-def _hidden(a: Tensor, c: Tensor, norm: Tensor, roll: int, backend: str) -> Tensor:
-    return _stage(backend, a).hidden(a, c, norm, roll)
-
-
-def _hidden_fake(a: Tensor, c: Tensor, norm: Tensor, roll: int, backend: str) -> Tensor:
-    images, crops, width = a.shape
-    return a.new_empty(images * crops * (crops - 1), width)
-
-
-def _hidden_sums(
-    grad: Tensor, a: Tensor, c: Tensor, norm: Tensor, roll: int, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _stage(backend, a).hidden_sums(grad, a, c, norm, roll)
-
-
-def _hidden_sums_fake(
-    grad: Tensor, a: Tensor, c: Tensor, norm: Tensor, roll: int, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _wide(a, *a.shape), _wide(a, *a.shape), _wide(a, 2, a.shape[2])
-
-
-def _hidden_backward(
-    to_a: Tensor,
-    to_c: Tensor,
-    a: Tensor,
-    c: Tensor,
-    norm: Tensor,
-    correction: Tensor,
-    roll: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _stage(backend, a).hidden_backward(to_a, to_c, a, c, norm, correction, roll)
-
-
-def _hidden_backward_fake(
-    to_a: Tensor,
-    to_c: Tensor,
-    a: Tensor,
-    c: Tensor,
-    norm: Tensor,
-    correction: Tensor,
-    roll: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(a), torch.empty_like(c)
-
-
-def _output_moments(y: Tensor, backend: str) -> Tensor:
-    return _stage(backend, y).output_moments(y)
-
-
-def _output_moments_fake(y: Tensor, backend: str) -> Tensor:
-    return _wide(y, 2, y.shape[1])
-
-
-def _output(
-    y: Tensor, norm: Tensor, weight: Tensor, bias: Tensor, pairs: int, link: int, backend: str
-) -> tuple[Tensor, Tensor]:
-    return _stage(backend, y).output(y, norm, weight, bias, pairs, link)
-
-
-def _output_fake(
-    y: Tensor, norm: Tensor, weight: Tensor, bias: Tensor, pairs: int, link: int, backend: str
-) -> tuple[Tensor, Tensor]:
-    return _wide(y, y.shape[0] // pairs), _wide(y, y.shape[0])
-
-
-def _output_sums(
-    y: Tensor, norm: Tensor, slope: Tensor, grad: Tensor, pairs: int, backend: str
-) -> Tensor:
-    return _stage(backend, y).output_sums(y, norm, slope, grad, pairs)
-
-
-def _output_sums_fake(
-    y: Tensor, norm: Tensor, slope: Tensor, grad: Tensor, pairs: int, backend: str
-) -> Tensor:
-    return _wide(y, 2, y.shape[1])
-
-
-def _output_backward(
-    y: Tensor,
-    norm: Tensor,
-    weight: Tensor,
-    slope: Tensor,
-    grad: Tensor,
-    correction: Tensor,
-    pairs: int,
-    backend: str,
-) -> Tensor:
-    return _stage(backend, y).output_backward(y, norm, weight, slope, grad, correction, pairs)
-
-
-def _output_backward_fake(
-    y: Tensor,
-    norm: Tensor,
-    weight: Tensor,
-    slope: Tensor,
-    grad: Tensor,
-    correction: Tensor,
-    pairs: int,
-    backend: str,
-) -> Tensor:
-    return torch.empty_like(y)
-
-
-for _name, _implementation, _fake in (
-    ("pair_hidden_moments", _hidden_moments, _hidden_moments_fake),
-    ("pair_hidden", _hidden, _hidden_fake),
-    ("pair_hidden_sums", _hidden_sums, _hidden_sums_fake),
-    ("pair_hidden_backward", _hidden_backward, _hidden_backward_fake),
-    ("pair_output_moments", _output_moments, _output_moments_fake),
-    ("pair_output", _output, _output_fake),
-    ("pair_output_sums", _output_sums, _output_sums_fake),
-    ("pair_output_backward", _output_backward, _output_backward_fake),
-):
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"logo_kernels::{_name}", _fake, lib=_library)
+_register("hidden_moments", rows=0)
+_register("hidden", rows=0)
+_register("hidden_sums", rows=1)
+_register("hidden_backward", rows=2)
+_register("output_moments", rows=0)
+_register("output", rows=0)
+_register("output_sums", rows=0)
+_register("output_backward", rows=0)
 
 hidden_moments = torch.ops.logo_kernels.pair_hidden_moments.default
 hidden = torch.ops.logo_kernels.pair_hidden.default

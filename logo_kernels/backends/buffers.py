@@ -16,6 +16,11 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float32
 
 
+def wide_empty(like: Tensor, *shape: int) -> Tensor:
+    """Uninitialised, of the dtype in which `like` is summed."""
+    return like.new_empty(shape, dtype=compute_dtype(like))
+
+
 def gradient_like(crops: Tensor) -> Tensor:
     """An uninitialised gradient for `crops` [B, V, D], with unit stride over D.
 

@@ -16,6 +16,7 @@ from .buffers import cosine_result, gradient_like
 from .cuda_pairs import CudaPairStage
 from .devices import Workspaces, current_stream, on_device_of
 from .extension import extension, problem
+from .pairs import PairStage
 from .protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
 
 
@@ -58,12 +59,15 @@ class CudaBackend(Backend):
 
     def __init__(self) -> None:
         self._workspaces: Workspaces[Tensor] = Workspaces()
-        self.pair_stage = CudaPairStage(lambda: self.library)
 
     @property
     def library(self) -> ModuleType:
         """The compiled launchers."""
         return extension.cuda  # type: ignore[union-attr]
+
+    @functools.cached_property
+    def pair_stage(self) -> PairStage:
+        return CudaPairStage(lambda: self.library)
 
     def missing(self) -> str | None:
         return _missing()

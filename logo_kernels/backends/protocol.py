@@ -64,8 +64,11 @@ class Backend(ABC):
     """One implementation of the operations; those that it always refuses need not be written."""
 
     name: str
-    # Of the learned affinity; a backend without one refuses "pair_mlp".
-    pair_stage: PairStage | None = None
+
+    @property
+    def pair_stage(self) -> PairStage | None:
+        """Of the learned affinity; a backend without one refuses "pair_mlp"."""
+        return None
 
     @abstractmethod
     def missing(self) -> str | None:

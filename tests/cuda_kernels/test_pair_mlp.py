@@ -369,9 +369,9 @@ def test_a_failed_launch_says_which(emulated):
     a, c = halves(3, 4, 8, BF16)
     library = emulated.library
     with pytest.raises(RuntimeError, match=r"pair_hidden, B=3 L=4 H=8 bfloat16, on device 5"):
-        library.pair_hidden(5, 0, 0, 3, 4, 8, 0, 2, a=a.data_ptr(), c=c.data_ptr())
+        library.pair_hidden((5, 0, 0), 3, 4, 8, 0, 2, a=a.data_ptr(), c=c.data_ptr())
     with pytest.raises(RuntimeError, match=r"pair_output, B=3 of 12 pairs H=8 float16, on dev"):
-        library.pair_output(5, 0, 0, 3, 12, 8, 0, 3, y=a.data_ptr())
+        library.pair_output((5, 0, 0), 3, 12, 8, 0, 3, y=a.data_ptr())
 
 
 def test_what_is_refused(emulated):

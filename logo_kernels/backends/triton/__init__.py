@@ -11,9 +11,9 @@ import functools
 import torch
 from torch import Tensor
 
+from ..pairs import PairStage
 from ..protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
 from .environment import installed, interpreted
-from .pair_mlp import TritonPairStage
 from .tiles import MAX_ROWS
 
 __all__ = ["TritonBackend"]
@@ -41,7 +41,6 @@ def _lacks_bf16() -> bool:
 
 class TritonBackend(Backend):
     name = "triton"
-    pair_stage = TritonPairStage()
 
     def missing(self) -> str | None:
         return _missing()
@@ -112,3 +111,9 @@ class TritonBackend(Backend):
         from .scale import scale_
 
         return scale_(gradient, upstream, row_scale)
+
+    @functools.cached_property
+    def pair_stage(self) -> PairStage:
+        from .pair_mlp import TritonPairStage
+
+        return TritonPairStage()

@@ -81,6 +81,11 @@ inline Status sum_columns(int64_t items, int64_t rows_per_item, int64_t width, i
   return Status::ok;
 }
 
+template <class T>
+inline void write_sums(const double* sums, int64_t width, T* to) {
+  for (int64_t k = 0; k < 2 * width; ++k) to[k] = T(sums[k]);
+}
+
 // The mean and the biased variance of each column, from the sums of d and d² of `rows` rows, d the
 // distance from `shift`.
 template <class T>

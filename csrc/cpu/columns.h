@@ -102,6 +102,18 @@ inline void for_rows(int64_t count, const Each& each) {
   }
 }
 
+// each(Half<S>(problem)), S the dtype of its rows.
+template <template <class S> class Half, class Problem, class Each>
+inline Status by_dtype(const Problem& problem, const Each& each) {
+  switch (problem.dtype) {
+    case DType::f32: return each(Half<float>(problem));
+    case DType::f64: return each(Half<double>(problem));
+    case DType::bf16: return each(Half<bf16>(problem));
+    case DType::f16: return each(Half<f16>(problem));
+  }
+  return Status::launch_failed;
+}
+
 // Whether an array of rows is to be written past the caches: it is larger than they are, and every
 // vector of it is aligned.
 template <class S>

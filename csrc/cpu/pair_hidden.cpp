@@ -51,7 +51,7 @@ class Hidden {
     return Status::ok;
   }
 
-  void forward() const {
+  Status forward() const {
     S* const x = static_cast<S*>(p_.x);
     const bool streaming = streams<S>(x, p_.pairs(), width_);
     each_image(crops_ * (crops_ - 1), [&](int64_t image) {
@@ -66,6 +66,7 @@ class Hidden {
         for_others(i, rows);
       }
     });
+    return Status::ok;
   }
 
   Status sums() const {
@@ -77,12 +78,11 @@ class Hidden {
     const Status status =
         sum_columns<T>(p_.images, crops_ * (crops_ - 1), width_, p_.threads, scratch, &sums, add);
     if (status != Status::ok) return status;
-    T* const out = static_cast<T*>(p_.sums);
-    for (int64_t k = 0; k < 2 * width_; ++k) out[k] = T(sums[k]);
-    return status;
+    write_sums(sums, width_, static_cast<T*>(p_.sums));
+    return Status::ok;
   }
 
-  void backward() const {
+  Status backward() const {
     each_image(3 * crops_, [&](int64_t image) {
       const int64_t other = partner(image);
       const S *const a = row(p_.a, image, 0), *const c = row(p_.c, other, 0);
@@ -91,6 +91,7 @@ class Hidden {
       gradient(c, a, static_cast<const T*>(p_.to_c) + at(other, 0),
                static_cast<S*>(p_.grad_c) + at(other, 0));
     });
+    return Status::ok;
   }
 
  private:
@@ -249,38 +250,21 @@ class Hidden {
   const T *mean_, *scale_, *bias_;
 };
 
-template <class Each>
-Status by_dtype(const PairHiddenProblem& p, const Each& each) {
-  switch (p.dtype) {
-    case DType::f32: return each(Hidden<float>(p));
-    case DType::f64: return each(Hidden<double>(p));
-    case DType::bf16: return each(Hidden<bf16>(p));
-    case DType::f16: return each(Hidden<f16>(p));
-  }
-  return Status::launch_failed;
-}
-
 }  // namespace
 
 namespace LOGO_SIMD {
 
 Status pair_hidden_moments(const PairHiddenProblem& p) {
-  return by_dtype(p, [](const auto& hidden) { return hidden.moments(); });
+  return by_dtype<Hidden>(p, [](const auto& hidden) { return hidden.moments(); });
 }
 Status pair_hidden(const PairHiddenProblem& p) {
-  return by_dtype(p, [](const auto& hidden) {
-    hidden.forward();
-    return Status::ok;
-  });
+  return by_dtype<Hidden>(p, [](const auto& hidden) { return hidden.forward(); });
 }
 Status pair_hidden_sums(const PairHiddenProblem& p) {
-  return by_dtype(p, [](const auto& hidden) { return hidden.sums(); });
+  return by_dtype<Hidden>(p, [](const auto& hidden) { return hidden.sums(); });
 }
 Status pair_hidden_backward(const PairHiddenProblem& p) {
-  return by_dtype(p, [](const auto& hidden) {
-    hidden.backward();
-    return Status::ok;
-  });
+  return by_dtype<Hidden>(p, [](const auto& hidden) { return hidden.backward(); });
 }
 
 }  // namespace LOGO_SIMD

@@ -82,12 +82,11 @@ class Output {
     };
     const Status status = sum_columns<T>(rows_, 1, width_, p_.threads, scratch, &sums, add);
     if (status != Status::ok) return status;
-    T* const out = static_cast<T*>(p_.sums);
-    for (int64_t k = 0; k < 2 * width_; ++k) out[k] = T(sums[k]);
-    return status;
+    write_sums(sums, width_, static_cast<T*>(p_.sums));
+    return Status::ok;
   }
 
-  void backward() const {
+  Status backward() const {
     const bool streaming = streams<S>(p_.grad_y, rows_, width_);
     const int threads = threads_for(rows_, width_, p_.threads);
 #pragma omp parallel num_threads(threads)
@@ -98,6 +97,7 @@ class Output {
       });
       streaming_fence(streaming);
     }
+    return Status::ok;
   }
 
  private:
@@ -216,35 +216,21 @@ class Output {
   T* slope_;
 };
 
-template <class Each>
-Status by_dtype(const PairOutputProblem& p, const Each& each) {
-  switch (p.dtype) {
-    case DType::f32: return each(Output<float>(p));
-    case DType::f64: return each(Output<double>(p));
-    case DType::bf16: return each(Output<bf16>(p));
-    case DType::f16: return each(Output<f16>(p));
-  }
-  return Status::launch_failed;
-}
-
 }  // namespace
 
 namespace LOGO_SIMD {
 
 Status pair_output_moments(const PairOutputProblem& p) {
-  return by_dtype(p, [](const auto& output) { return output.moments(); });
+  return by_dtype<Output>(p, [](const auto& output) { return output.moments(); });
 }
 Status pair_output(const PairOutputProblem& p) {
-  return by_dtype(p, [](const auto& output) { return output.forward(); });
+  return by_dtype<Output>(p, [](const auto& output) { return output.forward(); });
 }
 Status pair_output_sums(const PairOutputProblem& p) {
-  return by_dtype(p, [](const auto& output) { return output.sums(); });
+  return by_dtype<Output>(p, [](const auto& output) { return output.sums(); });
 }
 Status pair_output_backward(const PairOutputProblem& p) {
-  return by_dtype(p, [](const auto& output) {
-    output.backward();
-    return Status::ok;
-  });
+  return by_dtype<Output>(p, [](const auto& output) { return output.backward(); });
 }
 
 }  // namespace LOGO_SIMD

@@ -230,13 +230,7 @@ __global__ void __launch_bounds__(kPairThreads, kHiddenSummingBlocks)
       __syncthreads();
     }
   }
-  double sums[N], products[N];
-#pragma unroll
-  for (int k = 0; k < N; ++k) {
-    sums[k] = sum[k];
-    products[k] = product[k];
-  }
-  leave_sums(place, sums, products, p.width, reinterpret_cast<double*>(values), arguments.partials);
+  leave_sums(place, sum, product, p.width, reinterpret_cast<double*>(values), arguments.partials);
 }
 
 // Σ_{j≠i} (h_p − mean) = (L − 1)(a_i + c_0 − mean) + Σ_j (c_j − c_0) − (c_i − c_0), and likewise
@@ -316,21 +310,14 @@ __global__ void __launch_bounds__(kFinishThreads)
   finish_sums<T, MOMENTS>(arguments);
 }
 
-// Enters, and calls run(Numbers<T, N>, limits) for what these arrays allow.
 template <class Run>
 Status run_hidden(const char* name, const PairHiddenProblem& p,
                   std::initializer_list<const void*> arrays, const Queue& queue, Failure* failure,
-                  Run run) {
+                  const Run& run) {
   char shape[160];
   snprintf(shape, sizeof(shape), "B=%lld L=%lld H=%lld %s", static_cast<long long>(p.images),
            static_cast<long long>(p.crops), static_cast<long long>(p.width), name_of(p.dtype));
-  Limits limits;
-  const Status entered = enter(name, shape, queue, &limits, failure);
-  if (entered != Status::ok) return entered;
-  const cudaError_t error = with_numbers(p.dtype, in_vectors(p.width, p.dtype, arrays),
-                                         [&](auto numbers) { return run(numbers, limits); });
-  return error == cudaSuccess ? Status::ok
-                              : fail(failure, name, shape, queue.device, cudaGetErrorString(error));
+  return run_pairs(name, shape, p.dtype, in_vectors(p.width, p.dtype, arrays), queue, failure, run);
 }
 
 }  // namespace

@@ -28,10 +28,10 @@ constexpr int kSumsExchange = 2 * N * kPairThreads;
 
 // From the sums of each thread to partials [row_blocks, 2, width]. All threads of the block come
 // here, when none uses `exchange` any more.
-template <int N>
-__device__ __forceinline__ void leave_sums(const PairPlace<N>& place, const double (&first)[N],
-                                           const double (&second)[N], int64_t width,
-                                           double* exchange, double* partials) {
+template <class Sum, int N>
+__device__ __forceinline__ void leave_sums(const PairPlace<N>& place, const Sum (&first)[N],
+                                           const Sum (&second)[N], int64_t width, double* exchange,
+                                           double* partials) {
 #pragma unroll
   for (int k = 0; k < N; ++k) {
     exchange[k * kPairThreads + threadIdx.x] = first[k];

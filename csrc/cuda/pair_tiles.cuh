@@ -227,5 +227,18 @@ cudaError_t with_numbers(DType dtype, bool vectors, Run run) {
   }
 }
 
+// Enters, and launches by run(Numbers<T, N>, limits).
+template <class Run>
+Status run_pairs(const char* name, const char* shape, DType dtype, bool vectors, const Queue& queue,
+                 Failure* failure, const Run& run) {
+  Limits limits;
+  const Status entered = enter(name, shape, queue, &limits, failure);
+  if (entered != Status::ok) return entered;
+  const cudaError_t error =
+      with_numbers(dtype, vectors, [&](auto numbers) { return run(numbers, limits); });
+  return error == cudaSuccess ? Status::ok
+                              : fail(failure, name, shape, queue.device, cudaGetErrorString(error));
+}
+
 }  // namespace cuda
 }  // namespace logo

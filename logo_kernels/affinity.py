@@ -193,7 +193,8 @@ class LocalAffinity(nn.Sequential):
         """Mean over the pairs of each image of link(f), [B]."""
         pairs = a.shape[1] * (a.shape[1] - 1)
         x = pair_mlp.hidden(self[1], a, c, roll, self.backend)  # type: ignore[arg-type]
-        return pair_mlp.output(self[4], self[6], self[3](x), pairs, LINKS[link], self.backend)  # type: ignore[arg-type]
+        y = pair_mlp.Product.apply(x, self[3].weight, self[3].bias)
+        return pair_mlp.output(self[4], self[6], y, pairs, LINKS[link], self.backend)  # type: ignore[arg-type]
 
     def _plain(self, first: Tensor, second: Tensor, roll: int, link: str) -> Tensor:
         """The same from [zᵢ; zⱼ], concatenated."""

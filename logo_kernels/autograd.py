@@ -121,7 +121,8 @@ class Unit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         unit, norm, zero, largest = ctx.saved_tensors
-        across = grad - (grad * unit).sum(-1, keepdim=True) * unit
+        along = (grad * unit).sum(-1, keepdim=True)
+        across = torch.addcmul(grad, along, unit, value=-1)
         gradient = saturated(scaled_back(across, norm, zero, largest), ctx.dtype).to(ctx.dtype)
         return differentiated_once(gradient), None
 

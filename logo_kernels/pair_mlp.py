@@ -1,8 +1,8 @@
 """The learned affinity's pair stage as autograd Functions, batch norm included.
 
-`Halves` is the first product, `hidden` maps its two halves to the pairs' hidden layer, `output`
-maps the second product to each image's mean over its pairs; the products are torch's own. What is
-computed, and by which formula, stands in backends/pairs.py.
+`Halves` is the first product, `hidden` maps its two halves to the pairs' hidden layer, `Product` is
+the second one, and `output` maps it to each image's mean over its pairs. What is computed, and by
+which formula, stands in backends/pairs.py.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from . import pair_ops as ops
+from . import products
 from .autograd import differentiated_once
 
 
@@ -99,6 +99,32 @@ def follow(norm: BatchNorm, mean: Tensor, unbiased: Tensor) -> None:
     norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), share)
 
 
+class Product(torch.autograd.Function):
+    """y = x·Wᵀ + b in the dtype of x: [N, K], [M, K], [M] -> [N, M]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.dtypes = weight.dtype, bias.dtype
+        weight = weight.to(x.dtype).contiguous()
+        ctx.save_for_backward(x, weight)
+        return products.linear(x, weight, bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        answers: list[Tensor | None] = [None] * 3
+        with torch.no_grad():
+            grad = grad.contiguous()
+            if to_x:
+                answers[0] = products.input_gradient(grad, weight)
+            if to_weight:
+                answers[1] = products.weight_gradient(grad, x).to(ctx.dtypes[0])
+            if to_bias:
+                answers[2] = grad.sum(0).to(ctx.dtypes[1])
+        return tuple(wanted(answers, ctx.needs_input_grad))
+
+
 class Halves(torch.autograd.Function):
     """a = U·z and c = V·z + b, [B, L, H], for W = [U, V] [H, 2 D] and z [B, L, D].
 
@@ -110,30 +136,28 @@ class Halves(torch.autograd.Function):
         ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         ctx.dtypes = z.dtype, weight.dtype, bias.dtype
-        z, weight, bias = z.to(dtype), weight.to(dtype), bias.to(dtype)
-        ctx.save_for_backward(z, weight)
-        u, v = weight.split(z.shape[-1], 1)
-        return F.linear(z, u), F.linear(z, v, bias)
+        rows = z.to(dtype).flatten(0, 1).contiguous()
+        u, v = (half.contiguous() for half in weight.to(dtype).split(z.shape[-1], 1))
+        ctx.save_for_backward(rows, u, v)
+        a, c = products.linear(rows, u), products.linear(rows, v, bias.to(dtype))
+        return a.unflatten(0, z.shape[:2]), c.unflatten(0, z.shape[:2])
 
     @staticmethod
     def backward(ctx: Any, grad_a: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
-        z, weight = ctx.saved_tensors
-        dim = z.shape[-1]
+        rows, u, v = ctx.saved_tensors
+        of_z, of_weight, of_bias = ctx.dtypes
         answers: list[Tensor | None] = [None] * 3
         with torch.no_grad():
-            rows, to_a, to_c = (t.flatten(0, 1) for t in (z, grad_a, grad_c))
+            to_a, to_c = grad_a.flatten(0, 1).contiguous(), grad_c.flatten(0, 1).contiguous()
             if ctx.needs_input_grad[0]:
-                u, v = weight.split(dim, 1)
-                to_z = torch.mm(to_a, u).addmm_(to_c, v)
-                answers[0] = to_z.view_as(z).to(ctx.dtypes[0])
+                to_z = products.input_gradient(to_a, u).add_(products.input_gradient(to_c, v))
+                answers[0] = to_z.unflatten(0, grad_a.shape[:2]).to(of_z)
             if ctx.needs_input_grad[1]:
-                to_weight = torch.empty_like(weight)
-                u, v = to_weight.split(dim, 1)
-                u.addmm_(to_a.mT, rows, beta=0)
-                v.addmm_(to_c.mT, rows, beta=0)
-                answers[1] = to_weight.to(ctx.dtypes[1])
+                to_u = products.weight_gradient(to_a, rows)
+                to_v = products.weight_gradient(to_c, rows)
+                answers[1] = torch.cat([to_u, to_v], 1).to(of_weight)
             if ctx.needs_input_grad[2]:
-                answers[2] = to_c.sum(0).to(ctx.dtypes[2])
+                answers[2] = to_c.sum(0).to(of_bias)
         return *wanted(answers, ctx.needs_input_grad), None
 
 
@@ -210,12 +234,12 @@ class PairOutput(torch.autograd.Function):
             sums = ops.output_sums(y, norm, slope, grad, pairs, backend)
             weighted = sums * last
             answers[1], answers[2] = weighted[1] * inverse, weighted[0]
-            answers[3] = (sums[1] * norm[1] + sums[0] * norm[2]).unsqueeze(0)
+            answers[3] = torch.addcmul(sums[1] * norm[1], sums[0], norm[2]).unsqueeze(0)
             correction = corrections(weighted, inverse, ctx.size, ctx.group)
         else:
             correction = torch.zeros_like(norm[:2])
         if ctx.needs_input_grad[4]:
-            answers[4] = (slope.view(-1, pairs).sum(1) * grad).sum().unsqueeze(0)
+            answers[4] = slope.view(-1, pairs).sum(1).dot(grad).unsqueeze(0)
         if ctx.needs_input_grad[0]:
             answers[0] = ops.output_backward(y, norm, last, slope, grad, correction, pairs, backend)
         return *wanted(answers, ctx.needs_input_grad), *(None,) * 8

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from affinity_ranks import affinity_of, crops_of, rank_of_two
-from logo_kernels import LocalAffinity, LoGoLoss, logo_loss, pair_ops
+from logo_kernels import LocalAffinity, LoGoLoss, logo_loss, pair_ops, products
 from logo_kernels.backends import BACKENDS
 from support import EPS, error
 from test_pair_stage import stage_of
@@ -77,6 +77,23 @@ def test_against_float64(backend, form, training, shape, monkeypatch):
         found.append(evaluate(affinity, z.to(at, dtype), form))
     exact, peer, ours = found
     hold_against(ours, peer, exact, EPS[torch.float32])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_where_products_go_to_onednn(form, monkeypatch):
+    """Against float64; a ReLU that rounding opens or shuts moves a gradient by a pair's share."""
+    if products.onednn() is None:
+        pytest.skip("this torch has no oneDNN")
+    same_noise(monkeypatch)
+    z, found = crops_of(64, 4, 128), []
+    for kind, dtype in (("reference", torch.float64), ("cpu", torch.float32)):
+        affinity = affinity_of(128, (256, 192), kind, "cpu", dtype)
+        found.append(evaluate(affinity, z.to(dtype), form))
+    exact, ours = found
+    assert error(ours["value"], exact["value"]) <= 1e-5 * float(exact["value"].abs().max())
+    for name, want in exact.items():
+        size = max(0.1, float(want.abs().max()))
+        assert error(ours[name], want) <= 1e-3 * size, name
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

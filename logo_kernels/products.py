@@ -1,0 +1,63 @@
+"""The affinity's products, [N, K] with a weight [M, K] and the two of its gradient.
+
+They are torch's. Its float32 products on a CPU go to MKL, which takes AVX2 on processors that are
+not Intel's, at half the rate of oneDNN. torch has that too, and compiles to it, but by an operator
+without a public name: it is taken where it is there and declared as expected, for sizes at which it
+was measured to be the faster, and never while torch traces.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Multiplications, and the least of N, K and M: below either, its call costs what it saves.
+LEAST_WORK, LEAST_SIDE = 1 << 22, 16
+# K of a weight's gradient, from which its inner sums are split over enough tiles.
+LEAST_COLUMNS = 1024
+
+_SCHEMA = ["X", "W", "B", "attr", "scalars", "algorithm"]
+
+
+@functools.cache
+def onednn() -> Callable[..., Tensor] | None:
+    """(x, w, b) -> x·wᵀ + b in float32, or None."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if operator is None:
+        return None
+    if [argument.name for argument in operator.default._schema.arguments] != _SCHEMA:
+        return None
+    return lambda x, w, b=None: operator.default(x, w, b, "none", [], "")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x·weightᵀ + bias, [N, M]; contiguous arguments."""
+    fast = _fast(x, len(weight))
+    return F.linear(x, weight, bias) if fast is None else fast(x, weight, bias)
+
+
+def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """grad·weight, [N, K], of grad [N, M]."""
+    fast = _fast(grad, weight.shape[1])
+    return torch.mm(grad, weight) if fast is None else fast(grad, weight.mT)
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """gradᵀ·x, [M, K], of grad [N, M] and x [N, K]."""
+    fast = _fast(grad, x.shape[1]) if x.shape[1] >= LEAST_COLUMNS else None
+    return torch.mm(grad.mT, x) if fast is None else fast(grad.mT, x.mT)
+
+
+def _fast(rows: Tensor, others: int) -> Callable[..., Tensor] | None:
+    """oneDNN's product, for one of `rows` with another side of `others`, where that is faster."""
+    if torch.compiler.is_compiling() or rows.dtype != torch.float32 or rows.device.type != "cpu":
+        return None
+    if min(*rows.shape, others) < LEAST_SIDE or rows.numel() * others < LEAST_WORK:
+        return None
+    return onednn() if torch.backends.mkldnn.enabled else None

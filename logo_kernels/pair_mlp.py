@@ -105,22 +105,21 @@ class Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.dtypes = weight.dtype, bias.dtype
-        weight = weight.to(x.dtype).contiguous()
+        weight = weight.to(x.dtype)
         ctx.save_for_backward(x, weight)
         return products.linear(x, weight, bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        to_x, to_weight, to_bias = ctx.needs_input_grad
         answers: list[Tensor | None] = [None] * 3
         with torch.no_grad():
-            grad = grad.contiguous()
-            if to_x:
+            if ctx.needs_input_grad[0]:
                 answers[0] = products.input_gradient(grad, weight)
-            if to_weight:
-                answers[1] = products.weight_gradient(grad, x).to(ctx.dtypes[0])
-            if to_bias:
+            if ctx.needs_input_grad[1]:
+                to_weight = products.weight_gradient(grad, x, torch.empty_like(weight))
+                answers[1] = to_weight.to(ctx.dtypes[0])
+            if ctx.needs_input_grad[2]:
                 answers[2] = grad.sum(0).to(ctx.dtypes[1])
         return tuple(wanted(answers, ctx.needs_input_grad))
 
@@ -136,26 +135,29 @@ class Halves(torch.autograd.Function):
         ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         ctx.dtypes = z.dtype, weight.dtype, bias.dtype
-        rows = z.to(dtype).flatten(0, 1).contiguous()
-        u, v = (half.contiguous() for half in weight.to(dtype).split(z.shape[-1], 1))
-        ctx.save_for_backward(rows, u, v)
+        rows, weight = z.to(dtype).flatten(0, 1), weight.to(dtype)
+        ctx.save_for_backward(rows, weight)
+        u, v = weight.split(z.shape[-1], 1)
         a, c = products.linear(rows, u), products.linear(rows, v, bias.to(dtype))
         return a.unflatten(0, z.shape[:2]), c.unflatten(0, z.shape[:2])
 
     @staticmethod
     def backward(ctx: Any, grad_a: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
-        rows, u, v = ctx.saved_tensors
+        rows, weight = ctx.saved_tensors
+        dim = rows.shape[1]
         of_z, of_weight, of_bias = ctx.dtypes
         answers: list[Tensor | None] = [None] * 3
         with torch.no_grad():
-            to_a, to_c = grad_a.flatten(0, 1).contiguous(), grad_c.flatten(0, 1).contiguous()
+            to_a, to_c = grad_a.flatten(0, 1), grad_c.flatten(0, 1)
             if ctx.needs_input_grad[0]:
+                u, v = weight.split(dim, 1)
                 to_z = products.input_gradient(to_a, u).add_(products.input_gradient(to_c, v))
                 answers[0] = to_z.unflatten(0, grad_a.shape[:2]).to(of_z)
             if ctx.needs_input_grad[1]:
-                to_u = products.weight_gradient(to_a, rows)
-                to_v = products.weight_gradient(to_c, rows)
-                answers[1] = torch.cat([to_u, to_v], 1).to(of_weight)
+                to_weight = torch.empty_like(weight)
+                for half, grad in zip(to_weight.split(dim, 1), (to_a, to_c), strict=True):
+                    products.weight_gradient(grad, rows, half)
+                answers[1] = to_weight.to(of_weight)
             if ctx.needs_input_grad[2]:
                 answers[2] = to_c.sum(0).to(of_bias)
         return *wanted(answers, ctx.needs_input_grad), None

@@ -53,7 +53,9 @@ def test_products(by, rows, columns, outputs):
     close(products.linear(x, weight, bias), x.double() @ weight.double().T + bias, columns)
     close(products.linear(x, weight), x.double() @ weight.double().T, columns)
     close(products.input_gradient(grad, weight), grad.double() @ weight.double(), outputs)
-    close(products.weight_gradient(grad, x), grad.double().T @ x.double(), rows)
+    out = torch.full((outputs, columns + 1), torch.nan)[:, 1:]  # a part of a larger matrix
+    assert products.weight_gradient(grad, x, out) is out
+    close(out, grad.double().T @ x.double(), rows)
     kind, calls = by
     large = rows * columns * outputs >= products.LEAST_WORK and min(rows, columns, outputs) >= 16
     wide = columns >= products.LEAST_COLUMNS

@@ -14,7 +14,7 @@ from torch import Tensor
 from .arguments import DTYPES, NO_ROWS, REDUCTIONS, Rows, rows
 from .buffers import cosine_result, gradient_like
 from .cuda_pairs import CudaPairStage
-from .devices import Workspaces, current_stream, on_device_of
+from .devices import Workspaces, on_device_of, place
 from .extension import extension, problem
 from .pairs import PairStage
 from .protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
@@ -41,11 +41,6 @@ def _missing() -> str | None:
 def _too_old() -> bool:
     """Whether the current device is older than Ampere, the first with what the kernels need."""
     return torch.cuda.get_device_capability() < (8, 0)
-
-
-def _place(tensor: Tensor) -> tuple[int, int]:
-    """(device, stream) that a launch goes to."""
-    return tensor.device.index or 0, current_stream(tensor)
 
 
 def _one_per_row(numbers: Tensor | None) -> Rows:
@@ -123,7 +118,7 @@ class CudaBackend(Backend):
                 grad_global, grad_local, grad_features,
             )  # fmt: skip
             self.library.cosine(
-                *_place(global_crops), self._workspace(global_crops).data_ptr(),
+                *place(global_crops), self._workspace(global_crops).data_ptr(),
                 global_crops.shape[0], global_crops.shape[2],
                 rows(global_crops), rows(local_crops), rows(targets), rows(features),
                 *weights, repulsion, REDUCTIONS[reduction],
@@ -141,7 +136,7 @@ class CudaBackend(Backend):
             return cosines
         with on_device_of(a):
             self.library.similarity(
-                *_place(a), a.shape[0], a.shape[2], rows(a), rows(b), rows(cosines)
+                *place(a), a.shape[0], a.shape[2], rows(a), rows(b), rows(cosines)
             )
         return cosines
 
@@ -154,7 +149,7 @@ class CudaBackend(Backend):
             return to_a, to_b
         with on_device_of(a):
             self.library.similarity_backward(
-                *_place(a), a.shape[0], a.shape[2], rows(grad), rows(a), rows(b),
+                *place(a), a.shape[0], a.shape[2], rows(grad), rows(a), rows(b),
                 rows(to_a) if to_a.numel() else NO_ROWS,
                 rows(to_b) if to_b.numel() else NO_ROWS,
             )  # fmt: skip
@@ -171,7 +166,7 @@ class CudaBackend(Backend):
         lse, mean = queries.new_empty(queries.shape[0]), torch.empty_like(queries)
         if queries.numel() == 0:
             return InfoNCEResult(lse, mean)
-        device, stream = _place(queries)
+        device, stream = place(queries)
         dim = queries.shape[1]
         seen = rows(queries.unsqueeze(0)), rows(negatives.unsqueeze(0))
         with on_device_of(queries):
@@ -189,7 +184,7 @@ class CudaBackend(Backend):
         stride = upstream.stride(0) if upstream.ndim else 0
         with on_device_of(gradient):
             self.library.scale(
-                *_place(gradient), gradient.shape[0], gradient.shape[2], rows(gradient),
+                *place(gradient), gradient.shape[0], gradient.shape[2], rows(gradient),
                 (upstream.data_ptr(), DTYPES[upstream.dtype], 1, stride, 0, 1),
                 _one_per_row(row_scale),
             )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .compiled_pairs import CompiledPairStage, addresses
-from .devices import Workspaces, current_stream, on_device_of
+from .devices import Workspaces, on_device_of, place
 
 
 class CudaPairStage(CompiledPairStage):
@@ -30,8 +30,7 @@ class CudaPairStage(CompiledPairStage):
         library = self._library()
         with on_device_of(like):
             workspace = self._workspace(library, like).data_ptr() if summing else 0
-            place = like.device.index or 0, current_stream(like), workspace
-            getattr(library, name)(place, *sizes, **addresses(arrays))
+            getattr(library, name)((*place(like), workspace), *sizes, **addresses(arrays))
 
     def _workspace(self, library: ModuleType, like: Tensor) -> Tensor:
         """The sums of blocks, which launches on a stream share."""

@@ -24,6 +24,11 @@ def current_stream(tensor: Tensor) -> int:
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
+def place(tensor: Tensor) -> tuple[int, int]:
+    """(device, stream) that a launch goes to."""
+    return tensor.device.index or 0, current_stream(tensor)
+
+
 class Workspaces(Generic[T]):
     """Buffers that launches share, one per device and stream.
 

@@ -299,7 +299,7 @@ def test_hardware_that_is_used(emulated, kept):
 
 
 def test_a_failed_launch_says_which(emulated, monkeypatch):
-    monkeypatch.setattr("logo_kernels.backends.cuda._place", lambda tensor: (5, 0))
+    monkeypatch.setattr("logo_kernels.backends.cuda.place", lambda tensor: (5, 0))
     queries, negatives = problem(3, 20, 64, kept=BF16)
     with pytest.raises(RuntimeError, match=r"info_nce, N=3 K=20 D=64 bfloat16 for float16, on dev"):
         emulated.info_nce(queries, negatives, 0.1, FP16, None)

@@ -171,7 +171,7 @@ def test_two_threads_at_once(emulated):
 
 def test_a_failed_launch_says_which(emulated, monkeypatch):
     """Which launch, of which shape, on which device, and CUDA's own words."""
-    monkeypatch.setattr("logo_kernels.backends.cuda._place", lambda tensor: (5, 0))
+    monkeypatch.setattr("logo_kernels.backends.cuda.place", lambda tensor: (5, 0))
     x, y, _, _ = crops(3, 2, 4, 64, torch.bfloat16)
     with pytest.raises(RuntimeError) as caught:
         emulated.cosine(

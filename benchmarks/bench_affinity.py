@@ -10,8 +10,8 @@ from torch.func import functional_call
 
 import peers
 from affinity_peers import AFFINITY as PEERS
-from cases import AFFINITY
-from comparison import by_backend, compare
+from cases import AFFINITY, AffinityCase
+from comparison import Contest, by_backend, compare
 from inputs import Inputs, affinity_inputs
 from logo_kernels import LocalAffinity
 from timing import matrix_product_step
@@ -48,15 +48,18 @@ def loss(z: Tensor, *parameters: Tensor, backend: str = "auto") -> Tensor:
     return functional_call(affinity, dict(zip(NAMES, parameters, strict=True)), (z,)).mean()
 
 
-def test_affinity(benchmark, case, device) -> None:
+def contest(case: AffinityCase, device: str) -> Contest:
     inputs = affinity_inputs(case, device)
     crops = Inputs([torch.empty_like(inputs.leaves[0])], [], False)
-    compare(
-        benchmark, case, device,
-        inputs=inputs,
+    return Contest(
+        inputs,
         ours=by_backend(loss, "pair_mlp", device, crops),
         reference=partial(loss, backend="reference"),
         peers=peers.prepare(PEERS, device, case.moved_bytes()),
         baselines={"matrix product": matrix_product_step(case.flops(), case.dtype, device)},
         gradient_tolerance=KINKS,
-    )  # fmt: skip
+    )
+
+
+def test_affinity(benchmark, case, device) -> None:
+    compare(benchmark, case, device, contest(case, device))

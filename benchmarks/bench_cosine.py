@@ -7,8 +7,8 @@ from functools import partial
 from torch import Tensor
 
 import peers
-from cases import COSINE
-from comparison import by_backend, compare
+from cases import COSINE, CosineCase
+from comparison import Contest, by_backend, compare
 from inputs import cosine_inputs
 from logo_kernels import logo_loss
 
@@ -26,12 +26,15 @@ def loss(x: Tensor, y: Tensor, *rest: Tensor, backend: str = "auto") -> Tensor:
     )  # fmt: skip
 
 
-def test_cosine(benchmark, case, device) -> None:
+def contest(case: CosineCase, device: str) -> Contest:
     inputs = cosine_inputs(case, device)
-    compare(
-        benchmark, case, device,
-        inputs=inputs,
+    return Contest(
+        inputs,
         ours=by_backend(loss, case.operation, device, inputs),
         reference=partial(loss, backend="reference"),
         peers=peers.prepare(peers.COSINE, device, case.moved_bytes()),
-    )  # fmt: skip
+    )
+
+
+def test_cosine(benchmark, case, device) -> None:
+    compare(benchmark, case, device, contest(case, device))

@@ -8,8 +8,8 @@ from torch import Tensor
 
 import peers
 from batch_peers import BATCH
-from cases import INFO_NCE
-from comparison import by_backend, compare
+from cases import INFO_NCE, InfoNCECase
+from comparison import Contest, by_backend, compare
 from contrast_peers import INFO_NCE as PEERS
 from contrast_peers import TEMPERATURE
 from inputs import info_nce_inputs
@@ -29,13 +29,16 @@ def loss(x: Tensor, y: Tensor, t: Tensor, n: Tensor | None = None, backend: str 
     )  # fmt: skip
 
 
-def test_info_nce(benchmark, case, device) -> None:
+def contest(case: InfoNCECase, device: str) -> Contest:
     inputs = info_nce_inputs(case, device)
-    compare(
-        benchmark, case, device,
-        inputs=inputs,
+    return Contest(
+        inputs,
         ours=by_backend(loss, case.operation, device, inputs),
         reference=partial(loss, backend="reference"),
         peers=peers.prepare(BATCH if case.negatives is None else PEERS, device, case.moved_bytes()),
         baselines={"matrix product": matrix_product_step(case.flops(), case.dtype, device)},
-    )  # fmt: skip
+    )
+
+
+def test_info_nce(benchmark, case, device) -> None:
+    compare(benchmark, case, device, contest(case, device))

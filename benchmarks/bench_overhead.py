@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import peers
-from bench_cosine import loss
-from cases import OVERHEAD
-from comparison import by_backend, compare
-from inputs import cosine_inputs
+import bench_cosine
+from cases import OVERHEAD, CosineCase
+from comparison import Contest, compare
 
 CASES = OVERHEAD
 EMPTY = "empty Function"
@@ -34,14 +32,12 @@ class Empty(torch.autograd.Function):
         return *ctx.saved_tensors, None
 
 
+def contest(case: CosineCase, device: str) -> Contest:
+    made = bench_cosine.contest(case, device)
+    made.baselines = {EMPTY: lambda: made.inputs.step(Empty.apply)}
+    return made
+
+
 def test_overhead(benchmark, case, device) -> None:
-    inputs = cosine_inputs(case, device)
-    compare(
-        benchmark, case, device,
-        inputs=inputs,
-        ours=by_backend(loss, case.operation, device, inputs),
-        reference=lambda *crops: loss(*crops, backend="reference"),
-        peers=peers.prepare(peers.COSINE, device, case.moved_bytes()),
-        baselines={EMPTY: lambda: inputs.step(Empty.apply)},
-    )  # fmt: skip
+    compare(benchmark, case, device, contest(case, device))
     benchmark.extra_info["operation"] = "overhead"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,19 @@ WARM_UP = 3  # compilation, then the recording of a CUDA graph, then its first r
 
 
 Function = Callable[..., Tensor]
+
+
+@dataclass
+class Contest:
+    """Who computes what, on which inputs; every bench_*.py makes one of a case and a device."""
+
+    inputs: Inputs
+    ours: Mapping[str, Function]  # by backend: the first is the contestant `OURS`
+    reference: Function
+    peers: list[Prepared]
+    upstream: Tensor | None = None
+    baselines: Mapping[str, Step] = field(default_factory=dict)
+    gradient_tolerance: float | None = None  # None: as of results
 
 
 def by_backend(
@@ -50,21 +64,16 @@ def compare(
     benchmark: Any,
     case: AffinityCase | CosineCase | InfoNCECase | SimilarityCase,
     device: str,
-    inputs: Inputs,
-    ours: Mapping[str, Function],
-    reference: Function,
-    peers: list[Prepared],
-    upstream: Tensor | None = None,
-    baselines: dict[str, Step] | None = None,
-    gradient_tolerance: float | None = None,
+    contest: Contest,
 ) -> None:
-    """Checks everyone against `reference` in float64, then times them in turns.
+    """Checks everyone against the reference in float64, then times them in turns.
 
-    `ours` is by backend; the first is the contestant `OURS`, another one "ours, <backend>". A wrong
-    result of ours fails the benchmark before it is timed. A peer that fails or is wrong is left
-    out, and the report names it with its reason.
+    The first of ours is the contestant `OURS`, another one "ours, <backend>". A wrong result of
+    ours fails the benchmark before it is timed. A peer that fails or is wrong is left out, and the
+    report names it with its reason.
     """
-    expected = Expected(inputs, reference, upstream, gradient_tolerance)
+    inputs, ours, upstream = contest.inputs, contest.ours, contest.upstream
+    expected = Expected(inputs, contest.reference, upstream, contest.gradient_tolerance)
     own = {name_of_ours(backend, ours): backend for backend in ours}
     for name, backend in own.items():
         wrong = expected.difference(inputs, ours[backend], upstream)
@@ -75,7 +84,7 @@ def compare(
 
     contestants = {name: step_of(ours[backend]) for name, backend in own.items()}
     excluded = {}
-    for peer in peers:
+    for peer in contest.peers:
         step = step_of(peer.function)
         try:
             for _ in range(WARM_UP):
@@ -89,7 +98,7 @@ def compare(
             excluded[peer.name] = wrong
     del expected
     peer_names = [name for name in contestants if name not in own]
-    contestants |= baselines or {}
+    contestants |= contest.baselines
     contestants[COPY] = copy_step(case.moved_bytes(), device)
     for step in contestants.values():
         step()

@@ -11,11 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 import bench_cosine
+import bench_info_nce
 import comparison
 import inputs
 import ledger
 import peers
-from cases import CosineCase
+import warm_cache
+from cases import CosineCase, InfoNCECase
 from comparison import COPY, headline
 from logo_kernels import backends
 from peers import Prepared
@@ -71,10 +73,11 @@ class FewRounds:
 
 def compared(ours, prepared, **others):
     benchmark = FewRounds()
-    comparison.compare(
-        benchmark, CASE, "cpu", inputs.cosine_inputs(CASE, "cpu"), {"reference": ours, **others},
+    contest = comparison.Contest(
+        inputs.cosine_inputs(CASE, "cpu"), {"reference": ours, **others},
         partial(bench_cosine.loss, backend="reference"), prepared,
     )  # fmt: skip
+    comparison.compare(benchmark, CASE, "cpu", contest)
     return benchmark.extra_info
 
 
@@ -193,3 +196,28 @@ def test_the_first_cases_of_all_operations_come_first(tmp_path):
     of_cosine = [line for line in listed.splitlines() if "test_cosine[" in line]
     names = [line.partition("[")[2].rstrip("]") for line in of_cosine]
     assert names == [case.id for case in bench_cosine.CASES["cuda"]]
+
+
+def test_whatever_is_compiled_on_a_gpu_is_compiled_beforehand():
+    jobs = list(warm_cache.jobs("cuda"))
+    assert [name for name, _ in jobs[:5]] == list(warm_cache.MODULES)
+    of_info_nce = [case for name, case in jobs if name == "bench_info_nce"]
+    assert of_info_nce == list(bench_info_nce.CASES["cuda"])
+    timed = {path.stem for path in Path(bench_cosine.__file__).parent.glob("bench_*.py")}
+    assert timed == {*warm_cache.MODULES, "bench_training_step"}  # whose peer is not compiled
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [("bench_overhead", CASE), ("bench_info_nce", InfoNCECase(2, 2, 2, 5, 8, "float32", ""))],
+)
+def test_compiled_beforehand(monkeypatch, name, case):
+    """Each compiled peer runs once with the inputs of its case; eager ones do not."""
+    ran = []
+    monkeypatch.setattr(
+        "torch.compile", lambda function, **options: lambda *crops: ran.append(function) or 1 / 0
+    )
+    line = warm_cache.warm((name, case), "cpu")
+    functions = bench_info_nce.PEERS if name == "bench_info_nce" else peers.COSINE
+    assert ran == list(functions.values())
+    assert line == f"{case.id}: {1 + len(functions)} compiled, {len(functions)} failed"

@@ -3,7 +3,8 @@
     python benchmarks/hardware_check.py [--out DIR]
 
 Under ten minutes, without network, with the torch, Triton and nvcc that are there; CUDA kernels are
-built for this GPU alone. Results go to
+built for this GPU alone. Tests and sanitizers run side by side, the benchmarks after them and by
+themselves. Results go to
 benchmarks/results/<device> (or DIR/<device>): benchmarks.json, table.md, chart.png, ledger.json and
 one log per step. A step that fails does not stop the later ones; it shows in the exit status, and
 no figure is recorded of a kernel whose tests or sanitizer runs failed.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -25,6 +27,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -34,12 +37,12 @@ import torch
 import ledger
 import machine
 import report
-from steps import ABSENT, PASSED, Steps
+from steps import ABSENT, FAILED, PASSED, Command, Outcome, Steps
 
 # The budgets of the steps add up to more than that: each is for a step that hangs, the deadline is
 # for all together. Estimated for 16 cores: install 45 s (20 s of them nvcc, for one architecture;
-# three take 60 s on 2 cores), tests 90 s, ten runs of sanitizers 120 s, most of it torch's start,
-# peers 60 s. The benchmarks have what is left, and begin with what is worth most.
+# three take 60 s on 2 cores), small cases and peers 60 s, tests and sanitizers 150 s. The
+# benchmarks have what is left, and begin with what is worth most.
 SECONDS = 9.5 * 60
 SECONDS_WITHOUT_GPU = 45 * 60  # interpreter and emulator are slow, and nobody pays for the machine
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -60,6 +63,7 @@ EMULATED = "([emulated or emulation or cuda_kernels) and not test_static"
 OF_THE_EMULATOR = ("cuda_kernels", "emulation")
 
 TestCounts = dict[str, dict[str, int]]  # backend -> {"passed": n, "failed": n}
+Verdicts = dict[str, dict[str, str]]  # backend -> tool -> verdict; "plain" is without a tool
 
 
 class Workplace:
@@ -87,17 +91,17 @@ class Workplace:
         environment = dict(self.environment)
         if architecture is not None:
             environment["CUDAARCHS"] = architecture
-        outcome = self.steps.run("install", command, seconds, self.folder, environment)
+        (outcome,) = self.steps.run(Command("install", command, seconds, self.folder, environment))
         package = self.site if outcome.verdict == PASSED else self.source
         self.environment["PYTHONPATH"] = str(package)
 
     def tool(self, name: str) -> str | None:
         return shutil.which(name, path=self.environment["PATH"])
 
-    def python(self, name: str, seconds: float, *arguments: str | Path) -> str:
-        """Runs this Python on the copy, outside the checkout; the verdict."""
+    def python(self, name: str, seconds: float, *arguments: str | Path) -> Command:
+        """This Python on the copy, outside the checkout."""
         command = [sys.executable, *arguments]
-        return self.steps.run(name, command, seconds, self.folder, self.environment).verdict
+        return Command(name, command, seconds, self.folder, self.environment)
 
     @staticmethod
     def parallel() -> list[str]:
@@ -112,7 +116,7 @@ class Workplace:
         keyword: str,
         junit: Path,
         left_out: tuple[str, ...] = OF_THE_EMULATOR,
-    ) -> str:
+    ) -> Command:
         """The package's tests that the keyword selects; not those of trainer and benchmarks."""
         tests = self.source / "tests"
         ignored = [f"--ignore={tests / folder}" for folder in ("trainer", "benchmarks", *left_out)]
@@ -142,10 +146,10 @@ def without_gpu(folder: Path) -> int:
     work = Workplace(folder, steps)
     work.install(300)
     work.environment["TRITON_INTERPRET"] = "1"
-    work.python("small cases triton", 120, work.source / "benchmarks/small_cases.py", "triton")
-    work.tests("interpreter", 720, "triton", folder / "tests.xml")
+    steps.run(small_cases(work, "triton", 120))
+    steps.run(work.tests("interpreter", 720, "triton", folder / "tests.xml"))
     work.environment.pop("TRITON_INTERPRET")
-    work.python("ahead of time", 600, work.source / "tests/triton_kernels/aot.py")
+    steps.run(work.python("ahead of time", 600, work.source / "tests/triton_kernels/aot.py"))
     emulate(work, folder / "emulated.xml")
     report_statically(work)
     for outcome in steps.outcomes:
@@ -159,8 +163,12 @@ def emulate(work: Workplace, junit: Path) -> None:
     """The CUDA sources through the emulator, which g++ builds first."""
     if work.tool("g++") is None:
         work.steps.absent("emulated")
-        return
-    work.tests("emulated", 900, EMULATED, junit, left_out=("triton_kernels",))
+    else:
+        work.steps.run(emulated_tests(work, junit))
+
+
+def emulated_tests(work: Workplace, junit: Path) -> Command:
+    return work.tests("emulated", 900, EMULATED, junit, left_out=("triton_kernels",))
 
 
 def report_statically(work: Workplace) -> None:
@@ -169,7 +177,7 @@ def report_statically(work: Workplace) -> None:
     if not script.is_file() or work.tool("nvcc") is None:
         work.steps.absent("static report")
         return
-    work.python("static report", 300, script)
+    work.steps.run(work.python("static report", 300, script))
 
 
 def on_gpu(folder: Path, out: Path) -> int:
@@ -179,15 +187,17 @@ def on_gpu(folder: Path, out: Path) -> int:
     work = Workplace(folder, steps)
     work.install(150, architecture_of(torch.cuda.get_device_capability()))
     junit = folder / "tests.xml"
-    run_gpu_tests(work, junit)
+    verdicts = run_and_compile(work)
+    sanitize_and_test(work, verdicts, junit)
     counts = count_tests(junit)
-    verdicts = sanitize(work)
     without = [f"--without={backend}" for backend in not_worth_measuring(counts, verdicts)]
-    work.python("compile the peers", 90, work.source / "benchmarks/warm_cache.py")
     measured = folder / "benchmarks.json"
-    work.python(
-        "benchmarks", 300, "-m", "pytest", work.source / "benchmarks", "--benchmark-only",
-        "--device=cuda", *without, "-p", "no:cacheprovider", "-q", f"--benchmark-json={measured}",
+    steps.run(
+        work.python(
+            "benchmarks", 400, "-m", "pytest", work.source / "benchmarks", "--benchmark-only",
+            "--device=cuda", *without, "-p", "no:cacheprovider", "-q",
+            f"--benchmark-json={measured}",
+        )
     )  # fmt: skip
     # The copy is what was tested, whatever has become of the checkout meanwhile.
     made = ledger_of(facts, counts, verdicts, rows_of(measured), work.source)
@@ -196,10 +206,62 @@ def on_gpu(folder: Path, out: Path) -> int:
     return 0 if steps.all_passed() else 1
 
 
-def run_gpu_tests(work: Workplace, junit: Path) -> None:
+def small_cases(work: Workplace, backend: str, seconds: float) -> Command:
+    script = work.source / "benchmarks/small_cases.py"
+    return work.python(f"small cases {backend}", seconds, script, backend)
+
+
+def run_and_compile(work: Workplace) -> Verdicts:
+    """Every kernel once without a tool, while the peers are compiled: what sanitizers run next
+    is then compiled too.
+    """
+    backends = sorted({ledger.backend_of(kernel) for kernel in ledger.kernels(work.source)})
+    peers = work.python("compile the peers", 120, work.source / "benchmarks/warm_cache.py")
+    outcomes = work.steps.run(*(small_cases(work, backend, 120) for backend in backends), peers)
+    return {
+        backend: {"plain": outcome.verdict}
+        for backend, outcome in zip(backends, outcomes, strict=False)
+    }
+
+
+def sanitize_and_test(work: Workplace, verdicts: Verdicts, junit: Path) -> None:
+    """Adds the tools' verdicts. Side by side: most of it is torch's start and compilation."""
+    sanitizer = work.tool("compute-sanitizer")
+    commands = {}
+    for backend, tool in itertools.product(verdicts, SANITIZERS):
+        if sanitizer is None:
+            verdicts[backend][tool] = work.steps.absent(f"{tool} {backend}").verdict
+        else:
+            commands[backend, tool] = sanitized(work, sanitizer, backend, tool)
+    outcomes = work.steps.run(gpu_tests(work, junit), *commands.values())[1:]
+    for (backend, tool), outcome in zip(commands, outcomes, strict=True):
+        if outcome.verdict == FAILED and not concluded(outcome):
+            (outcome,) = work.steps.run(commands[backend, tool])  # once more, by itself
+        verdicts[backend][tool] = outcome.verdict
+
+
+def concluded(outcome: Outcome) -> bool:
+    """Whether a sanitizer came to its end: it may have had no connection to its program."""
+    return outcome.log is not None and "SUMMARY:" in outcome.log.read_text(errors="replace")
+
+
+def gpu_tests(work: Workplace, junit: Path) -> Command:
     """Those that run kernels on hardware; most of their time is Triton's compilation."""
     selected = " or ".join(SELECTED.values())
-    work.tests("tests", 170, f"({selected}) and not {NO_KERNEL_RUNS}", junit)
+    return work.tests("tests", 240, f"({selected}) and not {NO_KERNEL_RUNS}", junit)
+
+
+def sanitized(work: Workplace, sanitizer: str, backend: str, tool: str) -> Command:
+    """The small cases under a tool, each tensor in an allocation of its own, so that a step
+    beyond it is seen.
+    """
+    plain = small_cases(work, backend, 200)
+    return replace(
+        plain,
+        name=f"{tool} {backend}",
+        words=[sanitizer, "--tool", tool, "--error-exitcode", "9", *plain.words],
+        environment={**plain.environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    )
 
 
 def architecture_of(capability: tuple[int, int]) -> str:
@@ -209,7 +271,7 @@ def architecture_of(capability: tuple[int, int]) -> str:
     return "100" if capability > (9, 0) else "80-real"  # with PTX, for what is newer than sm_100
 
 
-def not_worth_measuring(counts: TestCounts, verdicts: dict[str, dict[str, str]]) -> list[str]:
+def not_worth_measuring(counts: TestCounts, verdicts: Verdicts) -> list[str]:
     """Backends that failed, if another passed: it must not fall with auto's first choice.
 
     Where none passed, all are measured: nothing is recorded, but the log has the figures.
@@ -228,28 +290,6 @@ def for_the_ledger(verdicts: dict[str, str]) -> dict[str, str]:
         tool: verdict if verdict in (PASSED, ABSENT) else "failed"
         for tool, verdict in verdicts.items()
     }
-
-
-def sanitize(work: Workplace) -> dict[str, dict[str, str]]:
-    """Backend -> tool -> verdict, on small cases; "plain" is the same without a tool."""
-    sanitizer = work.tool("compute-sanitizer")
-    script = work.source / "benchmarks/small_cases.py"
-    verdicts: dict[str, dict[str, str]] = {}
-    for backend in sorted({ledger.backend_of(kernel) for kernel in ledger.kernels(work.source)}):
-        verdicts[backend] = {"plain": work.python(f"small cases {backend}", 60, script, backend)}
-        for tool in SANITIZERS:
-            name = f"{tool} {backend}"
-            if sanitizer is None:
-                verdicts[backend][tool] = work.steps.absent(name).verdict
-                continue
-            command = [
-                sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, script, backend
-            ]  # fmt: skip
-            # Each tensor in an allocation of its own, so that a step beyond it is seen.
-            environment = {**work.environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-            outcome = work.steps.run(name, command, 35, work.folder, environment)
-            verdicts[backend][tool] = outcome.verdict
-    return verdicts
 
 
 def count_tests(junit: Path) -> TestCounts:
@@ -288,7 +328,7 @@ def rows_of(measured: Path) -> list[dict[str, Any]]:
 def ledger_of(
     facts: dict[str, Any],
     counts: TestCounts,
-    verdicts: dict[str, dict[str, str]],
+    verdicts: Verdicts,
     rows: list[dict[str, Any]],
     root: Path,
 ) -> dict[str, Any]:

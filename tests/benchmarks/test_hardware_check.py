@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -12,15 +13,20 @@ import hardware_check
 import ledger
 import report
 from hardware_check import Workplace
-from steps import ABSENT, FAILED, PASSED, TIMED_OUT, Outcome, Steps
+from steps import ABSENT, FAILED, PASSED, TIMED_OUT, Command, Outcome, Steps
 
 KERNEL = "logo_kernels/backends/triton/cosine.py"
 CUDA_KERNEL = "csrc/cuda/cosine.cu"
 CUDA_SCALE = "csrc/cuda/scale.cu"
 
 
+def command(tmp_path, code, seconds=20.0):
+    return Command("a step", [sys.executable, "-c", code], seconds, tmp_path, os.environ)
+
+
 def run(steps, tmp_path, code, seconds=20.0):
-    return steps.run("a step", [sys.executable, "-c", code], seconds, tmp_path, os.environ)
+    (outcome,) = steps.run(command(tmp_path, code, seconds))
+    return outcome
 
 
 def test_steps_go_on_after_a_failure(tmp_path):
@@ -45,6 +51,26 @@ def test_a_step_is_interrupted_and_may_write_what_it_has(tmp_path):
     assert outcome.verdict == TIMED_OUT
     assert time.monotonic() - start < 10
     assert "written" in outcome.log.read_text()
+
+
+def test_steps_side_by_side(tmp_path):
+    """Each waits for a file of the other: one after the other, neither would end."""
+    code = (
+        "import sys, time, pathlib\n"
+        "pathlib.Path({mine!r}).touch()\n"
+        "while not pathlib.Path({other!r}).exists():\n    time.sleep(0.01)\n"
+        "print({mine!r})\nraise SystemExit({code})"
+    )
+    steps = Steps(tmp_path / "logs", 60)
+    first, second, third = steps.run(
+        command(tmp_path, code.format(mine="a", other="b", code=0)),
+        command(tmp_path, code.format(mine="b", other="a", code=3)),
+        command(tmp_path, "import time; time.sleep(60)", seconds=1.0),
+    )
+    assert (first.verdict, second.verdict, third.verdict) == (PASSED, FAILED, TIMED_OUT)
+    assert [outcome.log.read_text() for outcome in (first, second)] == ["a\n", "b\n"]
+    assert third.seconds < 15
+    assert sorted(steps.outcomes) == sorted([first, second, third])
 
 
 def test_no_step_starts_after_the_deadline(tmp_path):
@@ -103,19 +129,15 @@ def test_whose_test_it_is(module, name, owner):
 
 
 def collected(monkeypatch, tmp_path, tests):
-    """(module, name) of the project's tests that `tests(workplace)` would run here."""
+    """(module, name) of the project's tests that the command `tests(workplace)` would run here."""
     monkeypatch.setattr(Workplace, "__init__", lambda self: None)
     monkeypatch.setattr(Workplace, "parallel", lambda self: [])
     work = Workplace()
     work.source, work.folder, work.environment = ledger.ROOT, tmp_path, dict(os.environ)
     work.steps = Steps(tmp_path / "logs", 300)
 
-    def only_collect(name, command, seconds, cwd, environment):
-        command = [*command, "--collect-only"]
-        return Steps.run(work.steps, name, command, seconds, cwd, environment)
-
-    monkeypatch.setattr(work.steps, "run", only_collect)
-    tests(work)
+    made = tests(work)
+    work.steps.run(replace(made, words=[*made.words, "--collect-only"]))
     lines = work.steps.outcomes[-1].log.read_text().splitlines()
     found = [line.split("::", 1) for line in lines if "::" in line]
     return [(path.removesuffix(".py").replace("/", "."), name) for path, name in found]
@@ -124,7 +146,7 @@ def collected(monkeypatch, tmp_path, tests):
 def test_the_gpu_runs_tests_of_its_backends_alone(monkeypatch, tmp_path):
     """Of this project's own tests: what is selected is what is counted."""
     found = collected(
-        monkeypatch, tmp_path, lambda work: hardware_check.run_gpu_tests(work, tmp_path / "x.xml")
+        monkeypatch, tmp_path, lambda work: hardware_check.gpu_tests(work, tmp_path / "x.xml")
     )
     owners = [hardware_check.backend_of_test(*test) for test in found]
     assert set(owners) == {"triton", "cuda"}
@@ -134,9 +156,8 @@ def test_the_gpu_runs_tests_of_its_backends_alone(monkeypatch, tmp_path):
 
 
 def test_the_emulator_runs_tests_of_its_own_alone(monkeypatch, tmp_path):
-    monkeypatch.setattr(Workplace, "tool", lambda self, name: name)
     found = collected(
-        monkeypatch, tmp_path, lambda work: hardware_check.emulate(work, tmp_path / "x.xml")
+        monkeypatch, tmp_path, lambda work: hardware_check.emulated_tests(work, tmp_path / "x.xml")
     )
     assert {hardware_check.backend_of_test(*test) for test in found} == {"emulated"}
     assert {"tests.test_cosine", "tests.cuda_kernels.test_walk"} <= {module for module, _ in found}
@@ -281,9 +302,11 @@ def test_one_architecture_is_built(capability, architecture):
 def test_the_whole_check_without_a_gpu(monkeypatch, tmp_path, tools, reports):
     commands = {}
 
-    def instead_of_running(self, name, command, seconds, cwd, environment):
-        commands[name] = [str(word) for word in command], dict(environment)
-        return self._ended(Outcome(name, PASSED, 0.0, None))
+    def instead_of_running(self, *given):
+        for command in given:
+            words = [str(word) for word in command.words]
+            commands[command.name] = words, dict(command.environment)
+        return [self._ended(Outcome(command.name, PASSED, 0.0, None)) for command in given]
 
     monkeypatch.setattr(Steps, "run", instead_of_running)
     monkeypatch.setattr(
@@ -315,24 +338,31 @@ def test_the_whole_check_without_a_gpu(monkeypatch, tmp_path, tools, reports):
 
 def test_the_whole_check_on_a_made_gpu(monkeypatch, tmp_path):
     """Every step's command is built and everything is written; only the commands do not run."""
-    commands, environments = [], {}
+    commands, environments, together = [], {}, []
 
-    def instead_of_running(self, name, command, seconds, cwd, environment):
-        words = [str(word) for word in command]
-        commands.append((name, words))
-        environments[name] = dict(environment)
+    def instead_of_running(self, *given):
+        together.append([command.name for command in given])
+        return [run_one(self, command) for command in given]
+
+    def run_one(self, command):
+        words = [str(word) for word in command.words]
+        commands.append((command.name, words))
+        environments[command.name] = dict(command.environment)
         for word in words:
             option, _, value = word.partition("=")
             if option == "--junitxml":
                 passed = [
                     ("tests.test_cosine", f"test_it[{name}]", "") for name in ("triton", "cuda")
                 ]
-                junit(cwd, *passed).replace(value)
+                junit(command.cwd, *passed).replace(value)
             if option == "--benchmark-json":
                 made = {"machine_info": FACTS, "benchmarks": [{"extra_info": BOTH}]}
                 with open(value, "w") as file:
                     json.dump(made, file)
-        return self._ended(Outcome(name, PASSED, 0.0, None))
+        log = tmp_path / "log"
+        log.write_text("Target application failed to connect\n")
+        lost = command.name == "memcheck cuda" and len(together) == 3  # beside the others
+        return self._ended(Outcome(command.name, FAILED if lost else PASSED, 0.0, log))
 
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(Steps, "run", instead_of_running)
@@ -341,17 +371,26 @@ def test_the_whole_check_on_a_made_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.which", lambda name, path=None: f"/usr/bin/{name}")
     assert hardware_check.on_gpu(tmp_path / "work", tmp_path / "out") == 0
 
+    assert together == [
+        ["install"],
+        ["small cases cuda", "small cases triton", "compile the peers"],
+        ["tests"] + [
+            f"{tool} {backend}"
+            for backend in ("cuda", "triton")
+            for tool in ("memcheck", "racecheck", "initcheck", "synccheck")
+        ],
+        ["memcheck cuda"],  # once more, since it came to no conclusion
+        ["benchmarks"],
+    ]  # fmt: skip
     names = [name for name, _ in commands]
-    assert names[:2] == ["install", "tests"]
-    for backend in ("triton", "cuda"):
-        assert names.count(f"small cases {backend}") == 1
-        for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
-            assert names.count(f"{tool} {backend}") == 1
+    assert dict(commands)["racecheck cuda"][:3] == [
+        "/usr/bin/compute-sanitizer", "--tool", "racecheck"
+    ]  # fmt: skip
+    assert environments["initcheck triton"]["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
     assert environments["install"]["CUDAARCHS"] == "90a-real"
     assert all("CUDAARCHS" not in environments[name] for name in names[1:])
     assert all(hardware_check.CUDA_TOOLS in made["PATH"] for made in environments.values())
     assert not any("--without" in word for _, words in commands for word in words)
-    assert names[-2:] == ["compile the peers", "benchmarks"]
     results = tmp_path / "out/nvidia-h200"
     made = json.loads((results / "ledger.json").read_text())
     assert made["kernels"][KERNEL]["tests"] == {"passed": 1, "failed": 0}
@@ -361,3 +400,20 @@ def test_the_whole_check_on_a_made_gpu(monkeypatch, tmp_path):
     assert "NVIDIA H200" in table
     assert "| ours | ours, triton |" in table
     assert (results / "chart.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("said", "concluded"),
+    [
+        ("========= ERROR SUMMARY: 3 errors\n", True),
+        ("========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n", True),
+        (
+            "========= Error: Target application terminated before first instrumented API call\n",
+            False,
+        ),
+    ],
+)
+def test_a_sanitizer_that_found_something_has_concluded(tmp_path, said, concluded):
+    log = tmp_path / "log"
+    log.write_text(said)
+    assert hardware_check.concluded(Outcome("memcheck cuda", FAILED, 1.0, log)) == concluded

@@ -47,13 +47,13 @@ def evaluate(affinity, z, form):
     return {name: v.double().cpu() for name, v in found.items()}
 
 
-def hold_against(ours, peer, exact, eps):
+def hold_against(ours, peer, exact, eps, roundings=16):
     """Each at most twice as far off as the plain form in the same dtype, or a few roundings."""
     assert ours.keys() == exact.keys()
     for name, want in exact.items():
         # a bias before a batch norm has no gradient, and what rounding leaves of it has any size
         size = max(0.1, float(want.abs().max()))
-        allowed = 2 * error(peer[name], want) + 16 * eps * size
+        allowed = 2 * error(peer[name], want) + roundings * eps * size
         assert error(ours[name], want) <= allowed, name
 
 
@@ -76,7 +76,8 @@ def test_against_float64(backend, form, training, shape, monkeypatch):
             affinity[1].momentum = None
         found.append(evaluate(affinity, z.to(at, dtype), form))
     exact, peer, ours = found
-    hold_against(ours, peer, exact, EPS[torch.float32])
+    # On a GPU the plain form's products are not those of the peer, on a CPU: a few roundings more.
+    hold_against(ours, peer, exact, EPS[torch.float32], 64 if device == "cuda" else 16)
 
 
 @pytest.mark.parametrize("form", FORMS)

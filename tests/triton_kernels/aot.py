@@ -318,6 +318,8 @@ QUICK = (
     Case("info_nce", BF16, (4096, 65536), 128, transposed=True),  # a queue kept as [D, K]
     Case("info_nce", BF16, (4096, 65536), 512),  # scores in chunks of D
     Case("info_nce", FP16, (4096, 65536), 128),
+    Case("cosine", FP32, (2, 62), 2048),  # fp32 products in parts
+    Case("similarity_backward", FP32, (64, 64), 2048),
     Case("norms", BF16, (512, 65536), 128),
     Case("combine", BF16, (512, 65536), 128),
     *(Case(operation, BF16, (256, 8), 256) for operation in PAIRS),
@@ -349,7 +351,6 @@ FULL = (
     Case("cosine", FP16, (2, 8), 4096),
     *(Case("cosine", FP32, (2, 8), d) for d in (16, 32, 64, 128)),
     *(Case("cosine", FP32, (2, 20), d) for d in (16, 32, 2048)),
-    Case("cosine", FP32, (2, 62), 2048),
     Case("cosine", FP32, (10, 90), 2048),
     Case("cosine", BF16, (2, 2), 2048, simsiam=True, features=FP32),
     Case("cosine", BF16, (2, 8), 2048, simsiam=True, features=FP32),
@@ -360,7 +361,6 @@ FULL = (
     Case("similarity_backward", FP16, (64, 64), 2048),
     Case("similarity_backward", BF16, (64, 64), 2048),
     Case("similarity_backward", FP32, (8, 8), 2048),
-    Case("similarity_backward", FP32, (64, 64), 2048),
     Case("scale", FP16, (10, 0), 2048),
     Case("scale_rows", FP32, (10, 0), 256),
     *(Case("info_nce", BF16, (64, 65536), d) for d in (16, 128, 256, 512)),

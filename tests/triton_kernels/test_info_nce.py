@@ -169,8 +169,9 @@ def test_any_strides(dtypes, device, kernels) -> None:
     for view in (transposed, every_other, sparse):
         assert torch.equal(view, negatives)
         got = kernels.info_nce(queries, view, 0.1, dtypes[0], None)
-        assert torch.equal(got.lse, expected.lse)
-        assert torch.equal(got.mean, expected.mean)
+        # Another layout of the tile adds the squares of a norm in another order.
+        torch.testing.assert_close(got.lse, expected.lse, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got.mean, expected.mean, rtol=1e-5, atol=1e-6)
     got = kernels.info_nce(queries, repeated, 0.1, dtypes[0], None)
     assert torch.equal(
         got.lse, kernels.info_nce(queries, repeated.clone(), 0.1, dtypes[0], None).lse
@@ -316,11 +317,11 @@ def test_partial_results_do_not_grow_with_k() -> None:
 
 def test_ranges() -> None:
     """fp16 weights stay inside fp16, for norms that are not rescaled and any temperature."""
-    for temperature in (1e-4, 0.02, 0.07, 0.19, 0.2, 1.0, 1e4):
+    for temperature in (1e-4, 0.02, 0.07, 0.19, 0.2, 0.3607, 0.7217, 1.0, 1e4):
         assert not ranges_for(max(temperature, 0.02), BF16).running
         ranges = ranges_for(temperature, FP16)
         bound = 0.0 if ranges.running else 1.4427 / temperature
         largest = 2 ** (bound + ranges.lift) * ranges.column_scale * 2**5
-        assert 2**12 < largest < 65504
+        assert 2**14 < largest < 65100
         if not ranges.running:  # the smallest is normal, but for a factor of two
             assert 2 ** (ranges.lift - bound) * ranges.column_scale / 2**9 > 2.0**-15

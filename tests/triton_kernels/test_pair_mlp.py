@@ -196,7 +196,8 @@ def test_links_of_any_f(link, stage, device) -> None:
         weight, nothing = torch.tensor([sign], device=device), torch.zeros(1, device=device)
         arguments = f.unsqueeze(1), one, weight, nothing, 1, link
         for got, right in zip(stage.output(*arguments), DEFINITION.output(*arguments), strict=True):
-            torch.testing.assert_close(got.double(), right, rtol=1e-6, atol=1e-37)
+            # e^f by 2^(f·log2 e): the product alone, rounded, is off by 1.2e-6 of it at f = 30.
+            torch.testing.assert_close(got.double(), right, rtol=4e-6, atol=1e-37)
 
 
 @pytest.mark.parametrize("images", [1, 3])

@@ -398,6 +398,9 @@ def info_nce_kernel(
         own_first, own_last, lift, one,
         D, BLOCK_N, CAREFUL_K, BLOCK_D, CHUNK_D, 1, OP, OPERANDS, RUNNING, OWN, LAYOUT, True,
     )  # fmt: skip
+    # A product with one: without it, Triton 3.6 defines these sums amid the next loop's wgmmas, and
+    # ptxas then lets every one wait for the one before.
+    mean = mean * one
     mean, total, maximum = walk(
         mean, total, maximum,
         first, hidden + (whole - shown), hidden, shown - hidden,

@@ -65,11 +65,11 @@ def ranges_for(temperature: float, negatives: torch.dtype) -> Ranges:
     if negatives != torch.float16:
         return Ranges(inverse > FIXED_MAXIMUM, 1.0, scale, 0.0)
     # Normal numbers of fp16 end at 2^-14: q̂ is raised by 2^10, and weights so that the largest,
-    # of the largest probability and a norm of 2^-5, is between 2^14 and 2^16.
+    # of the largest probability and a norm of 2^-5, is between 32,500 and 65,000.
     running = inverse > FIXED_MAXIMUM_FP16
     column_scale = scale / 1024
     bound = 0.0 if running else scale
-    lift = 9 - math.floor(bound) - math.floor(math.log2(column_scale))
+    lift = math.floor(math.log2(65000) - 5 - bound - math.log2(column_scale))
     return Ranges(running, 1024.0, column_scale, float(lift))
 
 

@@ -10,14 +10,18 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor
 
-from ..devices import Workspaces, on_device_of
+from ..devices import Zeros, on_device_of
 from .environment import interpreted
+from .tiles import power_of_two
 
 # Programs of one launch that a grid-stride kernel starts where there are no multiprocessors.
 INTERPRETER_PROGRAMS = 3
 
+# Kept for a stream at the least: enough for all batches but the largest.
+COUNTERS = 1024
+
 _interpreter = threading.RLock()
-_workspaces: Workspaces[tuple[Tensor, Tensor]] = Workspaces()
+_counters = Zeros(torch.int32)
 
 
 @contextmanager
@@ -75,21 +79,9 @@ def multiprocessors(device: int | None) -> int:
 
 
 def reduction_workspace(like: Tensor, images: int, groups: int) -> tuple[Tensor, Tensor]:
-    """(partials [≥ 3·(images + groups)] fp32, counters [≥ 1 + groups] int32, zeros).
+    """(partials [3·(images + groups)] fp32, counters [≥ 1 + groups] int32, zeros).
 
     Each launch leaves the counters at zero. Called within `launching(like)`.
     """
-    # Powers of two: a batch that is a little larger does not allocate again.
-    size = 1 << (images + groups - 1).bit_length()
-    return _workspaces.take(
-        like,
-        lambda kept: kept[0].numel() >= 3 * (images + groups),
-        lambda: _new_workspace(like, size),
-    )
-
-
-def _new_workspace(like: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    return (
-        torch.empty(3 * size, dtype=torch.float32, device=like.device),
-        torch.zeros(1 + size, dtype=torch.int32, device=like.device),
-    )
+    partials = torch.empty(3 * (images + groups), dtype=torch.float32, device=like.device)
+    return partials, _counters.take(like, max(COUNTERS, power_of_two(1 + groups)))

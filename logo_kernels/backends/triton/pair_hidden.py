@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .launch import launching, multiprocessors
 from .pair_moments import combined
-from .pair_plan import image_tile, pair_tile, programs
+from .pair_plan import halved, image_tile, pair_tile, programs
 from .pair_tiles import (
     columns_of,
     load_rows,
@@ -211,7 +211,7 @@ def hidden_backward_kernel(
 def hidden_moments(a: Tensor, c: Tensor, roll: int) -> Tensor:
     """`PairStage.hidden_moments`."""
     images, crops, width = a.shape
-    tile = image_tile(crops, width, a.element_size())
+    tile = halved(image_tile(crops, width, a.element_size()))
     tiles = triton.cdiv(images, tile.across)
     column_tiles = triton.cdiv(width, tile.block_h)
     with launching(a):
@@ -247,7 +247,7 @@ def hidden_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`PairStage.hidden_sums`."""
     images, crops, width = a.shape
-    tile = pair_tile(crops, width, a.element_size(), 4)
+    tile = halved(pair_tile(crops, width, a.element_size(), 4))
     groups = triton.cdiv(crops, tile.deep)
     column_tiles = triton.cdiv(width, tile.block_h)
     to_a = a.new_empty(groups, images, crops, width, dtype=torch.float32)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..pairs import LINKS
 from .launch import launching, multiprocessors
 from .pair_moments import combined
-from .pair_plan import PairTile, column_tile, programs, row_tile, segments
+from .pair_plan import PairTile, column_tile, halved, programs, row_tile, segments
 from .pair_tiles import (
     columns_of,
     load_rows,
@@ -203,7 +203,7 @@ def output_backward_kernel(
 def output_moments(y: Tensor) -> Tensor:
     """`PairStage.output_moments`."""
     rows, width = y.shape
-    tile = column_tile(width, y.element_size(), 8)
+    tile = halved(column_tile(width, y.element_size(), 8))
     with launching(y):
         count, span, column_tiles = _shares(y, tile)
         parts = y.new_empty(count, 2, width, dtype=torch.float32)

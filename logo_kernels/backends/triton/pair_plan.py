@@ -38,6 +38,14 @@ def image_tile(crops: int, width: int, itemsize: int) -> PairTile:
     return _tile(deep, width, itemsize, 4, 128)
 
 
+def halved(tile: PairTile) -> PairTile:
+    """Half the images or crops across, in as many warps: for kernels that keep several sums.
+
+    Triton 3.6 takes more registers for them than later ones, and spills those of a whole tile.
+    """
+    return tile._replace(across=max(1, tile.across // 2))
+
+
 @functools.cache
 def column_tile(width: int, itemsize: int, deep: int) -> PairTile:
     """For sums over the rows of [P, H']: DEEP·ACROSS rows."""

@@ -328,10 +328,10 @@ def multiply(weights, tile, OP: tl.constexpr, SPLIT: tl.constexpr):
     V_PAD: tl.constexpr = weights.shape[-1]
     if OP == tl.float32 and V_PAD > 32:
         # fp32 products without tensor cores hold both operands' whole depth in registers: V_PAD is
-        # cut to parts of 8, a batch whose products are then summed.
-        PARTS: tl.constexpr = V_PAD // 8
-        left = tl.permute(tl.reshape(weights, [V_PAD, PARTS, 8]), (1, 0, 2))
-        right = tl.reshape(tile, [PARTS, 8, tile.shape[1]])
+        # cut to parts of 16, the least that Triton 3.6 takes, a batch whose products are summed.
+        PARTS: tl.constexpr = V_PAD // 16
+        left = tl.permute(tl.reshape(weights, [V_PAD, PARTS, 16]), (1, 0, 2))
+        right = tl.reshape(tile, [PARTS, 16, tile.shape[1]])
         product = tl.sum(tl.dot(left, right, input_precision="ieee"), 0)
     elif OP == tl.float32:
         product = tl.dot(weights, tile, input_precision="ieee")

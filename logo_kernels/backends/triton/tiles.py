@@ -106,8 +106,9 @@ def _full_precision(v_pad: int, d_pad: int) -> Tile:
         return Tile(32, min(32 * split, d_pad), split, 32, 2 * split, 1)
     if v_pad == 64:
         return Tile(64, 16, 1, 16, 8, 1)
-    # 32 accumulators, 4 by 8, in 16 warps, whose threads have 128 registers at most: 8 columns.
-    return Tile(128, 8, 1, 8, 16, 1)
+    # Threads of 16 warps have 128 registers at most: a few words spill. Triton 3.6 takes no fewer
+    # columns.
+    return Tile(128, 16, 1, 16, 16, 1)
 
 
 class ScaleTile(NamedTuple):

@@ -1,6 +1,7 @@
 // Python's view of the CUDA launchers: integers in, RuntimeError out.
 //
-// The GIL is kept: a launch takes microseconds and waits for nothing.
+// Launches release the GIL: where a stream's queue is full they wait for the device, and what it
+// waits for may be another thread's to launch.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -25,7 +26,12 @@ void run(Status (*launcher)(const Problem&, const cuda::Queue&, cuda::Failure*),
   cuda::Failure failure;
   const cuda::Queue queue{device, reinterpret_cast<void*>(stream),
                           reinterpret_cast<void*>(workspace)};
-  check(launcher(problem, queue, &failure), failure);
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = launcher(problem, queue, &failure);
+  }
+  check(status, failure);
 }
 
 void cosine(int device, uintptr_t stream, uintptr_t workspace, int64_t images, int64_t dim,
@@ -77,6 +83,11 @@ int64_t ask(const Question& question) {
   const int64_t answer = question(&failure);
   check(answer > 0 ? Status::ok : Status::launch_failed, failure);
   return answer;
+}
+
+void probe(int device) {
+  cuda::Failure failure;
+  check(cuda::probe(device, &failure), failure);
 }
 
 int64_t workspace_bytes(int device) {
@@ -159,6 +170,7 @@ void bind_cuda(py::module_& m) {
   m.def("similarity", &similarity);
   m.def("similarity_backward", &similarity_backward);
   m.def("scale", &scale);
+  m.def("probe", &probe, "RuntimeError where kernels of this build cannot run on this device.");
   m.def("workspace_bytes", &workspace_bytes,
         "Bytes, zeros at first, that launches of `cosine` on one stream share.");
   m.def("shared_bytes", &shared_bytes,

@@ -22,6 +22,7 @@ Status similarity_backward(const SimilarityProblem&, const Queue&, Failure* fail
   return absent(failure);
 }
 Status scale(const ScaleProblem&, const Queue&, Failure* failure) { return absent(failure); }
+Status probe(int, Failure* failure) { return absent(failure); }
 Status info_nce(const InfoNCEProblem&, const Queue&, Failure* failure) { return absent(failure); }
 Status pair_hidden_moments(const PairHiddenProblem&, const Queue&, Failure* failure) {
   return absent(failure);

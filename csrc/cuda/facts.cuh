@@ -31,7 +31,7 @@ template <class T>
 __device__ void find_largest(const Stage<T>& stage, int rows, const Facts& facts, bool add) {
   const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
   for (int row = threadIdx.x / 32; row < rows; row += warps) {
-    float most = add ? facts.factor[row] : 0.0f;
+    float most = add && lane == 0 ? facts.factor[row] : 0.0f;  // read by who writes it
     for (int quad = lane; quad < stage.quads(); quad += 32) {
       const float4 v = load_quad(stage, row, quad);
       most = fmaxf(fmaxf(most, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));

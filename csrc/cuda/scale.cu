@@ -88,5 +88,17 @@ Status scale(const ScaleProblem& p, const Queue& queue, Failure* failure) {
              : fail(failure, "scale", shape, queue.device, cudaGetErrorString(error));
 }
 
+Status probe(int device, Failure* failure) {
+  Limits limits;
+  const Status entered = enter("a kernel", "as a probe", {device}, &limits, failure);
+  if (entered != Status::ok) return entered;
+  // All kernels are built for the same devices.
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, scale_kernel<float>);
+  return error == cudaSuccess
+             ? Status::ok
+             : fail(failure, "a kernel", "as a probe", device, cudaGetErrorString(error));
+}
+
 }  // namespace cuda
 }  // namespace logo

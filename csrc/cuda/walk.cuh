@@ -71,12 +71,16 @@ __device__ void walk_images(const Input& input, const Plan& plan, const SharedPa
 #pragma unroll 1
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
       feed.issue(image, chunk);
+      __syncthreads();
       visit(feed.next(chunk), chunk);
       feed.release();
     }
   };
 
   fill();
+  // Arrivals order a bulk copy before its readers; racecheck wants a barrier as well. Later copies
+  // have one on the way.
+  __syncthreads();
 #pragma unroll 1
   for (int64_t image = blockIdx.x; image < input.images; image += gridDim.x) {
     Stage<T> stage{};

@@ -14,7 +14,7 @@ from torch import Tensor
 from .arguments import DTYPES, NO_ROWS, REDUCTIONS, Rows, rows
 from .buffers import cosine_result, gradient_like
 from .cuda_pairs import CudaPairStage
-from .devices import Workspaces, on_device_of, place
+from .devices import Zeros, on_device_of, place
 from .extension import extension, problem
 from .pairs import PairStage
 from .protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
@@ -38,9 +38,18 @@ def _missing() -> str | None:
 
 
 @functools.cache
-def _too_old() -> bool:
-    """Whether the current device is older than Ampere, the first with what the kernels need."""
-    return torch.cuda.get_device_capability() < (8, 0)
+def _unfit(device: int) -> str | None:
+    """Why this GPU does not run the kernels of this build, or None."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs compute capability 8.0, and this device is older"
+    try:
+        extension.cuda.probe(device)  # type: ignore[union-attr]
+    except RuntimeError as error:
+        return (
+            f"its kernels, built for {extension.cuda.architectures}, do not run "  # type: ignore[union-attr]
+            f"here ({error}); update the driver, or build on this machine: pip install ."
+        )
+    return None
 
 
 def _one_per_row(numbers: Tensor | None) -> Rows:
@@ -53,7 +62,7 @@ class CudaBackend(Backend):
     device_type = "cuda"
 
     def __init__(self) -> None:
-        self._workspaces: Workspaces[Tensor] = Workspaces()
+        self._zeros = Zeros(torch.uint8)
 
     @property
     def library(self) -> ModuleType:
@@ -72,8 +81,9 @@ class CudaBackend(Backend):
             return f"it works on {self.device_type} tensors, and these are on {problem.device!r}"
         if torch.float64 in problem.dtypes:
             return "it has no float64; backend='reference' has"
-        if self.device_type == "cuda" and _too_old():
-            return "it needs compute capability 8.0, and this device is older"
+        device = torch.cuda.current_device() if self.device_type == "cuda" else 0
+        if self.device_type == "cuda" and (reason := _unfit(device)) is not None:
+            return reason
         if problem.operation in ("scale", "pair_mlp"):
             return None
         if problem.crops > self.library.max_rows:
@@ -81,7 +91,6 @@ class CudaBackend(Backend):
                 f"it takes at most {self.library.max_rows} rows of an image (crops, targets and "
                 f"features together), and these are {problem.crops}"
             )
-        device = torch.cuda.current_device() if self.device_type == "cuda" else 0
         shared = self.library.shared_bytes(device)
         if problem.operation == "info_nce":
             # fp32 operands take the most, and the number of rows plays no part.
@@ -117,9 +126,12 @@ class CudaBackend(Backend):
                 global_crops, local_crops, targets, features, reduction,
                 grad_global, grad_local, grad_features,
             )  # fmt: skip
+            device, stream = place(global_crops)
+            # The counter and the sums of blocks, which launches on a stream share.
+            size = self.library.workspace_bytes(global_crops.device.index or 0)
+            workspace = self._zeros.take(global_crops, size)
             self.library.cosine(
-                *place(global_crops), self._workspace(global_crops).data_ptr(),
-                global_crops.shape[0], global_crops.shape[2],
+                device, stream, workspace.data_ptr(), global_crops.shape[0], global_crops.shape[2],
                 rows(global_crops), rows(local_crops), rows(targets), rows(features),
                 *weights, repulsion, REDUCTIONS[reduction],
                 rows(result.grad_global) if grad_global else NO_ROWS,
@@ -189,12 +201,3 @@ class CudaBackend(Backend):
                 _one_per_row(row_scale),
             )  # fmt: skip
         return gradient
-
-    def _workspace(self, like: Tensor) -> Tensor:
-        """The counter and the sums of blocks that launches of `cosine` on a stream share."""
-        needed = self.library.workspace_bytes(like.device.index or 0)
-        return self._workspaces.take(
-            like,
-            lambda kept: kept.numel() >= needed,
-            lambda: torch.zeros(needed, dtype=torch.uint8, device=like.device),
-        )

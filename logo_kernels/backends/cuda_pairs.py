@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .compiled_pairs import CompiledPairStage, addresses
-from .devices import Workspaces, on_device_of, place
+from .devices import on_device_of, place
 
 
 class CudaPairStage(CompiledPairStage):
@@ -17,7 +17,6 @@ class CudaPairStage(CompiledPairStage):
 
     def __init__(self, library: Callable[[], ModuleType]) -> None:
         self._library = library
-        self._workspaces: Workspaces[Tensor] = Workspaces()
 
     def _launch(
         self,
@@ -29,14 +28,9 @@ class CudaPairStage(CompiledPairStage):
     ) -> None:
         library = self._library()
         with on_device_of(like):
-            workspace = self._workspace(library, like).data_ptr() if summing else 0
-            getattr(library, name)((*place(like), workspace), *sizes, **addresses(arrays))
-
-    def _workspace(self, library: ModuleType, like: Tensor) -> Tensor:
-        """The sums of blocks, which launches on a stream share."""
-        needed = library.pair_workspace_bytes(like.device.index or 0, like.shape[-1])
-        return self._workspaces.take(
-            like,
-            lambda kept: kept.numel() >= needed,
-            lambda: torch.empty(needed, dtype=torch.uint8, device=like.device),
-        )
+            device, stream = place(like)
+            # For the sums of blocks. Whoever is given its memory next, is so on this stream.
+            size = library.pair_workspace_bytes(device, like.shape[-1]) if summing else 0
+            workspace = torch.empty(size, dtype=torch.uint8, device=like.device)
+            where = device, stream, workspace.data_ptr()
+            getattr(library, name)(where, *sizes, **addresses(arrays))

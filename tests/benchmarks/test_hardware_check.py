@@ -20,25 +20,27 @@ CUDA_KERNEL = "csrc/cuda/cosine.cu"
 CUDA_SCALE = "csrc/cuda/scale.cu"
 
 
-def command(tmp_path, code, seconds=20.0):
-    return Command("a step", [sys.executable, "-c", code], seconds, tmp_path, os.environ)
+def command(tmp_path, code, seconds=20.0, name="a step"):
+    return Command(name, [sys.executable, "-c", code], seconds, tmp_path, os.environ)
 
 
-def run(steps, tmp_path, code, seconds=20.0):
-    (outcome,) = steps.run(command(tmp_path, code, seconds))
+def run(steps, tmp_path, code, seconds=20.0, name="a step"):
+    (outcome,) = steps.run(command(tmp_path, code, seconds, name))
     return outcome
 
 
 def test_steps_go_on_after_a_failure(tmp_path):
     steps = Steps(tmp_path / "logs", 60)
     assert run(steps, tmp_path, "print('first'); raise SystemExit(3)").verdict == FAILED
-    assert run(steps, tmp_path, "print('second')").verdict == PASSED
+    assert run(steps, tmp_path, "print('second')", name="another").verdict == PASSED
     assert steps.absent("a tool").verdict == ABSENT
     assert not steps.all_passed()
     assert [path.name for path in sorted((tmp_path / "logs").iterdir())] == [
-        "01-a-step.log", "02-a-step.log"
+        "01-a-step.log", "02-another.log"
     ]  # fmt: skip
-    assert (tmp_path / "logs/02-a-step.log").read_text() == "second\n"
+    assert (tmp_path / "logs/02-another.log").read_text() == "second\n"
+    assert run(steps, tmp_path, "print('better')").verdict == PASSED
+    assert steps.all_passed()  # the last time that a step ran is what counts
 
 
 def test_a_step_is_interrupted_and_may_write_what_it_has(tmp_path):

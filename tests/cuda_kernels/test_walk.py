@@ -147,7 +147,7 @@ def test_launches_share_a_workspace(emulated):
         want, _ = exact(x, y, None, None, 0.3, "sum", "mean")
         terms, _ = run(BACKEND, x, y, None, None, repulsion_weight=0.3)
         assert error(terms[0], want[0]) < 1e-6
-    assert len(emulated._workspaces._kept) == 1
+    assert len(emulated._zeros._kept) == 1
 
 
 def test_two_threads_at_once(emulated):

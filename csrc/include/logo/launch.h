@@ -49,6 +49,8 @@ Status cosine(const CosineProblem& problem, const Queue& queue, Failure* failure
 Status similarity(const SimilarityProblem& problem, const Queue& queue, Failure* failure);
 Status similarity_backward(const SimilarityProblem& problem, const Queue& queue, Failure* failure);
 Status scale(const ScaleProblem& problem, const Queue& queue, Failure* failure);
+// Whether the driver takes this build's runtime, and the build has code for this device.
+Status probe(int device, Failure* failure);
 // The queue's workspace is of info_nce_workspace_bytes and need not be zeros.
 Status info_nce(const InfoNCEProblem& problem, const Queue& queue, Failure* failure);
 // The queue's workspace is of pair_workspace_bytes and need not be zeros; the launches of moments

@@ -5,6 +5,7 @@ similarity="info_nce", negatives="batch", temperature=TEMPERATURE, affinity=None
 
 - ``once``    the logits of every crop with every target once, an image's own masked out
 - ``NTXent``  pytorch-metric-learning's NTXentLoss, told the pairs of eqs. 3 and 4
+- ``Inf-CL``  inf_cl's Triton kernels, where each image has one query and one target (on a GPU)
 """
 
 from __future__ import annotations
@@ -57,4 +58,16 @@ def ntxent(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
     return 0.5 * attraction(x, True) + attraction(y, False)
 
 
+def infcl(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """Its denominator has all targets: the positive, and those of the other images."""
+    from inf_cl import cal_flash_loss
+
+    if x.shape[1] != 1 or y.shape[1] != 1:
+        raise ValueError("Inf-CL has one query and one positive per image")
+    queries, targets = F.normalize(y[:, 0], dim=-1), F.normalize(t[:, 0], dim=-1)
+    losses = cal_flash_loss(queries, targets, scale=1 / TEMPERATURE, head_dim=y.shape[2])
+    return losses.mean() + 0 * x.sum()  # one global crop has no pair, and a gradient of zero
+
+
 BATCH: dict[str, Callable[..., Tensor]] = {"once": once, "NTXent": ntxent}
+ON_A_GPU: dict[str, Callable[..., Tensor]] = {"Inf-CL": infcl}

@@ -6,11 +6,11 @@ from functools import partial
 
 from torch import Tensor
 
+import batch_peers
+import contrast_peers
 import peers
-from batch_peers import BATCH
 from cases import INFO_NCE, InfoNCECase
 from comparison import Contest, by_backend, compare
-from contrast_peers import INFO_NCE as PEERS
 from contrast_peers import TEMPERATURE
 from inputs import info_nce_inputs
 from logo_kernels import logo_loss
@@ -29,13 +29,22 @@ def loss(x: Tensor, y: Tensor, t: Tensor, n: Tensor | None = None, backend: str 
     )  # fmt: skip
 
 
+def peers_of(case: InfoNCECase, device: str) -> dict[str, peers.Function]:
+    """Against the batch or against a queue; some there are on a GPU only."""
+    if case.negatives is None:
+        functions, on_a_gpu = batch_peers.BATCH, batch_peers.ON_A_GPU
+    else:
+        functions, on_a_gpu = contrast_peers.INFO_NCE, contrast_peers.ON_A_GPU
+    return functions | on_a_gpu if device == "cuda" else functions
+
+
 def contest(case: InfoNCECase, device: str) -> Contest:
     inputs = info_nce_inputs(case, device)
     return Contest(
         inputs,
         ours=by_backend(loss, case.operation, device, inputs),
         reference=partial(loss, backend="reference"),
-        peers=peers.prepare(BATCH if case.negatives is None else PEERS, device, case.moved_bytes()),
+        peers=peers.prepare(peers_of(case, device), device, case.moved_bytes()),
         baselines={"matrix product": matrix_product_step(case.flops(), case.dtype, device)},
     )
 

@@ -142,7 +142,8 @@ class InfoNCECase:
 
     def flops(self) -> int:
         """4NKD: scores, and the negatives' weighted mean, of each crop once."""
-        rows = self.images * (self.global_crops + self.local_crops)
+        queried = self.local_crops + (self.global_crops if self.global_crops > 1 else 0)
+        rows = self.images * queried  # one global crop has no positive
         negatives = self.negatives or (self.images - 1) * self.global_crops
         return 4 * rows * negatives * self.dim
 
@@ -298,6 +299,7 @@ INFO_NCE = {
         InfoNCECase(1024, 2, 2, 65536, 256, "bfloat16", "twice the columns"),
         InfoNCECase(256, 2, 2, 4096, 128, "float32", "the authors' queue"),
         InfoNCECase(4096, 2, 2, None, 256, "bfloat16", "in-batch: 16,384 crops"),
+        InfoNCECase(16384, 1, 1, None, 256, "bfloat16", "in-batch, one direction: Inf-CL's"),
     ),
 }
 

@@ -7,6 +7,9 @@ autograd.
 - ``six calls``  one InfoNCE for each pair of crops, as the published code does: 6 for G = L = 2
 - ``once``       the logits of every crop with the negatives once, for all its positives
 - ``attention``  torch's flash attention with keys = values, called directly: no logits in memory
+- ``cuDNN``      the same by cuDNN's, on a GPU
+
+On a GPU, the keys of both are given in parts, or few queries would leave most of it idle.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TEMPERATURE = 0.2
+
+# [1, H, N, D] queries and [1, H, K, D] keys, which are the values too -> (O, log-sum-exp).
+Engine = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def six_calls(x: Tensor, y: Tensor, t: Tensor, n: Tensor) -> Tensor:
@@ -49,20 +55,63 @@ def once(x: Tensor, y: Tensor, t: Tensor, n: Tensor) -> Tensor:
 
 
 def attention(x: Tensor, y: Tensor, t: Tensor, n: Tensor) -> Tensor:
+    """By torch's flash attention."""
+    return by_attention(flash_engine, x, y, t, n)
+
+
+def cudnn(x: Tensor, y: Tensor, t: Tensor, n: Tensor) -> Tensor:
+    """By cuDNN's attention."""
+    return by_attention(cudnn_engine, x, y, t, n)
+
+
+def by_attention(engine: Engine, x: Tensor, y: Tensor, t: Tensor, n: Tensor) -> Tensor:
     """The softmax-weighted mean O and the log-sum-exp from one attention call; ∂lse/∂q̂ = O/τ."""
     queries = F.normalize(torch.cat([x, y], 1), dim=-1)
-    keys = F.normalize(n, dim=-1)[None, None]
-    rows = queries.detach().reshape(1, 1, -1, queries.shape[-1])
-    run = (
-        torch.ops.aten._scaled_dot_product_flash_attention
-        if x.is_cuda
-        else torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    )
-    mean, lse = run(rows, keys, keys, scale=1 / TEMPERATURE)[:2]
-    mean, lse = mean.view_as(queries), lse.reshape(*queries.shape[:2], 1).to(queries.dtype)
+    rows = queries.detach().flatten(0, 1)
+    keys = F.normalize(n, dim=-1)
+    parts = parts_of(len(keys), len(rows), multiprocessors(x)) if x.is_cuda else 1
+    mean, lse = attend(engine, rows, keys, parts)
+    mean, lse = mean.view_as(queries), lse.view(*queries.shape[:2], 1).to(queries.dtype)
     linear = (queries * mean).sum(-1, keepdim=True) / TEMPERATURE
     lse = lse + linear - linear.detach()  # the value of lse, the gradient O/τ
     return total(lse - queries @ F.normalize(t, dim=-1).mT / TEMPERATURE, x)
+
+
+def attend(engine: Engine, rows: Tensor, keys: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """(O [N, D], lse [N]) of rows [N, D] and keys [K, D], whose parts are given as heads."""
+    heads = keys.view(1, parts, -1, keys.shape[1])
+    mean, lse = engine(rows.expand(1, parts, *rows.shape), heads)
+    if parts == 1:
+        return mean.reshape(rows.shape), lse.reshape(-1)
+    lse = lse.reshape(parts, -1, 1)
+    share = lse.softmax(0)
+    return (mean[0] * share).sum(0).to(rows.dtype), lse.logsumexp(0).reshape(-1)
+
+
+def parts_of(keys: int, rows: int, multiprocessors: int) -> int:
+    """Equal parts of the keys, so that blocks of 128 rows occupy a GPU, two to a multiprocessor."""
+    parts = 1
+    while keys % (2 * parts) == 0 and 2 * parts * -(-rows // 128) <= 2 * multiprocessors:
+        parts *= 2
+    return parts
+
+
+def multiprocessors(tensor: Tensor) -> int:
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+
+
+def flash_engine(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    run = (
+        torch.ops.aten._scaled_dot_product_flash_attention
+        if queries.is_cuda
+        else torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    )
+    return run(queries, keys, keys, scale=1 / TEMPERATURE)[:2]
+
+
+def cudnn_engine(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    run = torch.ops.aten._scaled_dot_product_cudnn_attention
+    return run(queries, keys, keys, None, True, scale=1 / TEMPERATURE)[:2]
 
 
 def total(gap: Tensor, x: Tensor) -> Tensor:
@@ -78,3 +127,5 @@ INFO_NCE: dict[str, Callable[..., Tensor]] = {
     "once": once,
     "attention": attention,
 }
+
+ON_A_GPU: dict[str, Callable[..., Tensor]] = {"cuDNN": cudnn}

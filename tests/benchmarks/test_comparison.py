@@ -13,6 +13,7 @@ import pytest
 import bench_cosine
 import bench_info_nce
 import comparison
+import contrast_peers
 import inputs
 import ledger
 import peers
@@ -218,6 +219,6 @@ def test_compiled_beforehand(monkeypatch, name, case):
         "torch.compile", lambda function, **options: lambda *crops: ran.append(function) or 1 / 0
     )
     line = warm_cache.warm((name, case), "cpu")
-    functions = bench_info_nce.PEERS if name == "bench_info_nce" else peers.COSINE
+    functions = contrast_peers.INFO_NCE if name == "bench_info_nce" else peers.COSINE
     assert ran == list(functions.values())
     assert line == f"{case.id}: {1 + len(functions)} compiled, {len(functions)} failed"

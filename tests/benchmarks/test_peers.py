@@ -1,6 +1,8 @@
 """Every peer computes the package's function: else beating it would mean nothing."""
 
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,6 +88,43 @@ def test_batch_peer(peer, counts):
     expected = Expected(crops, partial(bench_info_nce.loss, backend="reference"))
     assert expected.difference(crops, batch_peers.BATCH[peer]) is None
     assert expected.difference(crops, bench_info_nce.loss) is None
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_attention_in_parts(monkeypatch, parts):
+    """As on a GPU, by the engine that a CPU has."""
+    torch.manual_seed(0)
+    rows, keys = torch.randn(6, 8), torch.randn(20, 8)
+    scores = rows @ keys.T / contrast_peers.TEMPERATURE
+    mean, lse = contrast_peers.attend(contrast_peers.flash_engine, rows, keys, parts)
+    torch.testing.assert_close(lse, scores.logsumexp(1))
+    torch.testing.assert_close(mean, scores.softmax(1) @ keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "rows", "parts"), [(65536, 4096, 8), (65536, 512, 64), (65536, 40_000, 1), (30, 64, 2)]
+)
+def test_parts_occupy_a_gpu(keys, rows, parts):
+    assert contrast_peers.parts_of(keys, rows, 132) == parts
+
+
+def test_infcl_peer(monkeypatch):
+    """What it is told, by a stand-in for its kernels, which need a GPU."""
+
+    def cal_flash_loss(q, k, labels=None, scale=None, head_dim=256):
+        logits = scale * q.float() @ k.float().T
+        return logits.logsumexp(1) - logits.diagonal()
+
+    stand_in = SimpleNamespace(cal_flash_loss=cal_flash_loss)
+    monkeypatch.setitem(sys.modules, "inf_cl", stand_in)
+    case = InfoNCECase(5, 1, 1, None, 8, "float32", "")
+    crops = inputs.info_nce_inputs(case, "cpu")
+    expected = Expected(crops, partial(bench_info_nce.loss, backend="reference"))
+    assert expected.difference(crops, batch_peers.infcl) is None
+    assert expected.difference(crops, lambda *all_: batch_peers.infcl(*all_) * 1.01) is not None
+    assert "Inf-CL" in bench_info_nce.peers_of(case, "cuda")
+    with pytest.raises(ValueError, match="one query"):
+        batch_peers.infcl(torch.ones(3, 2, 4), torch.ones(3, 1, 4), torch.ones(3, 2, 4))
 
 
 def test_features_reach_the_repulsion():

@@ -47,5 +47,7 @@ def test_any_problem(backend, data):
         size = (1 + globals_ + locals_) / min(
             float(v.double().norm(dim=-1).min()) for v in problem if v is not None
         )
-        allowed = EPS[dtype] * float(value.abs().max()) + 4 * EPS[torch.float32] * size + 1e-9
-        assert error(grad, value) <= allowed
+        # Triton multiplies bf16 rows by weights in two parts of 8 bits each.
+        in_parts = backend[0] == "triton" and dtype == torch.bfloat16
+        precision = 2.0**-17 if in_parts else 4 * EPS[torch.float32]
+        assert error(grad, value) <= EPS[dtype] * float(value.abs().max()) + precision * size + 1e-9

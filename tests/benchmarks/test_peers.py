@@ -91,7 +91,7 @@ def test_batch_peer(peer, counts):
 
 
 @pytest.mark.parametrize("parts", [1, 4])
-def test_attention_in_parts(monkeypatch, parts):
+def test_attention_in_parts(parts):
     """As on a GPU, by the engine that a CPU has."""
     torch.manual_seed(0)
     rows, keys = torch.randn(6, 8), torch.randn(20, 8)

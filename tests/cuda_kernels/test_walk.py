@@ -1,12 +1,13 @@
 """How a block walks over its images: stages, chunks, the order of threads, one launch."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from logo_kernels import block_cosine_similarity, logo_loss
-from logo_kernels.backends import PairWeights
+from logo_kernels.backends import PairWeights, cuda
 from support import EPS, crops, error, leaves
 from test_cosine import exact, run
 
@@ -182,6 +183,17 @@ def test_a_failed_launch_says_which(emulated, monkeypatch):
         assert part in message
     with pytest.raises(RuntimeError, match=r"similarity_backward.*V=2 W=2 D=64"):
         emulated.similarity_backward(torch.zeros(3, 2, 2, dtype=x.dtype), x, None, True, False)
+
+
+def test_a_build_that_a_device_cannot_run(emulated, monkeypatch):
+    """A reason for auto to go on, in CUDA's own words; no launch that fails."""
+    assert emulated.library.probe(0) is None
+    monkeypatch.setattr(cuda, "extension", SimpleNamespace(cuda=emulated.library))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    assert cuda._unfit.__wrapped__(0) is None
+    assert "invalid device ordinal" in cuda._unfit.__wrapped__(5)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    assert "8.0" in cuda._unfit.__wrapped__(0)
 
 
 def test_too_many_rows_are_refused(emulated):

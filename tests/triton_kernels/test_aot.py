@@ -33,15 +33,22 @@ def reports() -> list[dict]:
     return found + compiled("--main", "--arch", "80", "100")
 
 
-def test_nothing_spills(reports) -> None:
-    """A few words ptxas puts aside to hold one more program; which of them, differs by version.
+# Bytes that ptxas of one version or another puts aside, and by how many instructions: a few words,
+# to hold one more program; and fp32 products of more than 64 rows, which no tensor core makes, do
+# not fit the registers of 16 warps.
+SPILLED = {
+    "cosine bf16 2+2 D=2048 t r": (16, 4),
+    "hidden_sums fp16 256+10 D=256": (8, 2),
+    "info_nce fp32 4096+65536 D=128": (8, 5),
+    "similarity_backward fp32 64+64 D=2048": (224, 256),
+}
 
-    fp32 products of more than 64 rows, without tensor cores, do not fit the registers of 16 warps.
-    """
+
+def test_nothing_spills(reports) -> None:
     for report in reports:
-        allowed = 224 if report["case"] == "similarity_backward fp32 64+64 D=2048" else 16
-        assert report["local"] <= allowed, report
-        assert report["spills"] <= (256 if allowed > 16 else 5), report
+        local, instructions = SPILLED.get(report["case"], (0, 0))
+        assert report["local"] <= local, report
+        assert report["spills"] <= instructions, report
 
 
 def test_shared_memory_fits(reports) -> None:

@@ -9,7 +9,7 @@
 from ._version import __version__
 from .affinity import LocalAffinity
 from .backends import BACKENDS
-from .contrastive import info_nce
+from .contrast import info_nce
 from .losses import LoGoLoss, LoGoTerms, logo_loss
 from .queue import NegativeQueue
 from .similarity import block_cosine_similarity

@@ -81,32 +81,6 @@ class Similarity(torch.autograd.Function):
         )
 
 
-class InfoNCE(torch.autograd.Function):
-    """Losses [B, V, P] of eq. 1; the gradient goes to the queries only.
-
-    Kept for backward: the negatives' mean as each query sees it, and a number per pair.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor,  # [B, V, D]
-        positives: Tensor,  # [B, P, D]
-        negatives: Tensor | None,  # [K, D]; None: the positives of the other images
-        temperature: float,
-        backend: str,
-    ) -> Tensor:
-        losses, pull, mean = ops.info_nce(queries, positives, negatives, temperature, backend)
-        ctx.save_for_backward(queries, positives, pull, mean)
-        ctx.temperature = temperature
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = ops.info_nce_backward(upstream, *ctx.saved_tensors, ctx.temperature)
-        return differentiated_once(gradient), None, None, None, None
-
-
 class Unit(torch.autograd.Function):
     """z/‖z‖ over the last dimension in `dtype`, exact for any finite norm; 0 for a zero row."""
 

@@ -79,11 +79,7 @@ def negatives(value: Any, like: Tensor, like_name: str) -> Tensor:
             f"negatives has D = {keys.shape[1]} (shape {list(keys.shape)}) but {like_name} has "
             f"D = {like.shape[2]} (shape {list(like.shape)}); they must agree"
         )
-    if keys.device != like.device:
-        raise ValueError(
-            f"negatives is on {keys.device} but {like_name} is on {like.device}; "
-            f"move them to one device"
-        )
+    same_device("negatives", keys, like_name, like)
     return keys
 
 
@@ -96,6 +92,10 @@ def alike(name: str, value: Tensor, other_name: str, other: Tensor, sizes: dict[
                 f"{other_name} has {letter} = {other.shape[dimension]} "
                 f"(shape {list(other.shape)}); they must agree"
             )
+    same_device(name, value, other_name, other)
+
+
+def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.device != other.device:
         raise ValueError(
             f"{name} is on {value.device} but {other_name} is on {other.device}; "
@@ -122,10 +122,21 @@ def positive_integer(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be positive, got {value}")
 
 
-def temperature(value: float) -> None:
-    number("temperature", value)
-    if value <= 0:
-        raise ValueError(f"temperature must be positive, got {value!r}")
+def temperature(value: Any) -> None:
+    """A number τ > 0, or a floating tensor [], whose value stays where it is."""
+    if not isinstance(value, Tensor):
+        number("temperature", value)
+        if value <= 0:
+            raise ValueError(f"temperature must be positive, got {value!r}")
+        return
+    if value.ndim != 0:
+        raise ValueError(
+            f"temperature must be a number or a tensor [], got shape {list(value.shape)}"
+        )
+    if value.dtype not in FLOATING:
+        raise TypeError(
+            f"temperature must be float32, bfloat16, float16 or float64, got {value.dtype}"
+        )
 
 
 def number(name: str, value: Any) -> None:

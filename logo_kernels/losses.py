@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import checks, ops
 from .autograd import Cosine
 from .backends import AUTO, BACKENDS, PairWeights
-from .contrastive import contrast
+from .contrast import contrast
 
 Affinity = str | Callable[[Tensor], Tensor] | None
 
@@ -40,7 +40,7 @@ def logo_loss(
     *,
     similarity: str = "cosine",
     negatives: Tensor | str | None = None,
-    temperature: float = 0.2,
+    temperature: float | Tensor = 0.2,
     affinity: Affinity = "cosine",
     repulsion_features: Tensor | Sequence[Tensor] | None = None,
     repulsion_weight: float = 1e-4,
@@ -87,7 +87,8 @@ def logo_loss(
         similarity: "cosine" (eq. 2, SimSiam-LoGo) or "info_nce" (eq. 1, MoCo-LoGo).
         negatives: for "info_nce": [K, D], any floating dtype, constants (see `NegativeQueue`); or
             "batch": the targets of all other images, never an image's own.
-        temperature: τ > 0, for "info_nce".
+        temperature: τ > 0, for "info_nce": a number; or a tensor [] on the device of the crops,
+            whose value is not looked at by the host, and which gets a gradient if it requires one.
         affinity: how ll measures that two local crops are alike. "cosine"; None: no repulsion; or a
             callable [B, L, D] -> [B], the affinity averaged over the pairs of each image.
         repulsion_features: [B, L, D], any floating dtype, what the affinity sees; gradients flow to
@@ -113,20 +114,23 @@ def logo_loss(
     checks.one_of("backend", backend, (AUTO, *BACKENDS))
     x, y, t, r = _check_crops(global_crops, local_crops, targets, repulsion_features)
     n = _check_negatives(similarity, negatives, x)
+    if isinstance(temperature, Tensor):
+        checks.same_device("temperature", temperature, "global_crops", x)
     locals_ = 0 if y is None else y.shape[1]
     has_repulsion = affinity is not None and locals_ > 1
     fused_repulsion = has_repulsion and affinity == "cosine"
     weights = pair_weights(x.shape[1], locals_, pair_reduction, repulsion_weight)
 
+    ll = None
     if similarity == "cosine":
         features = r if fused_repulsion else None
         total, terms = _cosine(x, y, t, features, weights, fused_repulsion, reduction, backend)
     else:
-        total, terms = _info_nce(x, y, t, n, temperature, weights, reduction, backend)
+        positives = x.detach() if t is None else t
+        total, terms = contrast(x, y, positives, n, temperature, weights, reduction, backend)
         if fused_repulsion:
-            repulsion, of_repulsion = _repel(y if r is None else r, weights, reduction, backend)
-            total, terms = total + repulsion, terms + of_repulsion
-    ll = None
+            repulsion, ll = _repel(y if r is None else r, weights, reduction, backend)
+            total = total + repulsion
     if has_repulsion and not fused_repulsion and (repulsion_weight != 0 or return_terms):
         pairs = locals_ * (locals_ - 1) / 2 if pair_reduction == "sum" else 1.0
         with torch.set_grad_enabled(torch.is_grad_enabled() and repulsion_weight != 0):
@@ -137,7 +141,9 @@ def logo_loss(
         ll = repulsion.detach()
     if not return_terms:
         return total
-    return LoGoTerms(total, terms[0], terms[1], terms[2] if ll is None else ll)
+    if ll is None:
+        ll = terms[2] if similarity == "cosine" else torch.zeros_like(terms[0])
+    return LoGoTerms(total, terms[0], terms[1], ll)
 
 
 class LoGoLoss(nn.Module):
@@ -151,7 +157,7 @@ class LoGoLoss(nn.Module):
         self,
         *,
         similarity: str = "cosine",
-        temperature: float = 0.2,
+        temperature: float | Tensor = 0.2,
         affinity: Affinity = "cosine",
         repulsion_weight: float = 1e-4,
         pair_reduction: str = "sum",
@@ -233,38 +239,15 @@ def _cosine(
     return total, terms
 
 
-def _info_nce(
-    x: Tensor,
-    y: Tensor | None,
-    t: Tensor | None,
-    negatives: Tensor | None,
-    temperature: float,
-    weights: PairWeights,
-    reduction: str,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Attraction alone: total and terms (gg, lg, 0) from the losses of all pairs."""
-    globals_, locals_ = x.shape[1], 0 if y is None else y.shape[1]
-    queries = x if y is None else torch.cat([x, y], 1)
-    pairs = contrast(queries, x.detach() if t is None else t, negatives, temperature, backend)
-    gg = (pairs[:, :globals_] * (1 - torch.eye(globals_).to(pairs))).sum((1, 2))
-    lg = pairs[:, globals_:].sum((1, 2))
-    total = _reduce(weights.gg * gg + weights.lg * lg, reduction)
-    with torch.no_grad():
-        means = (gg / max(1, globals_ * (globals_ - 1)), lg / max(1, locals_ * globals_))
-        terms = [_reduce(mean, reduction) for mean in (*means, torch.zeros_like(gg))]
-    return total, torch.stack(terms)
-
-
 def _repel(
     features: Tensor | None, weights: PairWeights, reduction: str, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """λ·ll alone, and terms (0, 0, ll): the cosine loss in which attraction weighs nothing."""
+    """λ·ll and ll alone: the cosine loss in which attraction weighs nothing."""
     assert features is not None
     alone = PairWeights(0.0, 0.0, weights.ll)
     anchor = features[:, :1].detach()  # a global crop has to be there
     total, terms = _cosine(anchor, features, None, None, alone, True, reduction, backend)
-    return total, terms * torch.tensor([0.0, 0.0, 1.0]).to(terms).view(3, *[1] * (terms.ndim - 1))
+    return total, terms[2]
 
 
 def _affinity(affinity: Callable[[Tensor], Tensor], y: Tensor, r: Tensor | None) -> Tensor:
@@ -289,7 +272,7 @@ def _reduce(per_image: Tensor, reduction: str) -> Tensor:
 
 def _check_options(
     similarity: str,
-    temperature: float,
+    temperature: float | Tensor,
     affinity: Affinity,
     repulsion_weight: float,
     pair_reduction: str,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backends import PairWeights, contrast, resolve
-from .backends.buffers import compute_dtype, cosine_result, gradient_like
+from .backends import PairWeights, resolve
+from .backends.buffers import cosine_result, gradient_like
 
 _library = torch.library.Library("logo_kernels", "DEF")
 
@@ -98,51 +98,10 @@ def _similarity_backward_fake(
     return to_a, to_b
 
 
-# InfoNCE of queries [B, V, D] with positives [B, P, D] against negatives [K, D], or, without them,
-# against the positives of the other images; see backends/contrast.py for what comes back.
-_library.define(
-    "info_nce(Tensor queries, Tensor positives, Tensor? negatives, float temperature, str backend) "
-    "-> (Tensor losses, Tensor pull, Tensor mean)"
-)
-_library.define(
-    "info_nce_backward(Tensor grad, Tensor queries, Tensor positives, Tensor pull, Tensor mean, "
-    "float temperature) -> Tensor"
-)
-
-
-def _info_nce(
-    queries: Tensor, positives: Tensor, negatives: Tensor | None, temperature: float, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    others = positives if negatives is None else negatives.unsqueeze(0)
-    chosen = resolve(backend, "info_nce", queries, others)
-    return contrast.losses(chosen, queries, positives, negatives, temperature)
-
-
-def _info_nce_fake(
-    queries: Tensor, positives: Tensor, negatives: Tensor | None, temperature: float, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    images, crops, dim = queries.shape
-    dtype = compute_dtype(queries, positives, negatives)
-    pairs = [images, crops, positives.shape[1]]
-    return (
-        queries.new_empty(pairs, dtype=dtype),
-        queries.new_empty(pairs, dtype=dtype),
-        queries.new_empty([images, crops, dim], dtype=dtype),
-    )
-
-
-def _info_nce_backward_fake(
-    grad: Tensor, queries: Tensor, positives: Tensor, pull: Tensor, mean: Tensor, temperature: float
-) -> Tensor:
-    return queries.new_empty(queries.shape)
-
-
 for _name, _implementation, _fake in (
     ("cosine", _cosine, _cosine_fake),
     ("similarity", _similarity, _similarity_fake),
     ("similarity_backward", _similarity_backward, _similarity_backward_fake),
-    ("info_nce", _info_nce, _info_nce_fake),
-    ("info_nce_backward", contrast.gradient, _info_nce_backward_fake),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"logo_kernels::{_name}", _fake, lib=_library)
@@ -150,5 +109,3 @@ for _name, _implementation, _fake in (
 cosine = torch.ops.logo_kernels.cosine.default
 similarity = torch.ops.logo_kernels.similarity.default
 similarity_backward = torch.ops.logo_kernels.similarity_backward.default
-info_nce = torch.ops.logo_kernels.info_nce.default
-info_nce_backward = torch.ops.logo_kernels.info_nce_backward.default

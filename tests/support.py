@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from logo_kernels.backends import Backend
+from logo_kernels.backends.protocol import InfoNCECall, InfoNCEResult
+
 
 def pairwise_loss(
     x: Tensor,
@@ -104,3 +107,29 @@ EPS = {
     torch.bfloat16: 2.0**-7,
     torch.float16: 2.0**-10,
 }
+
+
+def attend(
+    backend: Backend,
+    queries: Tensor,  # [N, D]
+    negatives: Tensor,  # [K, D]
+    temperature: float | Tensor,
+    own: tuple[int, int] | None = None,  # (V, P): query n does not see negatives k//P == n//V
+) -> tuple[Tensor, Tensor]:
+    """(lse [N], mean [N, D]): the softmax over the negatives that `Backend.info_nce` finds."""
+    local, positives = queries.unsqueeze(1), torch.zeros_like(queries).unsqueeze(1)
+    if own is not None:
+        local, positives = (
+            rows.unflatten(0, (-1, count))
+            for rows, count in zip((queries, negatives), own, strict=True)
+        )
+    learned = isinstance(temperature, Tensor)
+    call = InfoNCECall(
+        None, local, positives, None if own else negatives,
+        1.0 if learned else temperature, temperature if learned else None, 0.0, 1.0, "none",
+    )  # fmt: skip
+    result = InfoNCEResult.empty(call)
+    for buffer in result:
+        buffer.fill_(torch.nan)  # what is not written shows
+    backend.info_nce(call, result)
+    return result.lse.flatten(), result.mean.flatten(0, 1)

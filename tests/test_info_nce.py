@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from logo_kernels import info_nce, logo_loss, ops
+from logo_kernels import contrast, info_nce, logo_loss
 from support import EPS, crops, error, leaves
 from test_cosine import ALL, LAYOUTS, serves
 
@@ -377,11 +377,77 @@ def test_second_derivative_raises(name):
 @pytest.mark.parametrize("name", ["reference", "cpu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(name, dtype):
-    queries, positives, n = crops(3, 4, 2, 16, dtype)[0], crops(3, 2, 1, 16, dtype)[0], N
-    torch.library.opcheck(ops.info_nce, (queries, positives, n, 0.2, name))
-    torch.library.opcheck(ops.info_nce, (queries, positives, None, 0.2, name))
-    losses, pull, mean = ops.info_nce(queries, positives, n, 0.2, name)
-    torch.library.opcheck(ops.info_nce_backward, (losses, queries, positives, pull, mean, 0.2))
+    x, y, t, _ = crops(3, 2, 4, 16, dtype, targets=True)
+    tau = torch.tensor(0.2)
+    for given in (
+        (x, y, t, N, None, 0.2, 0.5, 1.0, "mean"),
+        (x, None, t, None, tau, 1.0, 0.5, 1.0, "none"),
+        (None, y, t, N, tau, 1.0, 0.0, 1.0, "pairs"),
+    ):
+        torch.library.opcheck(contrast.forward, (*given, name))
+        total, _, _, pull, mean = contrast.forward(*given, name)
+        wanted = (given[0] is not None, given[1] is not None, given[4] is not None)
+        torch.library.opcheck(
+            contrast.backward, (total, *given[:5], pull, mean, given[5], *wanted, name)
+        )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("which", ["batch", "queue"])
+@pytest.mark.parametrize("counts", [(2, 3), (3, 0), (1, 2)])
+def test_learned_temperature(backend, reduction, which, counts):
+    """A tensor gives the numbers that a float gives, and has the gradient of eq. 1."""
+    name, device = backend
+    x, y, t, _ = crops(5, *counts, 24, targets=True)
+    n = "batch" if which == "batch" else torch.randn(30, 24, generator=torch.manual_seed(3))
+    upstream = torch.linspace(-1, 2, 5) if reduction == "none" else torch.tensor(1.5)
+    found = []
+    for dtype, place, use in ((torch.float64, "cpu", "reference"), (torch.float32, device, name)):
+        tau = torch.tensor(0.15, dtype=torch.float32, device=place).to(dtype).requires_grad_()
+        x_, y_ = (v.to(place) if v is not None else None for v in leaves(x, y, dtype=dtype))
+        keys = n if isinstance(n, str) else n.to(place, dtype)
+
+        def loss(tau, backend=use, x=x_, y=y_, keys=keys, like=tau):
+            return logo_loss(
+                x, y, t.to(like), similarity="info_nce", negatives=keys, temperature=tau,
+                affinity=None, reduction=reduction, backend=backend,
+            )  # fmt: skip
+
+        total = loss(tau)
+        torch.testing.assert_close(total, loss(tau.item()))
+        inputs = [v for v in (x_, y_, tau) if v is not None]
+        found.append((total, torch.autograd.grad(total, inputs, upstream.to(total))))
+    (exact, wanted), (total, gradients) = found
+    assert error(total, exact) < 2e-5
+    for got, want in zip(gradients, wanted, strict=True):
+        assert got.dtype == torch.float32
+        assert error(got, want) < 1e-5 * max(1.0, want.abs().max())
+
+
+def test_learned_temperature_against_autograd():
+    """The reference's formula, against the logits as a user writes them."""
+    q, k, n = problem(4, 3, 20, 8, torch.float64)
+    tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(4, 3, dtype=torch.float64, generator=torch.manual_seed(1))
+    (want,) = torch.autograd.grad((weights * oracle(q, k, n, tau)).sum(), tau)
+    ours = info_nce(q, k, n, temperature=tau, backend="reference")
+    (got,) = torch.autograd.grad((weights * ours).sum(), tau)
+    torch.testing.assert_close(got, want)
+
+
+def test_a_single_global_crop_is_no_query(monkeypatch):
+    """It has no positive: nothing is computed for it, and its gradient is zero."""
+    x, y, t, _ = crops(4, 1, 2, 8, targets=True)
+    x.requires_grad_()
+    y.requires_grad_()
+    seen = []
+    run = contrast.forward
+    monkeypatch.setattr(contrast, "forward", lambda *given: seen.append(given[0]) or run(*given))
+    loss = logo_loss(x, y, t, similarity="info_nce", negatives="batch", affinity=None)
+    to_x, to_y = torch.autograd.grad(loss, (x, y))
+    assert seen == [None]
+    assert torch.equal(to_x, torch.zeros_like(x))
+    assert to_y.abs().sum() > 0
 
 
 @pytest.mark.parametrize("negatives", ["batch", "queue"])

@@ -45,7 +45,7 @@ def exact(q, n, temperature, own=None):
 
 
 def check(cpu, q, n, temperature, own=None):
-    found = cpu.info_nce(q, n, temperature, q.dtype, own)
+    found = cpu.attend(q, n, temperature, q.dtype, own)
     lse, mean = exact(q, n, temperature, own)
     # A logit's error: of the cosine, 1/τ times as large. Of the lse itself, in its last digit.
     allowed = 4 * EPS[q.dtype] * (1 / temperature + float(lse.abs().max()))
@@ -81,7 +81,7 @@ def check_bf16(cpu, queries, negatives, dim, temperature, own=None):
         return torch.zeros(count, dim).scatter_(1, columns, signs)
 
     q, n = rows(queries), rows(negatives)
-    found = cpu.info_nce(q, 3 * n.bfloat16(), temperature, torch.bfloat16, own)
+    found = cpu.attend(q, 3 * n.bfloat16(), temperature, torch.bfloat16, own)
     lse, mean = exact(q, n, temperature, own)
     assert error(found.lse, lse) <= 4 * EPS[torch.float32] * (1 / temperature + negatives)
     assert error(found.mean, mean) <= EPS[torch.bfloat16] / 2 * float(mean.abs().max())
@@ -107,12 +107,12 @@ def test_bf16_nan_stays_in_its_query(cpu):
     q, n = problem(20, 301, 41)
     q[7, 3] = torch.nan
     n = n.bfloat16()
-    found = cpu.info_nce(q, n, 0.2, torch.bfloat16, None)
+    found = cpu.attend(q, n, 0.2, torch.bfloat16, None)
     assert found.lse.isnan().nonzero().tolist() == [[7]]
     assert found.mean.isnan().all(1).nonzero().tolist() == [[7]]
     assert found.mean.isnan().sum() == 41
     n[300, 2] = torch.inf
-    found = cpu.info_nce(q, n, 0.2, torch.bfloat16, None)
+    found = cpu.attend(q, n, 0.2, torch.bfloat16, None)
     assert found.lse.isnan().all()
     assert found.mean.isnan().all()
 
@@ -153,10 +153,10 @@ def test_threads_change_nothing(cpu, threads, shape, dtype, temperature):
     q, n = problem(*shape)
     n = n.to(dtype)
     threads(1)
-    one = cpu.info_nce(q, n, temperature, dtype, None)
+    one = cpu.attend(q, n, temperature, dtype, None)
     for count in (2, 3, 7):
         threads(count)
-        several = cpu.info_nce(q, n, temperature, dtype, None)
+        several = cpu.attend(q, n, temperature, dtype, None)
         assert torch.equal(one.lse, several.lse)
         assert torch.equal(one.mean, several.mean)
 
@@ -166,10 +166,10 @@ def test_a_query_is_not_moved_by_its_neighbours(cpu):
     q, n = problem(20, 300, 40)
     q[7] = torch.nan
     for temperature in (0.2, 0.005):
-        found = cpu.info_nce(q, n, temperature, q.dtype, None)
+        found = cpu.attend(q, n, temperature, q.dtype, None)
         assert found.lse[7].isnan()
         assert found.mean[7].isnan().all()
-        alone = cpu.info_nce(q[8:11].contiguous(), n, temperature, q.dtype, None)
+        alone = cpu.attend(q[8:11].contiguous(), n, temperature, q.dtype, None)
         assert torch.equal(found.lse[8:11], alone.lse)
         assert torch.equal(found.mean[8:11], alone.mean)
         assert found.lse.isfinite().sum() == 19

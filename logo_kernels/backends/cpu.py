@@ -5,11 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import contrast
 from .arguments import DTYPES, NO_ROWS, REDUCTIONS, rows
 from .buffers import cosine_result, gradient_like
+from .contrast import Attention
 from .cpu_pairs import CpuPairStage
 from .extension import extension, problem
-from .protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
+from .protocol import (
+    Backend,
+    CosineResult,
+    InfoNCECall,
+    InfoNCEGradients,
+    InfoNCEResult,
+    PairWeights,
+    Problem,
+)
 
 
 class CpuBackend(Backend):
@@ -74,19 +84,32 @@ class CpuBackend(Backend):
         )  # fmt: skip
         return to_a, to_b
 
-    def info_nce(
+    def info_nce(self, call: InfoNCECall, result: InfoNCEResult) -> None:
+        contrast.fill(self.attend, call, result)
+
+    def info_nce_backward(
+        self,
+        call: InfoNCECall,
+        upstream: Tensor,
+        pull: Tensor,
+        mean: Tensor,
+        gradients: InfoNCEGradients,
+    ) -> None:
+        contrast.fill_gradients(call, upstream, pull, mean, gradients)
+
+    def attend(
         self,
         queries: Tensor,
         negatives: Tensor,
-        temperature: float,
+        temperature: float | Tensor,
         dtype: torch.dtype,
         own: tuple[int, int] | None,
-    ) -> InfoNCEResult:
+    ) -> Attention:
         lse, mean = queries.new_empty(queries.shape[0]), torch.empty_like(queries)
         if queries.numel() > 0:
             extension.info_nce(  # type: ignore[union-attr]
                 queries.shape[1], rows(queries.unsqueeze(0)), rows(negatives.unsqueeze(0)),
-                temperature, DTYPES[dtype], *(own or (0, 0)), lse.data_ptr(), mean.data_ptr(),
-                torch.get_num_threads(),
+                float(temperature), DTYPES[dtype], *(own or (0, 0)),
+                lse.data_ptr(), mean.data_ptr(), torch.get_num_threads(),
             )  # fmt: skip
-        return InfoNCEResult(lse, mean)
+        return Attention(lse, mean)

@@ -11,13 +11,23 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from . import contrast
 from .arguments import DTYPES, NO_ROWS, REDUCTIONS, Rows, rows
 from .buffers import cosine_result, gradient_like
+from .contrast import Attention
 from .cuda_pairs import CudaPairStage
 from .devices import Zeros, on_device_of, place
 from .extension import extension, problem
 from .pairs import PairStage
-from .protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
+from .protocol import (
+    Backend,
+    CosineResult,
+    InfoNCECall,
+    InfoNCEGradients,
+    InfoNCEResult,
+    PairWeights,
+    Problem,
+)
 
 
 @functools.cache
@@ -167,17 +177,30 @@ class CudaBackend(Backend):
             )  # fmt: skip
         return to_a, to_b
 
-    def info_nce(
+    def info_nce(self, call: InfoNCECall, result: InfoNCEResult) -> None:
+        contrast.fill(self.attend, call, result)
+
+    def info_nce_backward(
+        self,
+        call: InfoNCECall,
+        upstream: Tensor,
+        pull: Tensor,
+        mean: Tensor,
+        gradients: InfoNCEGradients,
+    ) -> None:
+        contrast.fill_gradients(call, upstream, pull, mean, gradients)
+
+    def attend(
         self,
         queries: Tensor,
         negatives: Tensor,
-        temperature: float,
+        temperature: float | Tensor,
         dtype: torch.dtype,
         own: tuple[int, int] | None,
-    ) -> InfoNCEResult:
+    ) -> Attention:
         lse, mean = queries.new_empty(queries.shape[0]), torch.empty_like(queries)
         if queries.numel() == 0:
-            return InfoNCEResult(lse, mean)
+            return Attention(lse, mean)
         device, stream = place(queries)
         dim = queries.shape[1]
         seen = rows(queries.unsqueeze(0)), rows(negatives.unsqueeze(0))
@@ -185,10 +208,10 @@ class CudaBackend(Backend):
             size = self.library.info_nce_workspace_bytes(device, dim, *seen, DTYPES[dtype])
             workspace = torch.empty(size, dtype=torch.uint8, device=queries.device)
             self.library.info_nce(
-                device, stream, workspace.data_ptr(), dim, *seen, temperature, DTYPES[dtype],
+                device, stream, workspace.data_ptr(), dim, *seen, float(temperature), DTYPES[dtype],
                 *(own or (0, 0)), lse.data_ptr(), mean.data_ptr(),
             )  # fmt: skip
-        return InfoNCEResult(lse, mean)
+        return Attention(lse, mean)
 
     def scale_(self, gradient: Tensor, upstream: Tensor, row_scale: Tensor | None) -> Tensor:
         if gradient.numel() == 0:

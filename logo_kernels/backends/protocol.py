@@ -43,11 +43,89 @@ class CosineResult(NamedTuple):
     row_scale: Tensor  # [B, G + L + L'] fp32 if a gradient is fp16 (L' = L with features, else 0)
 
 
-class InfoNCEResult(NamedTuple):
-    """What `Backend.info_nce` returns: softmax over the negatives, seen from each query."""
+class InfoNCECall(NamedTuple):
+    """What `Backend.info_nce` is given: eq. 1 of queries with positives, against negatives.
 
-    lse: Tensor  # [N] log Σ_k e^{q̂·n̂_k / τ}; fp32, fp64 for fp64 queries
-    mean: Tensor  # [N, D] Σ_k softmax_k n̂_k; of the dtype of lse
+    An image has V queries, its global crops and then its local crops: query n = b·V + v. A
+    local crop has all P positives of its image, global crop i those j ≠ i (so P = G there).
+    """
+
+    global_crops: Tensor | None  # [B, G, D] queries; None: they are no queries
+    local_crops: Tensor | None  # [B, L, D] queries, of the dtype of the global ones
+    positives: Tensor  # [B, P, D], constants
+    negatives: Tensor | None  # [K, D], constants; None: the positives of the other images
+    temperature: float  # τ, unless a tensor gives it
+    temperature_tensor: Tensor | None  # [] of `dtype`, on the device of the queries
+    gg_weight: float  # of the loss of one pair in its image's total; of a global crop
+    lg_weight: float  # of a local crop
+    reduction: str  # over images: "mean" | "sum" | "none"; "pairs": no sum at all
+
+    @property
+    def queries(self) -> Tensor:
+        """Some of them, for what all have in common: B, D, dtype, device."""
+        crops = self.local_crops if self.global_crops is None else self.global_crops
+        assert crops is not None
+        return crops
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """(G, L, P), of the queries G or L 0 where there are none."""
+        globals_, locals_ = self.global_crops, self.local_crops
+        return (
+            0 if globals_ is None else globals_.shape[1],
+            0 if locals_ is None else locals_.shape[1],
+            self.positives.shape[1],
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which losses are given: fp64 if any input is fp64, else fp32."""
+        tensors = self.queries, self.positives, self.negatives
+        wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+        return torch.float64 if wide else torch.float32
+
+
+class InfoNCEResult(NamedTuple):
+    """What `Backend.info_nce` fills; in the dtype of the call.
+
+    With s⁺ the logit of a pair's positive, lse the log-sum-exp over the negatives and O their mean
+    under the softmax, the loss of a pair is ℓ = softplus(lse − s⁺), and
+
+        dℓ/dq̂ = (1 − σ)(O − k̂⁺)/τ,    σ = e^{s⁺}/(e^{s⁺} + e^{lse}).
+    """
+
+    total: Tensor  # [], [B] ("none"), or the loss of each pair [B, V, P] ("pairs")
+    terms: Tensor  # [2] or [2, B]: gg, lg, each the mean over its pairs, reduced like total; or [0]
+    lse: Tensor  # [B, V] log Σ_k e^{q̂·n̂_k / τ}
+    pull: Tensor  # [B, V, P] d(Σ total)/dℓ times 1 − σ: 0 where global crop and positive are one
+    mean: Tensor  # [B, V, D] Σ_k softmax_k n̂_k
+
+    @classmethod
+    def empty(cls, call: InfoNCECall) -> InfoNCEResult:
+        """Uninitialised buffers."""
+        queries, dtype = call.queries, call.dtype
+        images, _, dim = queries.shape
+        globals_, locals_, positives = call.counts
+        crops = globals_ + locals_
+        over_images = [images] if call.reduction == "none" else []
+        terms = [2, *over_images]
+        if call.reduction == "pairs":
+            over_images, terms = [images, crops, positives], [0]
+        return cls(
+            queries.new_empty(over_images, dtype=dtype),
+            queries.new_empty(terms, dtype=dtype),
+            queries.new_empty([images, crops], dtype=dtype),
+            queries.new_empty([images, crops, positives], dtype=dtype),
+            queries.new_empty([images, crops, dim], dtype=dtype),
+        )
+
+
+class InfoNCEGradients(NamedTuple):
+    """What `Backend.info_nce_backward` fills; zero elements where a gradient is not wanted."""
+
+    global_crops: Tensor  # [B, G, D] in the dtype of the crops, unit stride over D
+    local_crops: Tensor  # [B, L, D] likewise
+    temperature: Tensor  # [] in the dtype of the call
 
 
 class Problem(NamedTuple):
@@ -58,6 +136,7 @@ class Problem(NamedTuple):
     dtypes: frozenset[torch.dtype]
     crops: int  # rows of one image that are read: crops, targets and features, V + W, or 0
     dim: int
+    device_index: int = 0  # among those of its type
 
 
 class Backend(ABC):
@@ -107,19 +186,28 @@ class Backend(ABC):
         """
         raise NotImplementedError(f"{self.name} refuses this operation")
 
-    def info_nce(
-        self,
-        queries: Tensor,  # [N, D] contiguous unit rows (or zero rows), fp32, or fp64
-        negatives: Tensor,  # [K, D] of any norms, fp32, bf16, fp16 (fp64), any strides
-        temperature: float,
-        dtype: torch.dtype,  # of the queries that the user passed: what precision is owed to them
-        own: tuple[int, int] | None,  # (V, P): query n does not see negatives k with k//P == n//V
-    ) -> InfoNCEResult:
-        """Log-sum-exp and softmax-weighted mean of the unit negatives n̂_k (DESIGN, identity 2).
+    def info_nce(self, call: InfoNCECall, result: InfoNCEResult) -> None:
+        """Fills `result`: eq. 1 in one pass over the negatives, no [N, K] array.
 
-        One pass over the negatives, no [N, K] array. Every query sees at least one negative. A zero
-        negative has logit 0 and adds nothing to the mean; other norms, however extreme, are
-        divided away exactly. NaN or inf in a negative gives NaN.
+        Every query sees at least one negative. A zero row has logit 0 and adds nothing to the mean;
+        other norms, however extreme, are divided away exactly. NaN or inf in a negative gives NaN.
+        """
+        raise NotImplementedError(f"{self.name} refuses this operation")
+
+    def info_nce_backward(
+        self,
+        call: InfoNCECall,
+        upstream: Tensor,  # of the shape and dtype of `InfoNCEResult.total`, any strides
+        pull: Tensor,
+        mean: Tensor,
+        gradients: InfoNCEGradients,
+    ) -> None:
+        """Fills `gradients` from what `info_nce` found.
+
+        With w = upstream · pull of a pair and δ = Σ w (O − k̂⁺) over its pairs, a query's gradient
+        is (δ − (δ·q̂) q̂)/(τ‖q‖), 0 for a zero row, and that of τ is −Σ δ·q̂ / τ² over all queries.
+        Finite gradients that bf16 or fp32 cannot hold saturate; fp16 reaches inf, for which a loss
+        scaler looks.
         """
         raise NotImplementedError(f"{self.name} refuses this operation")
 

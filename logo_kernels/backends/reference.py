@@ -10,8 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import contrast
 from .buffers import compute_dtype, cosine_result, gradient_like
-from .protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
+from .protocol import (
+    Backend,
+    CosineResult,
+    InfoNCECall,
+    InfoNCEGradients,
+    InfoNCEResult,
+    PairWeights,
+    Problem,
+)
 from .units import Rows, full_precision, saturated
 
 
@@ -116,24 +125,36 @@ class ReferenceBackend(Backend):
             y = x if b is None else Rows(b, compute_dtype(b))
             return (x.unit @ y.unit.mT).to(a.dtype)
 
-    def info_nce(
+    def info_nce(self, call: InfoNCECall, result: InfoNCEResult) -> None:
+        contrast.fill(self.attend, call, result)
+
+    def info_nce_backward(
+        self,
+        call: InfoNCECall,
+        upstream: Tensor,
+        pull: Tensor,
+        mean: Tensor,
+        gradients: InfoNCEGradients,
+    ) -> None:
+        contrast.fill_gradients(call, upstream, pull, mean, gradients)
+
+    def attend(
         self,
         queries: Tensor,
         negatives: Tensor,
-        temperature: float,
+        temperature: float | Tensor,
         dtype: torch.dtype,
         own: tuple[int, int] | None,
-    ) -> InfoNCEResult:
-        with full_precision(queries.device.type):
-            # eq. 1: the sum over the negatives, and their mean under the softmax
-            units = Rows(negatives, queries.dtype).unit  # [K, D]
-            logits = queries @ units.mT / temperature  # [N, K]
-            if own is not None:
-                crops, positives = own
-                image = torch.arange(len(queries), device=queries.device) // crops
-                other = torch.arange(len(negatives), device=queries.device) // positives
-                logits = logits.masked_fill(image[:, None] == other[None, :], -torch.inf)
-            return InfoNCEResult(logits.logsumexp(1), logits.softmax(1) @ units)
+    ) -> contrast.Attention:
+        # eq. 1: the sum over the negatives, and their mean under the softmax
+        units = Rows(negatives, queries.dtype).unit  # [K, D]
+        logits = queries @ units.mT / temperature  # [N, K]
+        if own is not None:
+            crops, positives = own
+            image = torch.arange(len(queries), device=queries.device) // crops
+            other = torch.arange(len(negatives), device=queries.device) // positives
+            logits = logits.masked_fill(image[:, None] == other[None, :], -torch.inf)
+        return contrast.Attention(logits.logsumexp(1), logits.softmax(1) @ units)
 
     def similarity_backward(
         self, grad: Tensor, a: Tensor, b: Tensor | None, grad_a: bool, grad_b: bool

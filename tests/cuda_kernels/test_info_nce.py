@@ -46,7 +46,7 @@ def owed_precision(owed, kept):
 
 def assert_exact(backend, queries, negatives, temperature, owed=None, own=None):
     owed = owed or negatives.dtype
-    got = backend.info_nce(queries, negatives, temperature, owed, own)
+    got = backend.attend(queries, negatives, temperature, owed, own)
     lse, mean = exact(queries, negatives, temperature, own)
     precision = owed_precision(owed, negatives.dtype)
     # A query's rounded elements move its logits by so much, and with them its weights.
@@ -86,7 +86,7 @@ def test_no_worse_than_eager(emulated, kept, owed):
         n = F.normalize(negatives.float(), dim=1).to(dtype)
         logits = queries.to(dtype) @ n.mT / temperature
         lse, mean = exact(queries, negatives, temperature)
-        got = emulated.info_nce(queries, negatives, temperature, owed, None)
+        got = emulated.attend(queries, negatives, temperature, owed, None)
         assert error(got.lse, lse) <= 2 * error(logits.logsumexp(1), lse) + 1e-6
         assert error(got.mean, mean) <= 2 * error(logits.softmax(1) @ n, mean) + 1e-7
 
@@ -100,7 +100,7 @@ def test_one_negative_on_either_side(emulated, kept, temperature):
     for sign in (1, -1):
         negatives = torch.zeros(1, 16, dtype=kept)
         negatives[0, 3] = sign
-        got = emulated.info_nce(queries, negatives, temperature, kept, None)
+        got = emulated.attend(queries, negatives, temperature, kept, None)
         assert error(got.lse * temperature, torch.full((2,), sign)) < 1e-6
         assert error(got.mean, sign * queries) < PRECISION[kept]  # of its one weight
 
@@ -223,7 +223,7 @@ def test_zero_rows(emulated, kept, temperature):
     queries[2] = 0
     got = assert_exact(emulated, queries, negatives, temperature)
     assert abs(float(got.lse[2]) - torch.tensor(40.0).log()) < 1e-6
-    got = emulated.info_nce(queries, torch.zeros_like(negatives), temperature, kept, None)
+    got = emulated.attend(queries, torch.zeros_like(negatives), temperature, kept, None)
     assert error(got.lse, torch.tensor(40.0).log().expand(5)) < 1e-6
     assert not got.mean.any()
 
@@ -236,11 +236,11 @@ def test_nan_and_inf_come_through(emulated, kept, value, temperature):
     for row in (0, 39):
         wrong = negatives.clone()
         wrong[row, 5] = value
-        got = emulated.info_nce(queries, wrong, temperature, kept, None)
+        got = emulated.attend(queries, wrong, temperature, kept, None)
         assert got.lse.isnan().all()
         assert got.mean.isnan().all()
     queries[1, 2] = float("nan")
-    got = emulated.info_nce(queries, negatives, temperature, kept, None)
+    got = emulated.attend(queries, negatives, temperature, kept, None)
     assert got.lse.isnan().tolist() == [False, True, False]
     assert got.mean.isnan().all(1).tolist() == got.mean.isnan().any(1).tolist()
     assert got.mean.isnan().any(1).tolist() == [False, True, False]
@@ -302,7 +302,7 @@ def test_a_failed_launch_says_which(emulated, monkeypatch):
     monkeypatch.setattr("logo_kernels.backends.cuda.place", lambda tensor: (5, 0))
     queries, negatives = problem(3, 20, 64, kept=BF16)
     with pytest.raises(RuntimeError, match=r"info_nce, N=3 K=20 D=64 bfloat16 for float16, on dev"):
-        emulated.info_nce(queries, negatives, 0.1, FP16, None)
+        emulated.attend(queries, negatives, 0.1, FP16, None)
 
 
 def test_what_is_refused(emulated, device):

@@ -11,8 +11,18 @@ import functools
 import torch
 from torch import Tensor
 
+from .. import contrast
+from ..contrast import Attention
 from ..pairs import PairStage
-from ..protocol import Backend, CosineResult, InfoNCEResult, PairWeights, Problem
+from ..protocol import (
+    Backend,
+    CosineResult,
+    InfoNCECall,
+    InfoNCEGradients,
+    InfoNCEResult,
+    PairWeights,
+    Problem,
+)
 from .environment import installed, interpreted
 from .tiles import MAX_ROWS
 
@@ -95,14 +105,27 @@ class TritonBackend(Backend):
 
         return similarity_backward(grad, a, b, grad_a, grad_b)
 
-    def info_nce(
+    def info_nce(self, call: InfoNCECall, result: InfoNCEResult) -> None:
+        contrast.fill(self.attend, call, result)
+
+    def info_nce_backward(
+        self,
+        call: InfoNCECall,
+        upstream: Tensor,
+        pull: Tensor,
+        mean: Tensor,
+        gradients: InfoNCEGradients,
+    ) -> None:
+        contrast.fill_gradients(call, upstream, pull, mean, gradients)
+
+    def attend(
         self,
         queries: Tensor,
         negatives: Tensor,
-        temperature: float,
+        temperature: float | Tensor,
         dtype: torch.dtype,
         own: tuple[int, int] | None,
-    ) -> InfoNCEResult:
+    ) -> Attention:
         from .info_nce import info_nce
 
         return info_nce(queries, negatives, temperature, dtype, own)

@@ -43,7 +43,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..protocol import InfoNCEResult
+from ..contrast import Attention
 from .environment import interpreted
 from .info_nce_plan import (
     FULL,
@@ -471,16 +471,17 @@ def combine_kernel(
 def info_nce(
     queries: Tensor,  # [N, D] fp32 contiguous
     negatives: Tensor,  # [K, D] fp32, bf16, fp16
-    temperature: float,
+    temperature: float | Tensor,
     dtype: torch.dtype,
     own: tuple[int, int] | None,
-) -> InfoNCEResult:
-    """`Backend.info_nce`."""
+) -> Attention:
+    """The pass over the negatives."""
+    temperature = float(temperature)
     n, dim = queries.shape
     k = negatives.shape[0]
     lse, mean = queries.new_empty(n), queries.new_empty(n, dim)
     if n == 0:
-        return InfoNCEResult(lse, mean)
+        return Attention(lse, mean)
     operands = operands_for(dtype, negatives.dtype)
     ranges = ranges_for(temperature, negatives.dtype)
     norms = norm_tile(dim, negatives.element_size())
@@ -533,7 +534,7 @@ def info_nce(
                 totals, maxima, sums, lse, mean, n, plan.splits, ranges.column_scale, ranges.lift,
                 D=dim, ROWS=tile.rows, BLOCK_D=tile.block_d, RUNNING=ranges.running, num_warps=4,
             )  # fmt: skip
-    return InfoNCEResult(lse, mean)
+    return Attention(lse, mean)
 
 
 @functools.cache

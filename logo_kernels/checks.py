@@ -85,12 +85,12 @@ def negatives(value: Any, like: Tensor, like_name: str) -> Tensor:
 
 def alike(name: str, value: Tensor, other_name: str, other: Tensor, sizes: dict[str, int]) -> None:
     """Checks that `sizes` (letter -> dimension) and the device agree with those of `other`."""
+    shape, others = value.shape, other.shape
     for letter, dimension in sizes.items():
-        if value.shape[dimension] != other.shape[dimension]:
+        if shape[dimension] != others[dimension]:
             raise ValueError(
-                f"{name} has {letter} = {value.shape[dimension]} (shape {list(value.shape)}) but "
-                f"{other_name} has {letter} = {other.shape[dimension]} "
-                f"(shape {list(other.shape)}); they must agree"
+                f"{name} has {letter} = {shape[dimension]} (shape {list(shape)}) but {other_name} "
+                f"has {letter} = {others[dimension]} (shape {list(others)}); they must agree"
             )
     same_device(name, value, other_name, other)
 

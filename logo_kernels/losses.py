@@ -231,7 +231,12 @@ def _cosine(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Total and terms, by way of the graph only where something needs a gradient."""
-    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, y, r)):
+    wanted = (
+        x.requires_grad
+        or (y is not None and y.requires_grad)
+        or (r is not None and r.requires_grad)
+    )
+    if wanted and torch.is_grad_enabled():
         return Cosine.apply(x, y, t, r, weights, repulsion, reduction, backend)
     total, terms, *_ = ops.cosine(
         x, y, t, r, *weights, repulsion, reduction, False, False, False, backend
@@ -300,11 +305,11 @@ def _check_crops(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The four inputs as blocks that agree; local crops and features None where L = 0."""
     x = checks.crops("global_crops", global_crops, "B, G, D")
-    for size, letter in zip(x.shape, "BGD", strict=True):
-        if size == 0:
-            raise ValueError(
-                f"global_crops must not be empty, got {letter} = 0 in shape {list(x.shape)}"
-            )
+    if x.numel() == 0:
+        empty = "BGD"[list(x.shape).index(0)]
+        raise ValueError(
+            f"global_crops must not be empty, got {empty} = 0 in shape {list(x.shape)}"
+        )
     y = None
     if local_crops is not None and not _is_empty_sequence(local_crops):
         y = checks.crops("local_crops", local_crops, "B, L, D")

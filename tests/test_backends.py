@@ -9,6 +9,7 @@ import torch
 from logo_kernels import available_backends, logo_loss
 from logo_kernels.backends import BACKENDS, Backend, Problem, choose
 from logo_kernels.backends.extension import extension
+from logo_kernels.backends.preference import order
 from support import crops
 
 
@@ -32,8 +33,8 @@ def stubs(**reasons):
     return {name: Stub(name, *reasons.get(name, (None, None))) for name in names}
 
 
-def problem(device="cuda", dtype=torch.bfloat16):
-    return Problem("cosine", device, frozenset([dtype]), 10, 2048)
+def problem(device="cuda", dtype=torch.float32, operation="cosine"):
+    return Problem(operation, device, frozenset([dtype]), 10, 2048)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,29 @@ def problem(device="cuda", dtype=torch.bfloat16):
 )
 def test_auto_takes_the_fastest_that_serves(device, reasons, expected):
     assert choose("auto", problem(device), stubs(**reasons)).name == expected
+
+
+@pytest.mark.parametrize(
+    ("operation", "dtype", "expected"),
+    [
+        ("cosine", torch.bfloat16, "triton"),
+        ("cosine", torch.float32, "cuda"),
+        ("similarity", torch.float16, "triton"),
+        ("info_nce", torch.float32, "triton"),
+        ("pair_mlp", torch.bfloat16, "cuda"),
+    ],
+)
+def test_auto_prefers_what_was_measured(operation, dtype, expected):
+    assert choose("auto", problem(dtype=dtype, operation=operation), stubs()).name == expected
+
+
+def test_every_operation_has_an_order():
+    """Those of the operators that are registered, in half precision and beyond."""
+    for operation in ("cosine", "similarity", "info_nce", "pair_mlp", "scale"):
+        for dtype in (torch.float16, torch.float32, torch.float64):
+            names = order(problem(dtype=dtype, operation=operation))
+            assert sorted(names) == ["cuda", "reference", "triton"]
+            assert names[-1] == "reference"
 
 
 @pytest.mark.parametrize("reasons", [("not built", None), (None, "no fp64")])

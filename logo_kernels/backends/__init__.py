@@ -8,6 +8,7 @@ import torch
 
 from .cpu import CpuBackend
 from .cuda import CudaBackend
+from .preference import order
 from .protocol import Backend, CosineResult, PairWeights, Problem
 from .reference import ReferenceBackend
 from .triton import TritonBackend
@@ -30,17 +31,11 @@ BACKENDS: dict[str, Backend] = {
     for backend in (ReferenceBackend(), CpuBackend(), TritonBackend(), CudaBackend())
 }
 
-# Fastest first. A device that is not listed is served by the reference alone.
-PREFERENCE = {
-    "cpu": ("cpu", "reference"),
-    "cuda": ("cuda", "triton", "reference"),
-}
-
 
 def choose(name: str, problem: Problem, backends: dict[str, Backend]) -> Backend:
     """The backend that serves `problem`; a pure function of its arguments.
 
-    "auto" takes the first in the order of `PREFERENCE` that is there and does not refuse. A named
+    "auto" takes the first in the order of preference.py that is there and does not refuse. A named
     backend serves or raises RuntimeError with its reason.
     """
     if name != AUTO:
@@ -52,7 +47,7 @@ def choose(name: str, problem: Problem, backends: dict[str, Backend]) -> Backend
                 f"backend='auto' falls back to one that can."
             )
         return backend
-    for candidate in PREFERENCE.get(problem.device, ("reference",)):
+    for candidate in order(problem):
         backend = backends[candidate]
         if backend.missing() is None and backend.refuses(problem) is None:
             return backend

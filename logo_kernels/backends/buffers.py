@@ -44,24 +44,28 @@ def cosine_result(
     grad_features: bool,
 ) -> CosineResult:
     """Uninitialised buffers for `Backend.cosine`."""
-    images, rows = global_crops.shape[0], global_crops.shape[1]
+    images, crops, _ = global_crops.shape
     dtype = compute_dtype(global_crops, targets, features)
     over_images = [images] if reduction == "none" else []
-    gradients, fp16 = [], False
-    asked = ((global_crops, grad_global), (local_crops, grad_local), (features, grad_features))
-    for crops, wanted in asked:
-        if crops is None or not wanted:
-            gradients.append(global_crops.new_empty(0))  # operators may not alias
-            continue
-        gradients.append(gradient_like(crops))
-        fp16 |= crops.dtype == torch.float16
-    if local_crops is not None:
-        rows += local_crops.shape[1] * (1 if features is None else 2)
+
+    def gradient(of: Tensor | None, wanted: bool) -> Tensor:
+        if of is None or not wanted:
+            return global_crops.new_empty(0)  # one each: operators may not alias
+        return gradient_like(of)
+
+    fp16 = (global_crops.dtype == torch.float16 and (grad_global or grad_local)) or (
+        grad_features and features is not None and features.dtype == torch.float16
+    )
+    rows = 0
+    if fp16:
+        rows = crops
+        if local_crops is not None:
+            rows += local_crops.shape[1] * (1 if features is None else 2)
     return CosineResult(
         global_crops.new_empty(over_images, dtype=dtype),
         global_crops.new_empty([3, *over_images], dtype=dtype),
-        gradients[0],
-        gradients[1],
-        gradients[2],
-        global_crops.new_empty([images if fp16 else 0, rows], dtype=torch.float32),
+        gradient(global_crops, grad_global),
+        gradient(local_crops, grad_local),
+        gradient(features, grad_features),
+        global_crops.new_empty([images, rows] if fp16 else [0, 0], dtype=torch.float32),
     )

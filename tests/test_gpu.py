@@ -3,28 +3,14 @@
 import pytest
 import torch
 
-from logo_kernels import LocalAffinity, block_cosine_similarity, logo_loss
+from logo_kernels import logo_loss
+from steps import STEPS, evaluate, step_of
 from support import crops
 
 SIZES = 48, 2, 4, 64  # B, G, L, D
 
 
-def loss_of(which, name):
-    """A function of x [B, G, D] and y [B, L, D] that ends in a scalar."""
-    if which == "cosine":
-        return lambda x, y: logo_loss(x, y, repulsion_weight=0.1, backend=name)
-    if which == "similarity":
-        return lambda x, y: block_cosine_similarity(x, y, backend=name).square().sum()
-    if which == "info_nce":
-        negatives = torch.randn(500, SIZES[3], generator=torch.Generator().manual_seed(9)).cuda()
-        return lambda x, y: logo_loss(
-            x, y, similarity="info_nce", negatives=negatives, affinity=None, backend=name
-        )
-    affinity = LocalAffinity(SIZES[3], (32, 16), backend=name, device="cuda")
-    return lambda x, y: logo_loss(x, y, affinity=affinity, repulsion_weight=1.0, backend=name)
-
-
-@pytest.fixture(params=["cosine", "similarity", "info_nce", "affinity"])
+@pytest.fixture(params=[step for step in STEPS if step != "objective"])  # it draws noise
 def which(request):
     return request.param
 
@@ -42,11 +28,6 @@ def inputs(seed=0):
     return x.requires_grad_(), y.requires_grad_()
 
 
-def evaluate(function, x, y):
-    loss = function(x, y)
-    return loss, *torch.autograd.grad(loss, (x, y))
-
-
 def agree(got, want):
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
@@ -54,7 +35,7 @@ def agree(got, want):
 
 def test_replayed_graph(on_gpu, which):
     """Each replay starts from zeroed counters, whatever ran on other streams in between."""
-    function, (x, y) = loss_of(which, on_gpu), inputs()
+    function, (x, y) = step_of(which, on_gpu, "cuda"), inputs()
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -75,8 +56,8 @@ def test_replayed_graph(on_gpu, which):
 
 def test_compiled_to_graphs(on_gpu, which):
     """torch.compile's CUDA graphs refuse a step that keeps memory of their pool."""
-    function = loss_of(which, on_gpu)
-    compiled = torch.compile(function, mode="reduce-overhead")
+    function = step_of(which, on_gpu, "cuda")
+    compiled = torch.compile(function, mode="reduce-overhead", fullgraph=True)
     for seed in range(4):
         x, y = inputs(seed)
         torch.compiler.cudagraph_mark_step_begin()
@@ -85,7 +66,7 @@ def test_compiled_to_graphs(on_gpu, which):
 
 
 def test_streams_side_by_side(on_gpu, which):
-    function = loss_of(which, on_gpu)
+    function = step_of(which, on_gpu, "cuda")
     problems = [inputs(seed) for seed in range(4)]
     wanted = [evaluate(function, *problem) for problem in problems]
     streams, found = [torch.cuda.Stream() for _ in problems], []
@@ -101,7 +82,7 @@ def test_streams_side_by_side(on_gpu, which):
 
 
 def test_nothing_waits_for_the_device(on_gpu, which):
-    function, (x, y) = loss_of(which, on_gpu), inputs()
+    function, (x, y) = step_of(which, on_gpu, "cuda"), inputs()
     evaluate(function, x, y)  # compiles, and allocates what is kept
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -111,18 +92,42 @@ def test_nothing_waits_for_the_device(on_gpu, which):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_launches_of_the_cosine_loss(on_gpu):
-    """Forward is one launch; backward scales each gradient in one."""
-    x, y = inputs()
-    upstream = torch.tensor(2.0, device="cuda")
-    function = loss_of("cosine", on_gpu)
-    torch.autograd.grad(function(x, y), (x, y), upstream)
+def launched(call):
+    """How many kernels, copies and fills `call` puts on the device."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        loss = function(x, y)
+        call()
         torch.cuda.synchronize()
     cuda = torch.autograd.DeviceType.CUDA
-    assert len([event for event in profile.events() if event.device_type == cuda]) == 1
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        torch.autograd.grad(loss, (x, y), upstream)
-        torch.cuda.synchronize()
-    assert len([event for event in profile.events() if event.device_type == cuda]) == 2
+    return len([event for event in profile.events() if event.device_type == cuda])
+
+
+def test_launches_of_the_cosine_loss(on_gpu):
+    """One forward; one backward for all gradients."""
+    x, y = inputs()
+    step, upstream, losses = step_of("cosine", on_gpu, "cuda"), torch.tensor(2.0).cuda(), []
+    torch.autograd.grad(step(x, y), (x, y), upstream)
+    assert launched(lambda: losses.append(step(x, y))) == 1
+    assert launched(lambda: torch.autograd.grad(losses[0], (x, y), upstream)) == 1
+
+
+@pytest.mark.parametrize("counts", [(2, 4), (1, 1), (3, 0)])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("which_negatives", ["queue", "batch"])
+def test_launches_of_info_nce(on_gpu, which_negatives, reduction, counts):
+    x, y, t, _ = crops(48, *counts, 64, targets=True, device="cuda")
+    negatives = torch.randn(5000, 64).cuda() if which_negatives == "queue" else "batch"
+    # a single global crop is no query, and its zeros are a launch of their own
+    leaves = [v.requires_grad_() for v in ((x, y) if counts[0] > 1 else (y,)) if v is not None]
+    upstream, losses = torch.full([48] if reduction == "none" else [], 2.0).cuda(), []
+
+    def forward():
+        loss = logo_loss(
+            x, y, t, similarity="info_nce", negatives=negatives, affinity=None,
+            reduction=reduction, backend=on_gpu,
+        )  # fmt: skip
+        losses.append(loss)
+
+    forward()
+    torch.autograd.grad(losses.pop(), leaves, upstream)
+    assert launched(forward) <= 4
+    assert launched(lambda: torch.autograd.grad(losses[0], leaves, upstream)) <= 1

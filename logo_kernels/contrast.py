@@ -42,8 +42,9 @@ def info_nce(
         positives: [N, P, D], any floating dtype; constants even if they require gradients.
         negatives: [K, D], any floating dtype (a bfloat16 queue beside float32 queries, say);
             constants.
-        temperature: τ > 0, a number; or a tensor [] on the device of the queries, whose value is
-            not looked at by the host, and which gets a gradient if it requires one.
+        temperature: τ > 0, a number; or a tensor [] on the device of the queries, which gets a
+            gradient if it requires one. The host does not look at a tensor's value, so that one
+            that changes is compiled once under torch.compile.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:

@@ -88,7 +88,7 @@ def logo_loss(
         negatives: for "info_nce": [K, D], any floating dtype, constants (see `NegativeQueue`); or
             "batch": the targets of all other images, never an image's own.
         temperature: τ > 0, for "info_nce": a number; or a tensor [] on the device of the crops,
-            whose value is not looked at by the host, and which gets a gradient if it requires one.
+            which gets a gradient if it requires one. The host does not look at a tensor's value.
         affinity: how ll measures that two local crops are alike. "cosine"; None: no repulsion; or a
             callable [B, L, D] -> [B], the affinity averaged over the pairs of each image.
         repulsion_features: [B, L, D], any floating dtype, what the affinity sees; gradients flow to

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from logo_kernels import contrast, info_nce, logo_loss
 from support import EPS, crops, error, leaves
@@ -556,3 +557,28 @@ def test_negatives_are_refused_for_cosine():
     x, y, _, _ = crops(3, 2, 2, 16)
     with pytest.raises(ValueError, match="info_nce"):
         logo_loss(x, y, negatives=N)
+
+
+def test_a_temperature_that_changes_is_compiled_once():
+    """A tensor's value is no part of the graph."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def step(x, y, tau):
+        return logo_loss(
+            x, y, similarity="info_nce", negatives="batch", temperature=tau, affinity=None
+        )
+
+    compiled = torch.compile(step, backend=counter, fullgraph=True)
+    for value in (0.2, 0.3, 0.11):
+        x, y, _, _ = crops(3, 2, 3, 16)
+        x.requires_grad_()
+        tau = torch.tensor(value, requires_grad=True)
+        results = [
+            (loss, *torch.autograd.grad(loss, (x, tau)))
+            for loss in (step(x, y, tau), compiled(x, y, tau))
+        ]
+        for a, b in zip(*results, strict=True):
+            assert error(a, b) < 1e-6
+    assert counter.frame_count == 1
+    torch._dynamo.reset()

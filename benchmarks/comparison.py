@@ -192,9 +192,7 @@ def failure(step: Step) -> str | None:
     return None
 
 
-def kernels_behind(
-    operation: str, ours: Mapping[str, Own], inputs: Inputs
-) -> dict[str, list[str]]:
+def kernels_behind(operation: str, ours: Mapping[str, Own], inputs: Inputs) -> dict[str, list[str]]:
     """Contestant of ours -> the kernels that a step of it launches, by their source files."""
     scaled_by = resolve(AUTO, "scale", inputs.blocks()[0][0]).name  # autograd.scale does the same
     return {

@@ -47,10 +47,11 @@ def pairs(x: Tensor, y: Tensor, *rest: Tensor) -> Tensor:
 def products(x: Tensor, y: Tensor, *rest: Tensor) -> Tensor:
     """Three batched products of raw rows, scaled to cosines."""
     *features, t = rest
-    t_scale = _inverse_norms(t)
-    y_scale = _inverse_norms(y)
-    r, r_scale = (features[0], _inverse_norms(features[0])) if features else (y, y_scale)
-    x_t = (x @ t.mT) * (_inverse_norms(x) * t_scale.mT)  # [B, G, G]
+    # In fp16 a loss scaler's gradient times a product of raw rows has no room.
+    wide = torch.float32 if x.dtype == torch.float16 else None
+    t_scale, y_scale = _inverse_norms(t, wide), _inverse_norms(y, wide)
+    r, r_scale = (features[0], _inverse_norms(features[0], wide)) if features else (y, y_scale)
+    x_t = (x @ t.mT) * (_inverse_norms(x, wide) * t_scale.mT)  # [B, G, G]
     y_t = (y @ t.mT) * (y_scale * t_scale.mT)  # [B, L, G]
     r_r = (r @ r.mT) * (r_scale * r_scale.mT)  # [B, L, L], ones on the diagonal
     dtype = summed_in(x)
@@ -79,8 +80,9 @@ def summed_in(rows: Tensor) -> torch.dtype:
     return torch.promote_types(rows.dtype, torch.float32)
 
 
-def _inverse_norms(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-12).reciprocal()
+def _inverse_norms(rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=dtype)
+    return norms.clamp_min(1e-12).reciprocal()
 
 
 def broadcast_similarity(a: Tensor, b: Tensor | None = None) -> Tensor:

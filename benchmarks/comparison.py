@@ -193,11 +193,15 @@ def failure(step: Step) -> str | None:
 
 
 def kernels_behind(operation: str, ours: Mapping[str, Own], inputs: Inputs) -> dict[str, list[str]]:
-    """Contestant of ours -> the kernels that a step of it launches, by their source files."""
+    """Contestant of ours -> the kernels that a step launches, by their source files.
+
+    Its compiled forms launch the same.
+    """
     scaled_by = resolve(AUTO, "scale", inputs.blocks()[0][0]).name  # autograd.scale does the same
     return {
         name: ledger.kernels_of(operation, own.backend, scaled_by=scaled_by)
         for name, own in ours.items()
+        if forms.split(name)[1] == forms.EAGER
     }
 
 

@@ -438,8 +438,8 @@ def restricted(row: Row, allowed: Callable[[str], bool]) -> Row | None:
 
 
 def kernels_of_row(row: Row, name: str = OURS) -> list[str]:
-    """The kernels that a contestant of ours launched, as they were recorded with it."""
-    return row.get("kernels", {}).get(name, [])
+    """The kernels that a contestant of ours launched, as they were recorded with its eager form."""
+    return row.get("kernels", {}).get(forms.split(name)[0], [])
 
 
 def readme_block(root: Path = ledger.ROOT) -> str:

@@ -3,8 +3,10 @@
 pytest benchmarks --benchmark-only                      all cases of this machine's device
 pytest benchmarks --benchmark-only -m smoke             one small case
 pytest benchmarks --benchmark-only -k "cosine and 2048" some cases
-pytest benchmarks --benchmark-only --simd avx2          as a CPU without AVX-512 would
-... --benchmark-json=results.json                       what report.py reads
+pytest benchmarks --benchmark-only --simd avx2          as a CPU without AVX-512 would: ours, torch,
+                                                        its compiler, oneDNN and MKL
+... --benchmark-json=results.json                       what report.py reads; `report.py --record`
+                                                        files each instruction set by itself
 """
 
 from __future__ import annotations

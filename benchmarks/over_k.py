@@ -1,6 +1,6 @@
 """Time and peak memory of InfoNCE against the number of negatives K, as a chart.
 
-    python benchmarks/over_k.py               files info_nce_over_k.json and .png in results/<device>
+    python benchmarks/over_k.py               info_nce_over_k.json and .png, to results/<device>
     python benchmarks/over_k.py --simd avx2   as a CPU without AVX-512 would; to its own <device>
 
 Forward and backward of 1024 crops (B = 256, G = L = 2, D = 128, fp32). Peers that keep logits stop

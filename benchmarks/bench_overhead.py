@@ -45,7 +45,7 @@ class Empty(torch.autograd.Function):
 def contest(case: AffinityCase | CosineCase | InfoNCECase, device: str) -> Contest:
     """Ours alone: the smallest of the other cases have peers."""
     made = MODULES[case.operation].contest(case, device)
-    crops = cosine_inputs(next(c for c in CASES[device] if c.operation == "cosine"), device)
+    crops = cosine_inputs(next(c for c in CASES[device] if isinstance(c, CosineCase)), device)
     made.baselines = {EMPTY: lambda: crops.step(Empty.apply)}
     made.peers = []
     return made

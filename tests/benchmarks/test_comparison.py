@@ -244,8 +244,6 @@ class Stub:
 def test_backends_of_a_gpu(monkeypatch, cuda, triton, found):
     stubs = [Stub("cuda", *cuda), Stub("triton", *triton), Stub("reference")]
     monkeypatch.setattr(backends, "BACKENDS", {stub.name: stub for stub in stubs})
-    reasons = {stub.name: stub.missing() for stub in stubs}
-    monkeypatch.setattr(comparison, "available_backends", lambda: reasons)
     monkeypatch.setitem(backends.PREFERENCE, "cpu", backends.PREFERENCE["cuda"])
     fresh = functools.lru_cache(backends._choose.__wrapped__)
     monkeypatch.setattr(backends, "_choose", fresh)

@@ -18,7 +18,7 @@ Function = Callable[..., Tensor]
 EAGER, COMPILED, GRAPH = "", ", compiled", ", compiled, CUDA graph"
 FORMS = {EAGER: "eager", COMPILED: "compiled", GRAPH: "CUDA graph"}
 
-# A GPU that is busy for longer than this takes does not wait for the host.
+# Beyond this size a GPU is busy for longer than the host needs to launch the step.
 CUDA_GRAPH_BYTES = 256 << 20
 
 

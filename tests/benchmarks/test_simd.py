@@ -1,5 +1,6 @@
 """One instruction set for ours, which is told, and for torch, which is started anew."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,14 +59,14 @@ print(simd.current(), simd.torch_simd(), pick_vec_isa(), machine.device_name("cp
 
 @needs_avx2
 def test_the_benchmarks_start_themselves_again(tmp_path):
-    """`--co` imports everything and runs nothing; the header is of the second process."""
+    """Collection imports everything and runs nothing; the plugin speaks in the second process."""
     script = "import simd; print('held', simd.is_held_to('avx2'), simd.current())"
     (tmp_path / "plugin.py").write_text(f"def pytest_sessionfinish(): exec({script!r})")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", "pytest", BENCHMARKS, "--simd=avx2", "--co", "-q",
          "-p", "no:cacheprovider", "-p", "plugin", "-k", "8x2x2x128"],
-        cwd=tmp_path, capture_output=True, text=True,
-        env={**simd.os.environ, "PYTHONPATH": f"{tmp_path}:{simd.os.environ['PYTHONPATH']}"},
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("test_cosine[") == 2  # fp32 and bf16, listed once

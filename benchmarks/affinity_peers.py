@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peers import summed_in
+
 
 def concatenated(
     z: Tensor,
@@ -29,7 +31,7 @@ def concatenated(
     pairs = torch.cat([unit[:, i], unit[:, j]], -1).flatten(0, 1)
     h = F.batch_norm(F.linear(pairs, w1, b1), None, None, gamma1, beta1, training=True)
     y = F.batch_norm(F.linear(h.relu(), w2, b2), None, None, gamma2, beta2, training=True)
-    return F.softplus(F.linear(y.relu(), w3, b3)).mean()
+    return F.softplus(F.linear(y.relu(), w3, b3)).mean(dtype=summed_in(z))
 
 
 AFFINITY: dict[str, Callable[..., Tensor]] = {"concatenated": concatenated}

@@ -11,12 +11,15 @@ similarity="info_nce", negatives="batch", temperature=TEMPERATURE, affinity=None
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cases import ELEMENT_BYTES, InfoNCECase
 from contrast_peers import TEMPERATURE, total
+from memory import free_bytes
 
 
 def once(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
@@ -71,3 +74,32 @@ def infcl(x: Tensor, y: Tensor, t: Tensor) -> Tensor:
 
 BATCH: dict[str, Callable[..., Tensor]] = {"once": once, "NTXent": ntxent}
 ON_A_GPU: dict[str, Callable[..., Tensor]] = {"Inf-CL": infcl}
+PACKAGES = {"NTXent": "pytorch_metric_learning", "Inf-CL": "inf_cl"}
+
+
+def missing(name: str, case: InfoNCECase, device: str) -> str | None:
+    """Why a peer cannot run at a case, or None."""
+    package = PACKAGES.get(name)
+    if package is not None and find_spec(package) is None:
+        return f"{package} is not installed"
+    if name == "Inf-CL" and (case.global_crops, case.local_crops) != (1, 1):
+        return "it has one query and one positive per image"
+    if name != "NTXent":
+        return None
+    needed, free = ntxent_bytes(case), free_bytes(device)
+    if needed <= free:
+        return None
+    return f"it needs {needed / 2**30:.0f} GiB at the least, and {free / 2**30:.0f} GiB are free"
+
+
+def ntxent_bytes(case: InfoNCECase) -> int:
+    """At the least: of each positive pair with each negative pair, a flag and two numbers."""
+    most = 0
+    for crops, positives in (
+        (case.global_crops, case.global_crops - 1),
+        (case.local_crops, case.global_crops),
+    ):
+        queries = case.images * crops
+        negative_pairs = queries * (case.images - 1) * case.global_crops
+        most = max(most, queries * positives * negative_pairs)
+    return most * (1 + 2 * ELEMENT_BYTES[case.dtype])

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
-import peers
+import forms
 from affinity_peers import AFFINITY as PEERS
 from cases import AFFINITY, AffinityCase
-from comparison import Contest, by_backend, compare
-from inputs import Inputs, affinity_inputs
+from comparison import Contest, by_backend, compare, of_ours
+from forms import Function
+from inputs import Inputs, affinity_inputs, upstream_of
 from logo_kernels import LocalAffinity
-from timing import matrix_product_step
+from timing import matrix_product
 
 CASES = AFFINITY
 
@@ -24,16 +25,6 @@ CASES = AFFINITY
 KINKS = 5e-2
 
 
-@cache
-def module(dim: int, hidden: int, backend: str, device: str) -> nn.Module:
-    """Without running statistics; its parameters are replaced at every call."""
-    affinity = LocalAffinity(dim, (hidden, hidden), backend=backend, device=device)
-    for norm in (affinity[1], affinity[4]):
-        norm.track_running_stats = False
-        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
-    return affinity
-
-
 # The order of `inputs.affinity_inputs`: z, then these.
 NAMES = (
     "0.weight", "1.weight", "1.bias", "3.weight", "4.weight", "4.bias", "6.weight", "6.bias",
@@ -41,22 +32,31 @@ NAMES = (
 )  # fmt: skip
 
 
-def loss(z: Tensor, *parameters: Tensor, backend: str = "auto") -> Tensor:
-    """Ours in the peers' signature."""
-    hidden = parameters[0].shape[0]
-    affinity = module(z.shape[2], hidden, backend, z.device.type)
-    return functional_call(affinity, dict(zip(NAMES, parameters, strict=True)), (z,)).mean()
+def loss_by(case: AffinityCase, device: str, backend: str = "auto") -> Function:
+    """Ours in the peers' signature: a module whose parameters are replaced at every call."""
+    widths = (case.hidden, case.hidden)
+    affinity = LocalAffinity(case.dim, widths, backend=backend, device=device)
+    for norm in (affinity[1], affinity[4]):
+        norm.track_running_stats = False
+        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+
+    def loss(z: Tensor, *parameters: Tensor) -> Tensor:
+        return functional_call(affinity, dict(zip(NAMES, parameters, strict=True)), (z,)).mean()
+
+    return loss
 
 
 def contest(case: AffinityCase, device: str) -> Contest:
     inputs = affinity_inputs(case, device)
     crops = Inputs([torch.empty_like(inputs.leaves[0])], [], False)
+    by = by_backend(partial(loss_by, case, device), "pair_mlp", device, crops)
     return Contest(
         inputs,
-        ours=by_backend(loss, "pair_mlp", device, crops),
-        reference=partial(loss, backend="reference"),
-        peers=peers.prepare(PEERS, device, case.moved_bytes()),
-        baselines={"matrix product": matrix_product_step(case.flops(), case.dtype, device)},
+        ours=of_ours(by, device, case.moved_bytes()),
+        reference=loss_by(case, device, "reference"),
+        peers=forms.prepare(PEERS, device, case.moved_bytes()),
+        upstream=upstream_of(case.dtype, device),
+        product=matrix_product(case.flops(), case.dtype, device),
         gradient_tolerance=KINKS,
     )
 

@@ -6,10 +6,11 @@ from functools import partial
 
 from torch import Tensor
 
+import forms
 import peers
 from cases import COSINE, CosineCase
-from comparison import Contest, by_backend, compare
-from inputs import cosine_inputs
+from comparison import Contest, by_backend, compare, named, of_ours
+from inputs import cosine_inputs, upstream_of
 from logo_kernels import logo_loss
 
 CASES = COSINE
@@ -28,11 +29,13 @@ def loss(x: Tensor, y: Tensor, *rest: Tensor, backend: str = "auto") -> Tensor:
 
 def contest(case: CosineCase, device: str) -> Contest:
     inputs = cosine_inputs(case, device)
+    by = by_backend(named(loss), case.operation, device, inputs)
     return Contest(
         inputs,
-        ours=by_backend(loss, case.operation, device, inputs),
+        ours=of_ours(by, device, case.moved_bytes()),
         reference=partial(loss, backend="reference"),
-        peers=peers.prepare(peers.COSINE, device, case.moved_bytes()),
+        peers=forms.prepare(peers.COSINE, device, case.moved_bytes()),
+        upstream=upstream_of(case.dtype, device),
     )
 
 

@@ -1,22 +1,32 @@
 """What a call costs the host at B = 8, beside an autograd Function that does nothing.
 
-With 16 numbers per crop the kernel's own work vanishes. `empty` takes the same tensors and
-allocates the same gradients; what ours takes beyond it is checks, dispatch and the kernel launch.
+With 16 numbers per crop the kernel's own work vanishes. The empty Function takes the cosine's
+tensors and allocates its gradients, whatever it stands beside; what ours takes beyond it is checks,
+dispatch and the launches. Ratios are of ours called eagerly, round by round.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import bench_affinity
 import bench_cosine
-from cases import OVERHEAD, CosineCase
+import bench_info_nce
+from cases import OVERHEAD, AffinityCase, CosineCase, InfoNCECase
 from comparison import Contest, compare
+from inputs import cosine_inputs
+from timing import OURS
 
 CASES = OVERHEAD
 EMPTY = "empty Function"
+MODULES: dict[str, ModuleType] = {
+    "cosine": bench_cosine, "info_nce": bench_info_nce, "affinity": bench_affinity
+}  # fmt: skip
+GOALS = {"cosine": 2.5, "info_nce": 4.0, "affinity": 8.0}  # times an empty Function, at most
 
 
 class Empty(torch.autograd.Function):
@@ -32,12 +42,18 @@ class Empty(torch.autograd.Function):
         return *ctx.saved_tensors, None
 
 
-def contest(case: CosineCase, device: str) -> Contest:
-    made = bench_cosine.contest(case, device)
-    made.baselines = {EMPTY: lambda: made.inputs.step(Empty.apply)}
+def contest(case: AffinityCase | CosineCase | InfoNCECase, device: str) -> Contest:
+    """Ours alone: the smallest of the other cases have peers."""
+    made = MODULES[case.operation].contest(case, device)
+    crops = cosine_inputs(next(c for c in CASES[device] if isinstance(c, CosineCase)), device)
+    made.baselines = {EMPTY: lambda: crops.step(Empty.apply)}
+    made.peers = []
     return made
 
 
 def test_overhead(benchmark, case, device) -> None:
-    compare(benchmark, case, device, contest(case, device))
-    benchmark.extra_info["operation"] = "overhead"
+    rounds = compare(benchmark, case, device, contest(case, device))
+    info = benchmark.extra_info
+    info |= {"operation": "overhead", "of": case.operation, "goal": GOALS[case.operation]}
+    if rounds.seconds:
+        info["times_of_empty"] = rounds.ratio(OURS, EMPTY)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+import forms
 import peers
 from cases import SIMILARITY, SimilarityCase
-from comparison import Contest, by_backend, compare
+from comparison import Contest, by_backend, compare, named, of_ours
 from inputs import similarity_inputs
 from logo_kernels import block_cosine_similarity
 
@@ -15,11 +16,12 @@ CASES = SIMILARITY
 
 def contest(case: SimilarityCase, device: str) -> Contest:
     inputs, upstream = similarity_inputs(case, device)
+    by = by_backend(named(block_cosine_similarity), case.operation, device, inputs)
     return Contest(
         inputs,
-        ours=by_backend(block_cosine_similarity, case.operation, device, inputs),
+        ours=of_ours(by, device, case.moved_bytes()),
         reference=partial(block_cosine_similarity, backend="reference"),
-        peers=peers.prepare(peers.SIMILARITY, device, case.moved_bytes()),
+        peers=forms.prepare(peers.SIMILARITY, device, case.moved_bytes()),
         upstream=upstream,
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import ledger
 import peers
+import simd
 from bench_cosine import loss
 from cases import STEP, StepCase
 from logo_kernels.backends import AUTO, resolve
@@ -91,7 +92,7 @@ def test_training_step(benchmark, case, device) -> None:
     info |= {
         "operation": case.operation, "case": case.id, "size": case.size, "dtype": case.dtype,
         "view_major": True, "features": True, "why": case.why, "device": device,
-        "backend": backend, "excluded": {},
+        "simd": simd.current() if device == "cpu" else None, "backend": backend, "excluded": {},
         "kernels": {OURS: ledger.kernels_of("cosine", backend, scaled_by=scaled_by)},
     }  # fmt: skip
     steps = {name: training.step for name, training in contestants.items()}

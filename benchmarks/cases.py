@@ -330,9 +330,13 @@ AFFINITY = {
     ),
 }
 
-# D = 16 leaves nothing but the host's work: argument checks, dispatch, autograd, allocation.
+# Widths of 16 leave nothing but the host's work: argument checks, dispatch, autograd, allocation.
 OVERHEAD = {
-    device: (CosineCase(8, 2, 2, 16, "float32", "host overhead alone"),)
+    device: (
+        CosineCase(8, 2, 2, 16, "float32", "host overhead alone"),
+        InfoNCECase(8, 2, 2, 64, 16, "float32", "host overhead alone"),
+        AffinityCase(8, 2, 16, "float32", "host overhead alone", hidden=16),
+    )
     for device in ("cpu", "cuda")
 }
 

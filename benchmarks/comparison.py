@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+import forms
 import ledger
+import simd
 from cases import AffinityCase, CosineCase, InfoNCECase, SimilarityCase
+from forms import Function, Prepared
 from gate import Expected
 from inputs import Inputs
-from logo_kernels.backends import AUTO, PREFERENCE, resolve
+from logo_kernels.backends import AUTO, resolve
 from memory import peak_bytes
-from peers import Prepared
-from timing import OURS, Step, clock_of, copy_step, device_times, take_turns
+from timing import OURS, Product, Rounds, Step, clock_of, copy_step, device_rounds, take_turns
 
-COPY = "copy"
+COPY, PRODUCT = "copy", "matrix product"
 WARM_UP = 3  # compilation, then the recording of a CUDA graph, then its first replay
+KERNELS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # the backends with kernels for a device
 
 
-Function = Callable[..., Tensor]
+@dataclass(frozen=True)
+class Own:
+    """One of ours: the function, and the backend behind it."""
+
+    function: Function
+    backend: str
+
+    def __call__(self, *blocks: Tensor) -> Tensor:
+        return self.function(*blocks)
 
 
 @dataclass
@@ -31,33 +40,53 @@ class Contest:
     """Who computes what, on which inputs; every bench_*.py makes one of a case and a device."""
 
     inputs: Inputs
-    ours: Mapping[str, Function]  # by backend: the first is the contestant `OURS`
+    ours: Mapping[str, Own]  # by contestant: the first is `OURS`
     reference: Function
     peers: list[Prepared]
     upstream: Tensor | None = None
     baselines: Mapping[str, Step] = field(default_factory=dict)
+    product: Product | None = None
     gradient_tolerance: float | None = None  # None: as of results
 
 
-def by_backend(
-    function: Function, operation: str, device: str, inputs: Inputs
-) -> dict[str, Function]:
-    """Backend -> `function` by it: first auto's choice, then every other that has kernels for it.
+def named(function: Function) -> Callable[[str], Function]:
+    """Backend -> `function` by it, as a plain function: what every torch.compile takes."""
 
-    The CPU has one backend with kernels, a GPU has two.
-    """
+    def by(backend: str) -> Function:
+        def call(*blocks: Tensor) -> Tensor:
+            return function(*blocks, backend=backend)
+
+        return call
+
+    return by
+
+
+def by_backend(
+    function_of: Callable[[str], Function], operation: str, device: str, inputs: Inputs
+) -> dict[str, Function]:
+    """Backend -> function: first auto's choice, then every other that has kernels and serves."""
     leaves, constants = inputs.blocks()
     chosen = resolve(AUTO, operation, *leaves, *constants).name
-    found = {chosen: function}
-    for name in PREFERENCE[device]:
-        if name in (chosen, "reference"):
+    found = {chosen: function_of(AUTO)}
+    for name in KERNELS[device]:
+        if name == chosen:
             continue
         try:
             resolve(name, operation, *leaves, *constants)
         except RuntimeError:
             continue  # it is not there, or refuses
-        found[name] = partial(function, backend=name)
+        found[name] = function_of(name)
     return found
+
+
+def of_ours(functions: Mapping[str, Function], device: str, moved_bytes: int) -> dict[str, Own]:
+    """Contestant -> ours, of `by_backend`'s: auto's choice in every form, the others eagerly."""
+    chosen, *others = functions
+    ours = {
+        form.name: Own(form.function, chosen)
+        for form in forms.in_every_form(OURS, functions[chosen], device, moved_bytes)
+    }
+    return ours | {f"{OURS}, {name}": Own(functions[name], name) for name in others}
 
 
 def compare(
@@ -65,40 +94,43 @@ def compare(
     case: AffinityCase | CosineCase | InfoNCECase | SimilarityCase,
     device: str,
     contest: Contest,
-) -> None:
+) -> Rounds:
     """Checks everyone against the reference in float64, then times them in turns.
 
-    The first of ours is the contestant `OURS`, another one "ours, <backend>". A wrong result of
-    ours fails the benchmark before it is timed. A peer that fails or is wrong is left out, and the
-    report names it with its reason.
+    A wrong result of ours, in any form, fails the benchmark before it is timed, and so does an
+    exception of its eager form. A compiled form that fails, and a peer that fails or is wrong, is
+    left out, and the report names it with its reason.
     """
-    inputs, ours, upstream = contest.inputs, contest.ours, contest.upstream
+    inputs, upstream = contest.inputs, contest.upstream
     expected = Expected(inputs, contest.reference, upstream, contest.gradient_tolerance)
-    own = {name_of_ours(backend, ours): backend for backend in ours}
-    for name, backend in own.items():
-        wrong = expected.difference(inputs, ours[backend], upstream)
-        assert wrong is None, f"{case.id}: {name}: {wrong}; a wrong result is not timed"
+    contestants: dict[str, Step] = {}
+    excluded = {}
 
     def step_of(function: Function) -> Step:
         return lambda: inputs.step(function, upstream)
 
-    contestants = {name: step_of(ours[backend]) for name, backend in own.items()}
-    excluded = {}
+    for name, own in contest.ours.items():
+        step = step_of(own.function)
+        if forms.split(name)[1] != forms.EAGER and (reason := failure(step)) is not None:
+            excluded[name] = reason
+            continue
+        wrong = expected.difference(inputs, own.function, upstream)
+        assert wrong is None, f"{case.id}: {name}: {wrong}; a wrong result is not timed"
+        contestants[name] = step
+    names_of_ours = list(contestants)
     for peer in contest.peers:
         step = step_of(peer.function)
-        try:
-            for _ in range(WARM_UP):
-                step()
-            wrong = expected.difference(inputs, peer.function, upstream)
-        except Exception as error:  # a compiler has many ways to fail; the report names this one
-            wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-        if wrong is None:
+        reason = peer.missing or failure(step)
+        reason = reason or expected.difference(inputs, peer.function, upstream)
+        if reason is None:
             contestants[peer.name] = step
         else:
-            excluded[peer.name] = wrong
+            excluded[peer.name] = reason
     del expected
-    peer_names = [name for name in contestants if name not in own]
+    peers = [name for name in contestants if name not in names_of_ours]
     contestants |= contest.baselines
+    if contest.product is not None:
+        contestants[PRODUCT] = contest.product.step
     contestants[COPY] = copy_step(case.moved_bytes(), device)
     for step in contestants.values():
         step()
@@ -107,57 +139,73 @@ def compare(
     info |= {
         "operation": case.operation, "case": case.id, "size": case.size, "dtype": case.dtype,
         "view_major": case.view_major, "features": getattr(case, "features", False),
-        "why": case.why, "device": device, "backend": own[OURS],
-        "kernels": kernels_behind(case.operation, own, inputs),
+        "why": case.why, "device": device, "simd": simd.current() if device == "cpu" else None,
+        "backend": contest.ours[OURS].backend,
+        "kernels": kernels_behind(case.operation, contest.ours, inputs),
         "moved_bytes": case.moved_bytes(), "flops": case.flops(), "excluded": excluded,
     }  # fmt: skip
+    if contest.product is not None:
+        info["product_flops"] = contest.product.flops
     rounds = take_turns(benchmark, contestants, clock_of(device))
     if not rounds.seconds:
-        return
+        return rounds
+    chosen = [name for name in names_of_ours if forms.split(name)[0] == OURS]
+    best = rounds.best(chosen) or OURS
     figures: dict[str, dict[str, Any]] = {}
     for name, step in contestants.items():
-        figures[name] = rounds.summary(name)
-        if name != OURS:
-            figures[name]["ratio"] = rounds.ratio(name)
+        figures[name] = rounds.summary(name) | {"ratio": rounds.ratio(name, best)}
         for leaf in inputs.leaves:
             leaf.grad = None
         figures[name]["peak_bytes"] = peak_bytes(step, device)
-    if device == "cuda":
-        for name, times in device_times(contestants).items():
-            figures[name]["device_seconds"] = dataclasses.asdict(times)
     info["contestants"] = figures
-    info |= headline(figures, peer_names, case.moved_bytes())
+    wall = headline(rounds, chosen, peers)
+    info |= {f"best_{key}": value for key, value in wall.items()}
+    seconds, of_copy = figures[best]["median"], figures[COPY]["ratio"]["median"]
+    if device == "cuda":
+        gpu = device_rounds(contestants)
+        info["gpu"] = headline(gpu.cold, chosen, peers)
+        best = info["gpu"]["ours"]
+        for name, of_contestant in figures.items():
+            of_contestant["device_seconds"] = {
+                "cold": gpu.cold.summary(name)["median"], "warm": gpu.warm.summary(name)["median"]
+            }  # fmt: skip
+            of_contestant["gpu_ratio"] = gpu.cold.ratio(name, best)
+        seconds = figures[best]["device_seconds"]["cold"]
+        of_copy = figures[COPY]["gpu_ratio"]["median"]
+    # On a GPU, bandwidth is of GPU time with a flushed L2.
+    info |= {"bytes_per_second": case.moved_bytes() / seconds, "fraction_of_copy": of_copy}
+    return rounds
 
 
-def name_of_ours(backend: str, ours: Mapping[str, Any]) -> str:
-    """What a backend's contestant is called."""
-    return OURS if backend == next(iter(ours)) else f"{OURS}, {backend}"
+def failure(step: Step) -> str | None:
+    """What a contestant raises while it warms up, by its type and the first line of its message.
+
+    A compiler has many ways to fail.
+    """
+    try:
+        for _ in range(WARM_UP):
+            step()
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        return ": ".join([type(error).__name__, *(line[:200] for line in lines[:1])])
+    return None
 
 
-def kernels_behind(operation: str, own: Mapping[str, str], inputs: Inputs) -> dict[str, list[str]]:
-    """Contestant of ours -> the kernels that a step of it launches, by their source files."""
+def kernels_behind(operation: str, ours: Mapping[str, Own], inputs: Inputs) -> dict[str, list[str]]:
+    """Contestant of ours -> the kernels that a step launches, by their source files.
+
+    Its compiled forms launch the same.
+    """
     scaled_by = resolve(AUTO, "scale", inputs.blocks()[0][0]).name  # autograd.scale does the same
     return {
-        name: ledger.kernels_of(operation, backend, scaled_by=scaled_by)
-        for name, backend in own.items()
+        name: ledger.kernels_of(operation, own.backend, scaled_by=scaled_by)
+        for name, own in ours.items()
+        if forms.split(name)[1] == forms.EAGER
     }
 
 
-def headline(
-    figures: dict[str, dict[str, Any]], peer_names: list[str], moved_bytes: int
-) -> dict[str, Any]:
-    """The columns of the report. On a GPU, bandwidth is of GPU time with a flushed L2."""
-    best = min(peer_names, key=lambda name: figures[name]["ratio"]["median"], default=None)
-    ours, copy = figures[OURS], figures[COPY]
-    if "device_seconds" in ours:
-        seconds = ours["device_seconds"]["cold"]
-        fraction = copy["device_seconds"]["cold"] / seconds
-    else:
-        seconds = ours["median"]
-        fraction = copy["ratio"]["median"]
-    return {
-        "best_peer": best,
-        "best_ratio": None if best is None else figures[best]["ratio"]["median"],
-        "bytes_per_second": moved_bytes / seconds,
-        "fraction_of_copy": fraction,
-    }
+def headline(rounds: Rounds, ours: list[str], peers: list[str]) -> dict[str, Any]:
+    """The best form of ours, the best peer in its best form, and how much longer that takes."""
+    best, peer = rounds.best(ours), rounds.best(peers)
+    ratio = None if peer is None or best is None else rounds.ratio(peer, best)["median"]
+    return {"ours": best, "peer": peer, "ratio": ratio}

@@ -3,18 +3,24 @@
 pytest benchmarks --benchmark-only                      all cases of this machine's device
 pytest benchmarks --benchmark-only -m smoke             one small case
 pytest benchmarks --benchmark-only -k "cosine and 2048" some cases
-... --benchmark-json=results.json                       what report.py reads
+pytest benchmarks --benchmark-only --simd avx2          as a CPU without AVX-512 would: ours, torch,
+                                                        its compiler, oneDNN and MKL
+... --benchmark-json=results.json                       what report.py reads; `report.py --record`
+                                                        files each instruction set by itself
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 import torch
 
 import machine
-from logo_kernels import backends
+import simd
+from logo_kernels.backends import BACKENDS
 from timing import clock_of
 
 
@@ -28,13 +34,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--without", action="append", default=[], choices=("cuda", "triton"),
         help="a backend that is neither chosen nor measured; may be named again",
     )  # fmt: skip
+    parser.addoption(
+        "--simd", choices=tuple(simd.ENVIRONMENTS),
+        help="the CPU's instructions, for ours and for torch; default: the widest that it has",
+    )  # fmt: skip
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """The same command once more, in a process where torch is held to `--simd`."""
+    name = config.getoption("--simd")
+    if name is None or simd.is_held_to(name):
+        return None
+    command = [sys.executable, "-m", "pytest", *map(str, config.invocation_params.args)]
+    directory = config.invocation_params.dir
+    return subprocess.run(
+        command, env=simd.environment(name), cwd=directory, check=False
+    ).returncode
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Without a backend, auto goes on to the next: for the loss, and for backward's scaling."""
-    without = config.getoption("--without")
-    for device, names in backends.PREFERENCE.items():
-        backends.PREFERENCE[device] = tuple(name for name in names if name not in without)
+    for name in config.getoption("--without"):
+        reason = f"left out by --without {name}"
+        BACKENDS[name].missing = lambda reason=reason: reason
+    name = config.getoption("--simd")
+    if name is not None and simd.is_held_to(name):
+        try:
+            simd.use(name)
+        except RuntimeError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peers import summed_in
+
 TEMPERATURE = 0.2
 
 # [1, H, N, D] queries and [1, H, K, D] keys, which are the values too -> (O, log-sum-exp).
@@ -34,9 +36,11 @@ def six_calls(x: Tensor, y: Tensor, t: Tensor, n: Tensor) -> Tensor:
     def call(query: Tensor, key: Tensor) -> Tensor:
         positive = (query * key).sum(-1, keepdim=True)
         logits = torch.cat([positive, query @ keys.mT], 1) / TEMPERATURE
-        return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=x.device))
+        first = torch.zeros(len(query), dtype=torch.long, device=x.device)
+        return F.cross_entropy(logits, first, reduction="none").mean(dtype=dtype)
 
-    loss = x.new_zeros(())
+    dtype = summed_in(x)
+    loss = x.new_zeros((), dtype=dtype)
     for i, x_i in enumerate(xs):
         for j, t_j in enumerate(ts):
             if i != j:
@@ -117,9 +121,10 @@ def cudnn_engine(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 def total(gap: Tensor, x: Tensor) -> Tensor:
     """Eqs. 3 and 4 from lse − s⁺ of all pairs [B, G + L, G]."""
     losses = F.softplus(gap, threshold=50)
-    pairs = losses.sum() - losses.diagonal(dim1=1, dim2=2).sum()
+    dtype = summed_in(x)
     gg = losses[:, : x.shape[1]]
-    return (pairs - 0.5 * (gg.sum() - gg.diagonal(dim1=1, dim2=2).sum())) / x.shape[0]
+    own = gg.diagonal(dim1=1, dim2=2).sum(dtype=dtype)
+    return (losses.sum(dtype=dtype) - own - 0.5 * (gg.sum(dtype=dtype) - own)) / x.shape[0]
 
 
 INFO_NCE: dict[str, Callable[..., Tensor]] = {

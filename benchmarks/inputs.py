@@ -10,6 +10,8 @@ from torch import Tensor
 
 from cases import AffinityCase, CosineCase, InfoNCECase, SimilarityCase
 
+LOSS_SCALE = 65536.0  # what torch.amp.GradScaler starts with
+
 
 @dataclass
 class Inputs:
@@ -44,6 +46,14 @@ class Inputs:
         value = loss(*leaves, *constants)
         torch.autograd.backward(value, upstream)
         return value
+
+
+def upstream_of(dtype: str, device: str) -> Tensor | None:
+    """The gradient of a loss over inputs of this dtype: a loss scaler's for fp16; None: one.
+
+    Gradients of fp16 crops are too small for fp16 without it, ours and everyone's.
+    """
+    return torch.tensor(LOSS_SCALE, device=device) if dtype == "float16" else None
 
 
 def cosine_inputs(case: CosineCase, device: str) -> Inputs:

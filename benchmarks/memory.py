@@ -1,8 +1,10 @@
-"""Peak memory of one step, above what was allocated before it."""
+"""Peak memory of one step, above what was allocated before it; and what is free for one."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,3 +53,25 @@ def peak_of_trace(events: Iterable[dict[str, Any]]) -> int:
         held += change
         peak = max(peak, held)
     return peak
+
+
+def free_bytes(device: str) -> int:
+    """What a step could still allocate; on a CPU no more than what this container may have."""
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    available = re.search(r"^MemAvailable: *(\d+) kB", _text("/proc/meminfo"), re.MULTILINE)
+    if available is None:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        free = 1024 * int(available[1])
+    limit = _text("/sys/fs/cgroup/memory.max").strip()
+    return min(free, int(limit)) if limit.isdigit() else free
+
+
+def _text(path: str) -> str:
+    """Of a file that not every system has."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,6 +1,7 @@
 """Time and peak memory of InfoNCE against the number of negatives K, as a chart.
 
-    python benchmarks/over_k.py      writes info_nce_over_k.json and .png to results/<device>
+    python benchmarks/over_k.py               info_nce_over_k.json and .png, to results/<device>
+    python benchmarks/over_k.py --simd avx2   as a CPU without AVX-512 would; to its own <device>
 
 Forward and backward of 1024 crops (B = 256, G = L = 2, D = 128, fp32). Peers that keep logits stop
 where these outgrow PEER_BYTES. On a CPU only: on a GPU the figures of bench_info_nce.py count, for
@@ -9,8 +10,11 @@ which the ledger vouches.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +25,7 @@ from torch import Tensor
 import contrast_peers as peers
 import machine
 import report
+import simd
 from bench_info_nce import loss
 from cases import InfoNCECase
 from inputs import info_nce_inputs
@@ -99,7 +104,17 @@ def draw(facts: dict[str, Any], rows: list[dict[str, Any]], png: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--simd", choices=tuple(simd.ENVIRONMENTS), help="default: the widest")
+    held_to = parser.parse_args(arguments).simd
+    if held_to is not None and not simd.is_held_to(held_to):
+        command = [sys.executable, __file__, *arguments]
+        return subprocess.run(command, env=simd.environment(held_to), check=False).returncode
+    if held_to is not None:
+        simd.use(held_to)
     facts = machine.describe("cpu")
     folder = report.RESULTS / machine.folder_name(facts["device"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +123,8 @@ def main() -> None:
     path.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
     draw(facts, rows, path.with_suffix(".png"))
     print(f"filed in {path.parent}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main(sys.argv[1:]))

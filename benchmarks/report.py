@@ -8,7 +8,8 @@
 
 GPU figures enter the README only where the ledger says that their kernel, as it is now, passed its
 tests on that GPU. There "ours" is what backend="auto" chooses; where another backend of ours was
-measured beside it, it has a column of its own.
+measured beside it, it has a column of its own. GPU time and wall time have columns of their own; a
+CPU has wall time alone.
 """
 
 from __future__ import annotations
@@ -18,17 +19,21 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import forms
 import ledger
 import machine
 
 BEGIN = "<!-- benchmarks:begin -->"
 END = "<!-- benchmarks:end -->"
 OURS = "ours"
-BESIDE = (OURS, "copy", "empty Function", "matrix product")  # contestants that are no peers
+PRODUCT, EMPTY = "matrix product", "empty Function"
+BESIDE = (OURS, "copy", EMPTY, PRODUCT)  # contestants that are no peers
 RESULTS = ledger.ROOT / "benchmarks/results"
+WALL, GPU = "wall", "GPU"  # the clocks
 
 Row = dict[str, Any]
 
@@ -66,7 +71,7 @@ def tables(facts: dict[str, Any], rows: list[Row]) -> str:
         ("similarity", "`block_cosine_similarity`: (B, V, W, D)", _against_peers),
         ("info_nce", "`logo_loss`, InfoNCE: (B, G, L, K, D)", _against_contrast),
         ("affinity", "`LocalAffinity`: (B, L, D)", _against_contrast),
-        ("overhead", "Host overhead: (B, G, L, D)", _overhead),
+        ("overhead", "Host overhead, beside an empty autograd Function", _overhead),
         ("training_step", "One training step: (B, G, L, D)", _training_step),
     ):
         chosen = [row for row in rows if row["operation"] == operation]
@@ -92,10 +97,12 @@ def _heading(facts: dict[str, Any], rows: list[Row]) -> str:
         )
         if facts.get(key)
     )  # fmt: skip
+    by_gpu = ", in its own column by GPU time with a flushed L2" if GPU in _clocks(rows) else ""
     return (
         f"{facts['device']}; {versions}; backend {backends}. Forward and backward. "
-        f"Times are medians; a peer's column says how many times longer it takes than ours in the "
-        f"same round, eager / compiled, the best one in bold.{others}"
+        f"Times are medians; a cell is {' / '.join(_forms(rows))}, the best of ours and of all "
+        f"peers in bold; a ratio says how many times longer a peer takes than the best form of ours"
+        f"{by_gpu}.{others}"
     )
 
 
@@ -110,16 +117,6 @@ def _kind(row: Row) -> str:
     return ", ".join(part for part in (row["dtype"], layout, features) if part)
 
 
-def _ours(row: Row, name: str = OURS) -> str:
-    """Time of a contestant of ours."""
-    ours = row["contestants"].get(name)
-    if ours is None:
-        return "–"
-    if "device_seconds" not in ours:
-        return seconds(ours["median"])
-    return f"{seconds(ours['median'])} (GPU {seconds(ours['device_seconds']['cold'])})"
-
-
 def ours_of(row: Row) -> list[str]:
     """The contestants of ours that were measured: auto's choice, then other backends."""
     return [name for name in row["contestants"] if name.split(",")[0] == OURS]
@@ -127,133 +124,219 @@ def ours_of(row: Row) -> list[str]:
 
 def _other_backends(rows: list[Row]) -> list[str]:
     """Contestants of ours besides auto's choice, of any row; none on a CPU."""
-    return list(dict.fromkeys(name for row in rows for name in ours_of(row) if name != OURS))
+    names = [name for row in rows for name in ours_of(row) if forms.split(name)[0] != OURS]
+    return list(dict.fromkeys(names))
 
 
 def _families(rows: list[Row]) -> list[str]:
     """Names of the peers without their forms, in the order they were run."""
-    names = [name for row in rows for name in row["contestants"] if _ratio(row, name) is not None]
-    return list(dict.fromkeys(name.split(",")[0] for name in names))
+    names = [name for row in rows for name in row["contestants"] if _is_peer(name)]
+    return list(dict.fromkeys(forms.split(name)[0] for name in names))
 
 
-def _ratio(row: Row, name: str) -> float | None:
-    """Of a peer; None for ours by any backend, for baselines, and for peers left out."""
-    figures = row["contestants"].get(name, {})
-    if name.split(",")[0] in BESIDE or "ratio" not in figures:
+def _is_peer(name: str) -> bool:
+    return name.split(",")[0] not in BESIDE
+
+
+def _forms(rows: list[Row]) -> list[str]:
+    """In which forms anything was measured, in words and in order."""
+    found = {forms.split(name)[1] for row in rows for name in row["contestants"]}
+    return [word for form, word in forms.FORMS.items() if form in found]
+
+
+def _clocks(rows: list[Row]) -> list[str]:
+    return [WALL, GPU] if any("gpu" in row for row in rows) else [WALL]
+
+
+def _best(row: Row, clock: str) -> tuple[str, str | None, float | None]:
+    """The best form of ours, the best peer, and their ratio."""
+    if clock == GPU:
+        return (row["gpu"]["ours"], row["gpu"]["peer"], row["gpu"]["ratio"])
+    return (row.get("best_ours", OURS), row["best_peer"], row["best_ratio"])
+
+
+def _time(row: Row, name: str, clock: str) -> float | None:
+    """Of a contestant; None where it was left out."""
+    figures = row["contestants"].get(name)
+    if figures is None:
         return None
-    return figures["ratio"]["median"]
+    return figures["median"] if clock == WALL else figures["device_seconds"]["cold"]
 
 
-def _peer_cell(row: Row, family: str) -> str:
-    """Eager / compiled, the latter in its best form."""
-    forms = [name for name in row["contestants"] if name.split(",")[0] == family]
-    compiled = [name for name in forms if "compiled" in name]
-    best_compiled = min(compiled, key=lambda name: _ratio(row, name) or 0, default=None)
+def _ratio(row: Row, name: str, clock: str) -> float | None:
+    """Times as long as the best form of ours; None where a contestant was left out."""
+    figures = row["contestants"].get(name)
+    if figures is None:
+        return None
+    return figures["ratio" if clock == WALL else "gpu_ratio"]["median"]
+
+
+Show = Callable[[Row, str, str], "float | None"]
+
+
+def _cell(row: Row, rows: list[Row], family: str, clock: str, value: Show, text: Any) -> str:
+    """One contestant's forms side by side, the best of ours and of the peers in bold."""
+    best = _best(row, clock)[:2]
     cells = []
-    for name in (family, best_compiled):
-        ratio = None if name is None else _ratio(row, name)
-        text = "–" if ratio is None else times(ratio)
-        cells.append(f"**{text}**" if name is not None and name == row["best_peer"] else text)
-    return " / ".join(cells)
+    for form, word in forms.FORMS.items():
+        if word not in _forms(rows):
+            continue
+        found = value(row, family + form, clock)
+        shown = "–" if found is None else text(found)
+        cells.append(f"**{shown}**" if family + form in best else shown)
+    return " / ".join(cells) if set(cells) != {"–"} else "–"
+
+
+def _times_columns(rows: list[Row]) -> dict[str, Callable[[Row], str]]:
+    """Title -> cell: by each clock ours, other backends of ours, and the best peer."""
+    others = _other_backends(rows)
+    columns: dict[str, Callable[[Row], str]] = {}
+    for clock in _clocks(rows):
+        before = f"{clock}: " if len(_clocks(rows)) > 1 else ""
+
+        def ours(row: Row, clock: str = clock) -> str:
+            return _cell(row, rows, OURS, clock, _time, seconds)
+
+        def other(row: Row, name: str, clock: str = clock) -> str:
+            time = _time(row, name, clock)
+            return "–" if time is None else seconds(time)
+
+        def best_peer(row: Row, clock: str = clock) -> str:
+            _, peer, ratio = _best(row, clock)
+            return "–" if ratio is None else f"{times(ratio)} ({peer})"
+
+        columns[f"{before}ours"] = ours
+        columns |= {f"{before}{name}": partial(other, name=name) for name in others}
+        columns[f"{before}best peer"] = best_peer
+    return columns
+
+
+def _peer_columns(rows: list[Row]) -> dict[str, Callable[[Row], str]]:
+    """Title -> cell: each peer's ratios, by GPU time where there is any."""
+    clock = _clocks(rows)[-1]
+
+    def cell(row: Row, family: str) -> str:
+        return _cell(row, rows, family, clock, _ratio, times)
+
+    return {family: partial(cell, family=family) for family in _families(rows)}
+
+
+def _instructions(rows: list[Row]) -> dict[str, Callable[[Row], str]]:
+    """Of a CPU: which of its instruction sets was measured."""
+    if not any(row.get("simd") for row in rows):
+        return {}
+    return {"instructions": lambda row: (row.get("simd") or "–").upper()}
+
+
+def _peak(row: Row) -> str:
+    """Of the best form of ours and of the best peer.
+
+    A graph's memory is its own and not seen: it counts as what is compiled.
+    """
+
+    def megabytes_of(name: str) -> str:
+        family, form = forms.split(name)
+        plain = family + (forms.COMPILED if form == forms.GRAPH else form)
+        figures = row["contestants"].get(plain)
+        return "–" if figures is None else megabytes(figures["peak_bytes"])
+
+    ours, peer, _ = _best(row, WALL)
+    return megabytes_of(ours) + (f" (best peer {megabytes_of(peer)})" if peer else "")
+
+
+def _table(rows: list[Row], columns: dict[str, Callable[[Row], str]]) -> str:
+    body = [[cell(row) for cell in columns.values()] for row in rows]
+    return _markdown(list(columns), body)
 
 
 def _against_peers(rows: list[Row]) -> str:
-    families, others = _families(rows), _other_backends(rows)
-    header = [
-        "size",
-        "dtype, layout",
-        "ours",
-        *others,
-        *families,
-        "MB moved",
-        "GB/s",
-        "of a copy",
-        "peak MB",
-    ]
-    body = []
-    for row in rows:
-        figures = row["contestants"]
-        peak = megabytes(figures["ours"]["peak_bytes"])
-        if row["best_peer"]:
-            peak += f" (best peer {megabytes(figures[row['best_peer']]['peak_bytes'])})"
-        body.append(
-            [
-                row["size"], _kind(row), *(_ours(row, name) for name in (OURS, *others)),
-                *(_peer_cell(row, family) for family in families),
-                megabytes(row["moved_bytes"]), f"{row['bytes_per_second'] / 1e9:.3g}",
-                f"{100 * row['fraction_of_copy']:.0f} %", peak,
-            ]
-        )  # fmt: skip
-    return _markdown(header, body)
+    return _table(
+        rows,
+        {
+            "size": lambda row: row["size"],
+            "dtype, layout": _kind,
+            **_instructions(rows),
+            **_times_columns(rows),
+            **_peer_columns(rows),
+            "MB moved": lambda row: megabytes(row["moved_bytes"]),
+            "GB/s": lambda row: f"{row['bytes_per_second'] / 1e9:.3g}",
+            "of a copy": lambda row: f"{100 * row['fraction_of_copy']:.0f} %",
+            "peak MB": _peak,
+        },
+    )
 
 
 def _against_contrast(rows: list[Row]) -> str:
-    families, others = _families(rows), _other_backends(rows)
-    header = [
-        "size", "dtype", "ours", *others, *families, "GFLOP/s", "of a matrix product", "peak MB",
-    ]  # fmt: skip
-    body = []
-    for row in rows:
-        figures = row["contestants"]
-        peak = megabytes(figures[OURS]["peak_bytes"])
-        if row["best_peer"]:
-            peak += f" (best peer {megabytes(figures[row['best_peer']]['peak_bytes'])})"
-        body.append(
-            [
-                row["size"], row["dtype"], *(_ours(row, name) for name in (OURS, *others)),
-                *(_peer_cell(row, family) for family in families),
-                f"{row['flops'] / _seconds_of(figures[OURS]) / 1e9:.3g}",
-                f"{100 * _share(figures, 'matrix product'):.0f} %", peak,
-            ]
-        )  # fmt: skip
-    return _markdown(header, body)
+    clock = _clocks(rows)[-1]
 
+    def rate(row: Row) -> str:
+        time = _time(row, _best(row, clock)[0], clock)
+        return "–" if time is None else f"{row['flops'] / time / 1e9:.3g}"
 
-def _seconds_of(figures: dict[str, Any]) -> float:
-    """On a GPU, of GPU time with a flushed L2."""
-    return figures["device_seconds"]["cold"] if "device_seconds" in figures else figures["median"]
+    def of_product(row: Row) -> str:
+        """Of its rate: it has about as many operations, not as many."""
+        share = _ratio(row, PRODUCT, clock)
+        if share is None:
+            return "–"
+        return f"{100 * share * row['flops'] / row.get('product_flops', row['flops']):.0f} %"
 
-
-def _share(figures: dict[str, Any], ceiling: str) -> float:
-    """Time of the ceiling over ours, in the same rounds."""
-    if "device_seconds" in figures[OURS]:
-        return _seconds_of(figures[ceiling]) / _seconds_of(figures[OURS])
-    return figures[ceiling]["ratio"]["median"]
+    return _table(
+        rows,
+        {
+            "size": lambda row: row["size"],
+            "dtype": lambda row: row["dtype"],
+            **_instructions(rows),
+            **_times_columns(rows),
+            **_peer_columns(rows),
+            "GFLOP/s": rate,
+            "of a matrix product": of_product,
+            "peak MB": _peak,
+        },
+    )
 
 
 def _overhead(rows: list[Row]) -> str:
-    others = _other_backends(rows)
-    header = ["size", "ours", "an empty autograd Function", "ours beyond it", *others, "best peer"]
-    body = []
-    for row in rows:
-        figures = row["contestants"]
-        ours, empty = figures["ours"]["median"], figures["empty Function"]["median"]
-        best = row["best_peer"]
-        peer = f"{seconds(figures[best]['median'])} ({best})" if best else "–"
-        beside = [seconds(figures[name]["median"]) if name in figures else "–" for name in others]
-        body.append(
-            [row["size"], seconds(ours), seconds(empty), seconds(ours - empty), *beside, peer]
-        )
-    return _markdown(header, body)
+    """Ratios are of ours eagerly, as an empty Function is called."""
+
+    def other(row: Row, name: str) -> str:
+        time = _time(row, name, WALL)
+        return "–" if time is None else seconds(time)
+
+    return _table(
+        rows,
+        {
+            "operation": lambda row: row["of"],
+            "size": lambda row: row["size"],
+            **_instructions(rows),
+            "ours": lambda row: _cell(row, rows, OURS, WALL, _time, seconds),
+            **{name: partial(other, name=name) for name in _other_backends(rows)},
+            EMPTY: partial(other, name=EMPTY),
+            "ours, eager, of it": lambda row: times(row["times_of_empty"]["median"]),
+            "goal": lambda row: f"{row['goal']:g}×",
+        },
+    )
 
 
 def _training_step(rows: list[Row]) -> str:
-    header = ["size", "with ours", "with the loss pair by pair", "times longer"]
-    body = []
-    for row in rows:
-        figures = row["contestants"]
-        pairs = figures["pairs"]
-        body.append(
-            [
-                row["size"], seconds(figures["ours"]["median"]), seconds(pairs["median"]),
-                times(pairs["ratio"]["median"]),
-            ]
-        )  # fmt: skip
-    return _markdown(header, body)
+    return _table(
+        rows,
+        {
+            "size": lambda row: row["size"],
+            **_instructions(rows),
+            "with ours": lambda row: seconds(row["contestants"][OURS]["median"]),
+            "with the loss pair by pair": lambda row: seconds(
+                row["contestants"]["pairs"]["median"]
+            ),
+            "times longer": lambda row: times(row["contestants"]["pairs"]["ratio"]["median"]),
+        },
+    )
 
 
 def chart(facts: dict[str, Any], rows: list[Row], png: Path) -> None:
-    """Left: how many times longer the best peer takes. Right: the share of a copy's bandwidth."""
+    """Left: how many times longer the best peer takes. Right: the share of a copy's bandwidth.
+
+    Of GPU time, where there is any.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -261,39 +344,40 @@ def chart(facts: dict[str, Any], rows: list[Row], png: Path) -> None:
 
     rows = [row for row in rows if row["operation"] in ("cosine", "similarity")]
     labels = [f"{row['operation']} {row['size']}\n{_kind(row)}" for row in rows]
+    clock = _clocks(rows)[-1]
     places = range(len(rows))
     figure, (left, right) = plt.subplots(
         1, 2, sharey=True, figsize=(11, 1.6 + 0.46 * len(rows)), layout="constrained",
         width_ratios=(3, 2),
     )  # fmt: skip
-    styles = {"o": "eager", "D": "compiled"}
+    styles = {"eager": "o", "compiled": "D", "CUDA graph": "s"}
+    best_ratios = [_best(row, clock)[2] for row in rows]
     colours = {"pairs": "#b0413e", "broadcast": "#7d5ba6", "products": "#d99a3d", "sums": "#4a7c59"}
-    for place, row in zip(places, rows, strict=True):
-        for name in row["contestants"]:
-            ratio = _ratio(row, name)
-            if ratio is not None:
-                left.plot(
-                    ratio, place, "D" if "compiled" in name else "o",
-                    color=colours.get(name.split(",")[0], "#666666"), markersize=6, alpha=0.9,
-                )  # fmt: skip
-        if row["best_ratio"]:
-            left.barh(place, row["best_ratio"] - 1, left=1, height=0.62, color="#3b6ea5", zorder=0)
+    for place, row, best in zip(places, rows, best_ratios, strict=True):
+        for name in filter(_is_peer, row["contestants"]):
+            family, form = forms.split(name)
+            left.plot(
+                _ratio(row, name, clock), place, styles[forms.FORMS[form]],
+                color=colours.get(family, "#666666"), markersize=6, alpha=0.9,
+            )  # fmt: skip
+        if best:
+            left.barh(place, best - 1, left=1, height=0.62, color="#3b6ea5", zorder=0)
             left.annotate(
-                times(row["best_ratio"]), (1, place), xytext=(-5, 0),
+                times(best), (1, place), xytext=(-5, 0),
                 textcoords="offset points", ha="right", va="center", fontsize=8,
             )  # fmt: skip
     left.set_xscale("log")
     left.axvline(1, color="black", linewidth=1)
-    lowest = min([1.0, *(row["best_ratio"] for row in rows if row["best_ratio"])])
+    lowest = min([1.0, *(best for best in best_ratios if best)])
     left.set_xlim(left=0.45 * lowest)
     left.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     left.set_ylim(len(rows) - 0.4, -0.6)
     left.set_yticks(list(places), labels, fontsize=8)
-    left.set_xlabel("time of a peer / time of ours (log scale)")
+    left.set_xlabel(f"{clock} time of a peer / of the best form of ours (log scale)")
     left.set_title("Bars: the best peer takes so many times longer", fontsize=10)
     handles = [
         plt.Line2D([], [], marker=marker, linestyle="", color="#666666", label=label)
-        for marker, label in styles.items()
+        for label, marker in styles.items() if label in _forms(rows)
     ] + [
         plt.Line2D([], [], marker="s", linestyle="", color=colours.get(family, "#666666"),
                    label=family)
@@ -354,8 +438,8 @@ def restricted(row: Row, allowed: Callable[[str], bool]) -> Row | None:
 
 
 def kernels_of_row(row: Row, name: str = OURS) -> list[str]:
-    """The kernels that a contestant of ours launched, as they were recorded with it."""
-    return row.get("kernels", {}).get(name, [])
+    """The kernels that a contestant of ours launched, as they were recorded with its eager form."""
+    return row.get("kernels", {}).get(forms.split(name)[0], [])
 
 
 def readme_block(root: Path = ledger.ROOT) -> str:

@@ -16,13 +16,12 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-
-from logo_kernels import products
+import torch.nn.functional as F
 
 Step = Callable[[], Any]
 Clock = Callable[[], float]
@@ -61,6 +60,10 @@ class Rounds:
         """How many times the time of `faster` does `slower` take: median and quartiles."""
         pairs = zip(self.seconds[slower], self.seconds[faster], strict=True)
         return summary([a / b for a, b in pairs])
+
+    def best(self, names: Iterable[str]) -> str | None:
+        """The fastest of them, by ratios within a round; None of none."""
+        return min(names, key=lambda name: self.ratio(name)["median"], default=None)
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
@@ -146,29 +149,25 @@ def take_turns(
 
 
 @dataclass(frozen=True)
-class DeviceTime:
-    """Seconds of GPU time per call: L2 flushed before each call, and not."""
+class DeviceRounds:
+    """Seconds of GPU time per call, round by round: L2 flushed before each call, and not."""
 
-    cold: float
-    warm: float
+    cold: Rounds
+    warm: Rounds
 
 
-def device_times(contestants: dict[str, Step], rounds: int = 7) -> dict[str, DeviceTime]:
-    """GPU time by events, interleaved; medians over rounds."""
+def device_rounds(contestants: dict[str, Step], rounds: int = 5) -> DeviceRounds:
+    """GPU time by events, interleaved."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     flush = torch.empty(4 * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    cold, warm = (Rounds({name: [] for name in contestants}) for _ in range(2))
     for _ in range(rounds):
         for name, step in contestants.items():
             once = per_call(step, 1, clock_of("cuda"))
             calls = max(3, min(20, int(0.02 / once)))
-            cold = _event_seconds(step, calls, flush)
-            warm = _event_seconds(step, calls, None)
-            seconds[name].append((cold, warm))
-    return {
-        name: DeviceTime(*(statistics.median(column) for column in zip(*pairs, strict=True)))
-        for name, pairs in seconds.items()
-    }
+            cold.seconds[name].append(_event_seconds(step, calls, flush))
+            warm.seconds[name].append(_event_seconds(step, calls, None))
+    return DeviceRounds(cold, warm)
 
 
 def _event_seconds(step: Step, calls: int, flush: torch.Tensor | None) -> float:
@@ -211,11 +210,34 @@ def copy_step(moved_bytes: int, device: str) -> Step:
     return lambda: target.copy_(source)
 
 
-def matrix_product_step(flops: int, dtype: str, device: str) -> Step:
-    """One square matrix product of as many operations, by the faster of torch's libraries."""
-    side = round((flops / 2) ** (1 / 3))
+SIDE = 256  # cuBLAS takes six times as long for a side of 5161 as for one of 5120
+
+
+@dataclass(frozen=True)
+class Product:
+    """A square matrix product, and its operations: the ceiling of what computes by products."""
+
+    step: Step
+    flops: int
+
+
+def matrix_product(flops: int, dtype: str, device: str) -> Product:
+    """About as many operations; on a CPU by the fastest of torch's ways, which depends on it."""
+    side = SIDE * max(1, round((flops / 2) ** (1 / 3) / SIDE))
     a, b = (torch.randn(side, side, device=device).to(getattr(torch, dtype)) for _ in range(2))
-    if device == "cpu":
-        return lambda: products.linear(a, b)
     out = torch.empty_like(a)
-    return lambda: torch.mm(a, b, out=out)
+    ways: list[Step] = [lambda: torch.mm(a, b, out=out)]
+    if device == "cpu":
+        ways.append(lambda: F.linear(a, b))
+        onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # what torch compiles to
+        if onednn is not None and dtype == "float32" and torch.backends.mkldnn.is_available():
+            ways.append(lambda: onednn(a, b, None, "none", [], ""))
+    return Product(fastest(ways, device), 2 * side**3)
+
+
+def fastest(ways: Sequence[Step], device: str) -> Step:
+    """By a few calls of each; of one, that one."""
+    if len(ways) == 1:
+        return ways[0]
+    clock = clock_of(device)
+    return min(ways, key=lambda step: min(per_call(step, 1, clock) for _ in range(4)))

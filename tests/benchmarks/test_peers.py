@@ -13,7 +13,9 @@ import bench_affinity
 import bench_cosine
 import bench_info_nce
 import contrast_peers
+import forms
 import inputs
+import memory
 import peers
 from cases import AffinityCase, CosineCase, InfoNCECase, SimilarityCase
 from gate import Expected
@@ -25,15 +27,31 @@ COSINE_CASES = [
     CosineCase(2, 3, 5, 7, "float32", "more global crops", view_major=True),
     CosineCase(3, 2, 4, 8, "float32", "features", features=True),
     CosineCase(1, 2, 8, 16, "bfloat16", "half precision"),
-    CosineCase(2, 2, 3, 16, "float16", "half precision", view_major=True, features=True),
+    CosineCase(40, 2, 3, 16, "float16", "half precision", view_major=True, features=True),
+    CosineCase(64, 2, 2, 2048, "float16", "rows whose products are large"),
 ]
+
+
+def difference(crops, reference, function):
+    """As the benchmarks ask for it: fp16 under a loss scaler's upstream."""
+    upstream = inputs.upstream_of(str(crops.leaves[0].dtype).removeprefix("torch."), "cpu")
+    return Expected(crops, reference, upstream).difference(crops, function, upstream)
 
 
 @pytest.mark.parametrize("case", COSINE_CASES, ids=lambda case: case.id)
 @pytest.mark.parametrize("peer", peers.COSINE)
 def test_cosine_peer(peer, case):
     crops = inputs.cosine_inputs(case, "cpu")
-    assert Expected(crops, REFERENCE).difference(crops, peers.COSINE[peer]) is None
+    assert difference(crops, REFERENCE, peers.COSINE[peer]) is None
+    assert difference(crops, REFERENCE, bench_cosine.loss) is None
+
+
+@pytest.mark.parametrize("peer", [name for name in contrast_peers.INFO_NCE if name != "attention"])
+def test_info_nce_peer_under_a_loss_scale(peer):
+    crops = inputs.info_nce_inputs(InfoNCECase(64, 2, 2, 40, 16, "float16", ""), "cpu")
+    reference = partial(bench_info_nce.loss, backend="reference")
+    assert difference(crops, reference, contrast_peers.INFO_NCE[peer]) is None
+    assert difference(crops, reference, bench_info_nce.loss) is None
 
 
 @pytest.mark.parametrize("peer", peers.COSINE)
@@ -71,12 +89,13 @@ def test_info_nce_peer(peer, counts):
 
 @pytest.mark.parametrize("counts", [(5, 2, 8), (3, 4, 7)])
 def test_affinity_peer(counts):
-    crops = inputs.affinity_inputs(AffinityCase(*counts, "float32", "", hidden=12), "cpu")
-    expected = Expected(crops, partial(bench_affinity.loss, backend="reference"))
+    case = AffinityCase(*counts, "float32", "", hidden=12)
+    crops = inputs.affinity_inputs(case, "cpu")
+    expected = Expected(crops, bench_affinity.loss_by(case, "cpu", "reference"))
     for peer in affinity_peers.AFFINITY.values():
         assert expected.difference(crops, peer) is None
         assert expected.difference(crops, lambda *all_, peer=peer: peer(*all_) * 1.01) is not None
-    assert expected.difference(crops, bench_affinity.loss) is None
+    assert expected.difference(crops, bench_affinity.loss_by(case, "cpu")) is None
 
 
 @pytest.mark.parametrize("peer", batch_peers.BATCH)
@@ -88,6 +107,59 @@ def test_batch_peer(peer, counts):
     expected = Expected(crops, partial(bench_info_nce.loss, backend="reference"))
     assert expected.difference(crops, batch_peers.BATCH[peer]) is None
     assert expected.difference(crops, bench_info_nce.loss) is None
+
+
+@pytest.mark.parametrize("counts", [(24, 2, 2), (24, 1, 3)])
+def test_memory_of_ntxent_is_estimated(counts):
+    pytest.importorskip("pytorch_metric_learning")
+    case = InfoNCECase(*counts, None, 8, "float32", "")
+    crops = inputs.info_nce_inputs(case, "cpu")
+    estimate = batch_peers.ntxent_bytes(case)
+    peak = memory.peak_bytes(lambda: crops.step(batch_peers.ntxent), "cpu")
+    assert estimate <= peak <= 3 * estimate
+
+
+def test_ntxent_asks_for_half_a_terabyte(monkeypatch):
+    """Of flags alone, at B = 4096 with G = L = 2, as was seen on an H200."""
+    monkeypatch.setattr(batch_peers, "find_spec", lambda name: SimpleNamespace())
+    case = InfoNCECase(4096, 2, 2, None, 256, "bfloat16", "")
+    assert batch_peers.ntxent_bytes(case) // 5 == pytest.approx(1024 << 30, rel=1e-3)
+    monkeypatch.setattr(batch_peers, "free_bytes", lambda device: 139 << 30)
+    reasons = bench_info_nce.missing_peers(case, "cuda")
+    assert reasons["NTXent"] == "it needs 5119 GiB at the least, and 139 GiB are free"
+    assert "one query" in reasons["Inf-CL"]
+    assert set(reasons) == {"NTXent", "Inf-CL"}
+    small = InfoNCECase(64, 1, 1, None, 256, "bfloat16", "")
+    assert bench_info_nce.missing_peers(small, "cuda") == {}
+
+
+def test_peers_without_their_packages(monkeypatch):
+    monkeypatch.setattr(batch_peers, "find_spec", lambda name: None)
+    case = InfoNCECase(64, 1, 1, None, 256, "bfloat16", "")
+    assert bench_info_nce.missing_peers(case, "cuda") == {
+        "NTXent": "pytorch_metric_learning is not installed",
+        "Inf-CL": "inf_cl is not installed",
+    }
+    prepared = forms.prepare({"NTXent": None}, "cuda", 1, {"NTXent": "no"})
+    assert [(peer.name, peer.missing) for peer in prepared] == [("NTXent", "no")]
+    with_queue = InfoNCECase(64, 1, 1, 8, 256, "bfloat16", "")
+    assert bench_info_nce.missing_peers(with_queue, "cuda") == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "moved", "names"),
+    [
+        ("cpu", 1, ["a", "a, compiled"]),
+        ("cuda", forms.CUDA_GRAPH_BYTES, ["a", "a, compiled", "a, compiled, CUDA graph"]),
+        ("cuda", forms.CUDA_GRAPH_BYTES + 1, ["a", "a, compiled"]),
+    ],
+)
+def test_forms(device, moved, names):
+    prepared = forms.in_every_form("a", peers.sums, device, moved)
+    assert [peer.name for peer in prepared] == names
+    assert [forms.split(name) for name in names] == [
+        ("a", form) for form in list(forms.FORMS)[: len(names)]
+    ]
 
 
 @pytest.mark.parametrize("parts", [1, 4])

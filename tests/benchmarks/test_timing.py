@@ -104,6 +104,53 @@ def test_nothing_is_reported_where_nothing_was_timed():
     assert take_turns(benchmark, contestants, clock).seconds == {}
 
 
+def test_best_is_by_ratios_within_a_round():
+    # By medians of their times "b" would win: it did not run while the machine was slow.
+    rounds = Rounds({OURS: [1.0, 9.0, 9.0], "a": [1.0, 9.0, 9.0], "b": [2.0, 18.0, 3.0]})
+    assert rounds.best(["b", "a"]) == "a"
+    assert rounds.best([]) is None
+
+
+@pytest.mark.parametrize(
+    ("flops", "side"),
+    [(2 * 5161**3, 5120), (2 * 300**3, 256), (2 * 390**3, 512), (1, 256)],
+)
+def test_products_have_sides_that_libraries_like(monkeypatch, flops, side):
+    given = []
+    monkeypatch.setattr(torch, "randn", lambda *size, device: given.append(size) or torch.ones(1))
+    monkeypatch.setattr(timing, "fastest", lambda ways, device: ways[0])
+    product = timing.matrix_product(flops, "float32", "cpu")
+    assert given == [(side, side)] * 2
+    assert product.flops == 2 * side**3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_way_of_a_cpu_is_the_product(monkeypatch, dtype):
+    """Of the same matrices: a·b, or a·bᵀ, which costs the same."""
+    ways = []
+    monkeypatch.setattr(timing, "fastest", lambda found, device: ways.extend(found) or found[0])
+    matrices = []
+    randn = torch.randn
+    monkeypatch.setattr(
+        torch, "randn", lambda *size, device: matrices.append(randn(size)) or matrices[-1]
+    )
+    timing.matrix_product(1, dtype, "cpu")
+    a, b = (matrix.to(getattr(torch, dtype)).double() for matrix in matrices)
+    assert len(ways) == 2 + (dtype == "float32" and torch.backends.mkldnn.is_available())
+    for way in ways:
+        product = way().double()
+        error = min((product - wanted).norm() / wanted.norm() for wanted in (a @ b, a @ b.T))
+        assert error < 1e-2
+
+
+def test_fastest_is_by_its_least_time(monkeypatch):
+    clock = FakeClock()
+    monkeypatch.setattr(timing, "clock_of", lambda device: clock)
+    often, seldom, steady = clock.step(5.0, 1.0), clock.step(4.0), clock.step(2.0)
+    assert timing.fastest([seldom, often, steady], "cpu") is often
+    assert timing.fastest([seldom], "cpu") is seldom
+
+
 @pytest.mark.parametrize("moved", [64, 4096])
 def test_copy_moves_what_it_says(moved):
     target = timing.copy_step(moved, "cpu")()
@@ -142,6 +189,25 @@ def test_gpu_seconds_leave_out_sleep_and_flush(gpu):
     # the first call, which only measures the host, takes 9 ms and must not count
     steps = gpu.step(9e-3, 2e-3, 1e-3, 4e-3)
     assert timing._event_seconds(steps, 3, flush) == pytest.approx(2e-3)
+
+
+def test_gpu_rounds_are_of_every_contestant(gpu, monkeypatch):
+    """A flush makes the cold calls of "a" slower; the others' time is their own."""
+    properties = SimpleNamespace(L2_cache_size=1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(timing, "clock_of", lambda device: gpu)
+    flushed = []
+    flush = SimpleNamespace(zero_=lambda: flushed.append(True))
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: flush)
+
+    def a():
+        gpu.step(3e-3 if flushed else 1e-3)()
+        flushed.clear()
+
+    rounds = timing.device_rounds({"a": a, "b": gpu.step(2e-3)}, rounds=3)
+    assert rounds.cold.seconds == {"a": pytest.approx([3e-3] * 3), "b": pytest.approx([2e-3] * 3)}
+    assert rounds.warm.ratio("b", "a")["median"] == pytest.approx(2, rel=0.3)
 
 
 def test_gpu_clock_waits_for_the_device(gpu, monkeypatch):

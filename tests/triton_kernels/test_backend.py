@@ -32,6 +32,17 @@ def test_refuses_with_a_reason(kernels, device) -> None:
     assert str(MAX_ROWS) in reason
 
 
+def test_refuses_what_a_device_is_too_old_for(kernels, device, monkeypatch) -> None:
+    """By the device of the tensors, whichever is current and whatever others there are."""
+    capabilities = {0: (7, 5), 1: (9, 0)}
+    monkeypatch.setattr("logo_kernels.backends.triton._capability", capabilities.__getitem__)
+    asked = problem(device.type, torch.float32)
+    reason = kernels.refuses(asked)
+    assert "8.0" in reason
+    assert "cuda:0 has 7.5" in reason
+    assert kernels.refuses(asked._replace(index=1)) is None
+
+
 def python(code: str, **environment: str) -> str:
     kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(

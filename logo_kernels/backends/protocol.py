@@ -58,7 +58,7 @@ class Problem(NamedTuple):
     dtypes: frozenset[torch.dtype]
     crops: int  # rows of one image that are read: crops, targets and features, V + W, or 0
     dim: int
-    index: int = 0  # of the tensors' device
+    index: int = 0  # type: ignore[assignment]  # of the tensors' device; hides tuple.index
 
 
 class Backend(ABC):

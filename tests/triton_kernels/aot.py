@@ -25,11 +25,11 @@ import torch
 import triton
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, with its own folder there
-from architectures import ARCHITECTURES
 from shared_memory import of_launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from architectures import ARCHITECTURES
 from logo_kernels.backends.protocol import PairWeights
 from logo_kernels.backends.triton import cosine as cosine_module
 from logo_kernels.backends.triton import info_nce as info_nce_module

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
 
+from architectures import ARCHITECTURES
 from logo_kernels.backends.triton.pair_moments import COLUMNS, PARTS
 from logo_kernels.backends.triton.pair_plan import (
     column_tile,

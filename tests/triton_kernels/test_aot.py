@@ -35,19 +35,20 @@ def reports() -> list[dict]:
 
 
 # Bytes that ptxas of one version or another puts aside, and by how many instructions: a few words,
-# to hold one more program; and fp32 products of more than 64 rows, which no tensor core makes, do
-# not fit the registers of 16 warps.
+# to hold one more program; and what fp32 products of many rows take, whose operands are in two parts.
 SPILLED = {
-    "cosine bf16 2+2 D=2048 t r": (16, 4),
     "hidden_sums fp16 256+10 D=256": (8, 2),
     "info_nce fp32 4096+65536 D=128": (8, 5),
     "similarity_backward fp32 64+64 D=2048": (224, 256),
+    "cosine fp32 2+62 D=2048 sm_120": (128, 56),
 }
 
 
 def test_nothing_spills(reports) -> None:
     for report in reports:
-        local, instructions = SPILLED.get(report["case"], (0, 0))
+        case = report["case"]
+        there = f"{case} sm_{report['arch']}"
+        local, instructions = SPILLED.get(there, SPILLED.get(case, (0, 0)))
         assert report["local"] <= local, report
         assert report["spills"] <= instructions, report
 

@@ -35,7 +35,7 @@ def reports() -> list[dict]:
 
 
 # Bytes that ptxas of one version or another puts aside, and by how many instructions: a few words,
-# to hold one more program; and what fp32 products of many rows take, whose operands are in two parts.
+# to hold one more program; and what fp32 products of many rows take, with operands in two parts.
 SPILLED = {
     "hidden_sums fp16 256+10 D=256": (8, 2),
     "info_nce fp32 4096+65536 D=128": (8, 5),

@@ -179,7 +179,7 @@ def matrix_product(a, b, OP: tl.constexpr):
 
     fp32 operands: four products of tf32, the smallest first. `tf32x3` has three of them, in which
     norms lack the squares of the low parts: up to 5e-7 of a cosine where a row has few numbers. It
-    also rounds both parts in software, which takes as long as the products.
+    also rounds both parts in software, a quarter of a loop's instructions.
     """
     if OP == tl.float32:
         a_high, a_low = high_and_low(a)

@@ -1,13 +1,14 @@
 """Tile sizes as pure functions of shape and dtype: no autotuning, hence none in a graph capture.
 
-What an H200 said of them (Triton 3.6, CUDA graphs of nothing else, caches flushed): programs of one
-or two warps that walk over D in blocks, with as many loads under way as shared memory holds, take
-half the time of programs that have a whole image on chip. There are then four or more on a
-multiprocessor, and while some wait for memory others compute. The second walk finds its image in
-L1 or L2. Figures beside a tile are microseconds of the cosine's forward with gradient for 2 + 8
-crops and 2 targets, with the time of a copy of the same bytes after the slash, if nothing else is
-said. Where there is none, nothing was timed: the tile was chosen by what aot.py reports of it, no
-spills (but where a comment says so) and as many programs to a multiprocessor as registers leave.
+What an H200 said of them (Triton 3.6, events around a launch, caches flushed; before every block
+had sums of its own, `add_products` in rows.py): programs of one or two warps that walk over D in
+blocks, with as many loads under way as shared memory holds, take half the time of programs that
+have a whole image on chip. There are then four or more on a multiprocessor, and while some wait for
+memory others compute. The second walk finds its image in L1 or L2. Figures beside a tile are
+microseconds of the cosine's forward with gradient for 2 + 8 crops and 2 targets, with the time of a
+copy of the same bytes after the slash, if nothing else is said. Where there is none, nothing was
+timed: the tile was chosen by what aot.py reports of it, no spills (but where a comment says so) and
+as many programs to a multiprocessor as registers leave.
 
 Every tile fits the shared memory of every architecture from sm_80 on, 99 KiB at the least, so that
 none depends on the device: tests/triton_kernels/test_shared_memory.py.

@@ -23,9 +23,13 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, with its own folder there
+from shared_memory import of_launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from architectures import ARCHITECTURES
 from logo_kernels.backends.protocol import PairWeights
 from logo_kernels.backends.triton import cosine as cosine_module
 from logo_kernels.backends.triton import info_nce as info_nce_module
@@ -43,8 +47,7 @@ TYPES = {
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that one program may have
-SHARED_TOTAL = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}  # of a multiprocessor
+BY_NUMBER = {10 * a.major + a.minor: a for a in ARCHITECTURES}
 
 
 class Case(NamedTuple):
@@ -85,6 +88,7 @@ class Report(NamedTuple):
     local: int  # bytes of local memory per thread
     shared: int  # bytes
     mma: int  # tensor-core instructions in the SASS
+    carried: int  # of them, those that begin with sums made elsewhere: `carried_sums`
     wgmma_groups: int  # how often one or several wgmma are started; as many as those if serialised
     loads: str  # widths in bits of global loads, as "128×16", then of those to shared memory
     stores: str
@@ -139,6 +143,27 @@ def widths(sass: str, operation: str) -> str:
     return " ".join(f"{w}×{n}" for w, n in sorted(counts.items(), reverse=True))
 
 
+def carried_sums(sass: str) -> int:
+    """Matrix products that add to what no matrix product has made: sums that a loop carries on.
+
+    What other warps have made comes from shared memory. Of sm_100 this says nothing, whose sums are
+    in a memory of their own.
+    """
+    made_by_product: dict[str, bool] = {}
+    carried = 0
+    for line in sass.splitlines():
+        written = re.search(r"\*/\s+(?:@!?U?P\d+ )?([\w.]+) (R\d+)[,.]", line)
+        if written is None:
+            continue
+        product = written[1].startswith(("HMMA", "HGMMA"))
+        if product:
+            # The last register is what is added to: "R4, R8, R12, RZ" or "R4, gdesc[UR4], RZ, !UPT"
+            added = re.findall(r"\b(RZ|R\d+)\b", line)[-1]
+            carried += added != "RZ" and not made_by_product.get(added, False)
+        made_by_product[written[2]] = product or written[1].startswith("LDS")
+    return carried
+
+
 def compile_launch(launch: Launch, arch: int) -> tuple[Report, Any]:
     began = time.perf_counter()
     compiled = triton.compile(
@@ -165,6 +190,7 @@ def compile_launch(launch: Launch, arch: int) -> tuple[Report, Any]:
             numbers["LOCAL"] + numbers["STACK"],
             compiled.metadata.shared,
             len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA|OMMA)\b", sass)),
+            carried_sums(sass),
             len(re.findall(r"\bWARPGROUP\.ARRIVE\b", sass)),
             widths(sass, "LDG") + (" async " + widths(sass, "LDGSTS") if "LDGSTS" in sass else ""),
             widths(sass, "STG"),
@@ -293,7 +319,10 @@ def launch_of(case: Case, arch: int, images: int = 64) -> Launch:
         else:
             per_image = case.operation == "scale_rows"
             row_scale = torch.ones(images, first) if case.dtype == torch.float16 else None
-            scale_module.scale_(a, torch.ones([images] if per_image else []), row_scale)
+            gradients = [a] if b is None else [a, b]
+            scale_module.scale_(
+                gradients, torch.ones([images] if per_image else []), [row_scale] * len(gradients)
+            )
     (launch,) = launches
     return launch
 
@@ -311,7 +340,7 @@ QUICK = (
     Case("cosine", FP32, (2, 8), 2048),
     Case("similarity", BF16, (10, 0), 2048),
     Case("similarity_backward", BF16, (10, 0), 2048),
-    Case("scale", BF16, (10, 0), 2048),
+    Case("scale", BF16, (2, 8), 2048),
     Case("info_nce", BF16, (16384, 16384), 256, batch=True),
     Case("info_nce", BF16, (4096, 65536), 128, temperature=0.01),  # with a running maximum
     Case("info_nce", BF16, (4096, 65536), 128, queries=FP32),
@@ -335,6 +364,14 @@ MAIN = (
     Case("info_nce", BF16, (512, 65536), 256),
     Case("info_nce", FP32, (4096, 65536), 128),
     *(Case(operation, BF16, (256, 8), 256) for operation in PAIRS[:-1]),
+)
+
+# The tiles with most shared memory, and fp32 operands: for architectures that have less of it.
+SHARED = (
+    Case("cosine", BF16, (10, 90), 2048),
+    Case("cosine", BF16, (2, 62), 2048),
+    Case("cosine", FP32, (2, 62), 2048),
+    Case("cosine", BF16, (2, 4), 2048, simsiam=True, features=FP32),
 )
 
 # By hand: every tile that tiles.py can choose, in every dtype.
@@ -361,7 +398,7 @@ FULL = (
     Case("similarity_backward", FP16, (64, 64), 2048),
     Case("similarity_backward", BF16, (64, 64), 2048),
     Case("similarity_backward", FP32, (8, 8), 2048),
-    Case("scale", FP16, (10, 0), 2048),
+    Case("scale", FP16, (2, 8), 2048),
     Case("scale_rows", FP32, (10, 0), 256),
     *(Case("info_nce", BF16, (64, 65536), d) for d in (16, 128, 256, 512)),
     *(Case("info_nce", BF16, (4096, 65536), d) for d in (16, 32, 64, 256, 2048)),
@@ -385,7 +422,7 @@ def programs_at_once(launch: Launch, report: Report, arch: int) -> int:
     """How many programs a multiprocessor holds, by registers, shared memory and warps."""
     warps = launch.options["num_warps"]
     by_registers = 65536 // (warps * 32 * ((report.registers + 7) // 8 * 8))
-    by_shared = SHARED_TOTAL[arch] // (report.shared + 1024)
+    by_shared = BY_NUMBER[arch].shared_per_multiprocessor // (report.shared + 1024)
     return min(by_registers, by_shared, 64 // warps, 32)
 
 
@@ -393,6 +430,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the cases that tests compile")
     parser.add_argument("--main", action="store_true", help="one case in bf16, one in fp32")
+    parser.add_argument("--shared", action="store_true", help="those with most shared memory")
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     options = parser.parse_args()
@@ -402,7 +440,9 @@ def main() -> None:
             f"{'case':50}{'sm':>4} {'warps':>5} {'regs':>5} {'spills':>6} {'local':>5} "
             f"{'shared':>7} {'programs':>8} {'mma':>4}  loads | stores"
         )
-    for case in MAIN if options.main else QUICK if options.quick else FULL:
+    chosen = ("shared", SHARED), ("main", MAIN), ("quick", QUICK)
+    cases = next((cases for name, cases in chosen if getattr(options, name)), FULL)
+    for case in cases:
         for arch in options.arch:
             launch = launch_of(case, arch)
             report, compiled = compile_launch(launch, arch)
@@ -411,10 +451,10 @@ def main() -> None:
                 extra = {
                     "case": str(case),
                     "arch": arch,
-                    "half": case.dtype != FP32 and case.features != FP32,
                     "products": case.operation
                     not in ("scale", "scale_rows", "norms", "combine", *PAIRS),
-                    "shared_limit": SHARED_LIMIT[arch],
+                    "shared_limit": BY_NUMBER[arch].shared_per_block,
+                    "shared_estimate": of_launch(launch.arguments),
                     "programs": programs,
                     "acquire_release": "atom.global.gpu.acq_rel" in compiled.asm["ptx"]
                     or "atom.acq_rel.gpu.global" in compiled.asm["ptx"],

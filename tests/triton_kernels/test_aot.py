@@ -28,25 +28,27 @@ def compiled(*arguments: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def reports() -> list[dict]:
-    """All quick cases for sm_90; the main one and the fp32 one for the others too."""
+    """All quick cases for sm_90; the main ones for sm_80 and sm_100, the largest for sm_89, 120."""
     found = compiled("--quick", "--arch", "90")
-    return found + compiled("--main", "--arch", "80", "100")
+    found += compiled("--main", "--arch", "80", "100")
+    return found + compiled("--shared", "--arch", "89", "120")
 
 
 # Bytes that ptxas of one version or another puts aside, and by how many instructions: a few words,
-# to hold one more program; and fp32 products of more than 64 rows, which no tensor core makes, do
-# not fit the registers of 16 warps.
+# to hold one more program; and what fp32 products of many rows take, with operands in two parts.
 SPILLED = {
-    "cosine bf16 2+2 D=2048 t r": (16, 4),
     "hidden_sums fp16 256+10 D=256": (8, 2),
     "info_nce fp32 4096+65536 D=128": (8, 5),
     "similarity_backward fp32 64+64 D=2048": (224, 256),
+    "cosine fp32 2+62 D=2048 sm_120": (128, 56),
 }
 
 
 def test_nothing_spills(reports) -> None:
     for report in reports:
-        local, instructions = SPILLED.get(report["case"], (0, 0))
+        case = report["case"]
+        there = f"{case} sm_{report['arch']}"
+        local, instructions = SPILLED.get(there, SPILLED.get(case, (0, 0)))
         assert report["local"] <= local, report
         assert report["spills"] <= instructions, report
 
@@ -56,11 +58,32 @@ def test_shared_memory_fits(reports) -> None:
         assert report["shared"] <= report["shared_limit"], report
 
 
+def test_shared_memory_is_what_plans_are_checked_by(reports) -> None:
+    """The estimate of test_shared_memory.py is no less, and near enough to be of use."""
+    found = [report for report in reports if report["shared_estimate"] is not None]
+    assert {report["arch"] for report in found} >= {80, 89, 90, 100, 120}
+    for report in found:
+        assert report["shared"] <= report["shared_estimate"], report
+        if report["products"]:
+            assert report["shared_estimate"] <= 3 * report["shared"], report
+
+
 def test_products_use_tensor_cores_where_meant(reports) -> None:
-    """In half precision; in fp32 those of info_nce alone, in three tf32 parts."""
+    """In fp32 as well, in parts of tf32."""
     for report in reports:
-        meant = report["products"] and (report["half"] or report["case"].startswith("info_nce"))
-        assert (report["mma"] > 0) == meant, report
+        assert (report["mma"] > 0) == report["products"], report
+
+
+def test_sums_of_a_block_begin_at_zero(reports) -> None:
+    """Tensor cores cut off what they add; Triton makes a product and a sum one product again."""
+    found = [
+        report
+        for report in reports
+        if report["case"].startswith(("cosine", "similarity")) and report["arch"] != 100
+    ]
+    assert found
+    for report in found:
+        assert report["carried"] == 0, report
 
 
 def test_wgmma_is_asynchronous(reports) -> None:
@@ -97,11 +120,11 @@ def test_rows_of_pairs_are_all_read_in_16_bytes(reports) -> None:
             assert int(re.match(r"128×(\d+)", report["loads"])[1]) >= wide[operation], report
 
 
-def test_main_case_leaves_room_for_two_programs(reports) -> None:
-    """One computes while the other loads. (sm_80 has shared memory for one.)"""
+def test_main_case_leaves_room_for_four_programs(reports) -> None:
+    """Some wait for memory while others compute. (sm_80 has shared memory for three.)"""
     for report in reports:
-        if "2+8 D=2048" in report["case"] and "cosine" in report["case"] and report["arch"] > 80:
-            assert report["programs"] >= 2, report
+        if "2+8 D=2048" in report["case"] and "cosine" in report["case"]:
+            assert report["programs"] >= (4 if report["arch"] > 80 else 3), report
 
 
 def test_sum_over_images_is_ordered(reports) -> None:

@@ -32,6 +32,17 @@ def test_refuses_with_a_reason(kernels, device) -> None:
     assert str(MAX_ROWS) in reason
 
 
+def test_refuses_what_a_device_is_too_old_for(kernels, device, monkeypatch) -> None:
+    """By the device of the tensors, whichever is current and whatever others there are."""
+    capabilities = {0: (7, 5), 1: (9, 0)}
+    monkeypatch.setattr("logo_kernels.backends.triton._capability", capabilities.__getitem__)
+    asked = problem(device.type, torch.float32)
+    reason = kernels.refuses(asked)
+    assert "8.0" in reason
+    assert "cuda:0 has 7.5" in reason
+    assert kernels.refuses(asked._replace(device_index=1)) is None
+
+
 def python(code: str, **environment: str) -> str:
     kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
@@ -71,13 +82,13 @@ def test_without_gpu() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("careful", [False, True])
-def test_every_tile_is_one_that_triton_takes(dtype, careful) -> None:
+@pytest.mark.parametrize("gradient", [False, True])
+def test_every_tile_is_one_that_triton_takes(dtype, gradient) -> None:
     """Powers of two that cover the rows; products no smaller than `tl.dot` takes."""
     depth = 16  # in fp32 too before Triton 3.9
     for rows in range(1, MAX_ROWS + 1):
         for dim in (1, 15, 16, 17, 64, 100, 128, 256, 512, 1000, 1024, 1025, 2048, 2049, 100_000):
-            tile: Tile = tile_for(rows, dim, dtype, careful)
+            tile: Tile = tile_for(rows, dim, dtype, dtype.itemsize, gradient)
             for value in (tile.v_pad, tile.block_d, tile.split, tile.rescue_d, tile.num_warps):
                 assert value & (value - 1) == 0
                 assert value > 0
@@ -85,6 +96,7 @@ def test_every_tile_is_one_that_triton_takes(dtype, careful) -> None:
             assert tile.block_d // tile.split >= depth
             assert tile.rescue_d >= depth
             assert tile.num_warps <= 16
+            assert tile.num_stages >= 1
 
 
 def test_the_public_function(device) -> None:

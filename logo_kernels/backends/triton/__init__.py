@@ -7,6 +7,7 @@ called for.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,9 +45,9 @@ def _missing() -> str | None:
 
 
 @functools.cache
-def _lacks_bf16() -> bool:
-    """Whether the current device is older than Ampere: its tensor cores have no bf16, no tf32."""
-    return not interpreted() and torch.cuda.get_device_capability() < (8, 0)
+def _capability(index: int) -> tuple[int, int]:
+    """Of the device of that index; the least that is served, under the interpreter."""
+    return (8, 0) if interpreted() else torch.cuda.get_device_capability(index)
 
 
 class TritonBackend(Backend):
@@ -67,10 +68,11 @@ class TritonBackend(Backend):
                 f"it takes at most {MAX_ROWS} rows of an image (crops, targets and features "
                 f"together), and these are {problem.crops}"
             )
-        if problem.operation == "info_nce" and _lacks_bf16():
-            return "info_nce needs the tf32 and bf16 products of compute capability 8.0"
-        if torch.bfloat16 in problem.dtypes and _lacks_bf16():
-            return "bfloat16 needs compute capability 8.0, and this device is older"
+        if (capability := _capability(problem.device_index)) < (8, 0):
+            return (
+                "its products are of tf32 and bf16, which compute capability 8.0 began with, and "
+                f"cuda:{problem.device_index} has {capability[0]}.{capability[1]}"
+            )
         return None
 
     def cosine(
@@ -130,10 +132,15 @@ class TritonBackend(Backend):
 
         return info_nce(queries, negatives, temperature, dtype, own)
 
-    def scale_(self, gradient: Tensor, upstream: Tensor, row_scale: Tensor | None) -> Tensor:
+    def scale_(
+        self,
+        gradients: Sequence[Tensor],
+        upstream: Tensor,
+        row_scales: Sequence[Tensor | None],
+    ) -> None:
         from .scale import scale_
 
-        return scale_(gradient, upstream, row_scale)
+        scale_(gradients, upstream, row_scales)
 
     @functools.cached_property
     def pair_stage(self) -> PairStage:

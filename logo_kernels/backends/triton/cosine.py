@@ -2,9 +2,9 @@
 
 A program reads its image's rows, forms their Gram matrix on the tensor cores, takes loss and W from
 it, and writes the gradient W·X from the same on-chip tile, or, where an image is too large for one,
-by a second loop that finds the rows in L1 or L2. One image per program, however small: what a small
-image leaves idle of a multiprocessor is filled by up to 32 programs beside it (tiles.py gives them
-one warp each), and images that share no tile cannot pass each other NaN.
+by a second loop that finds the rows in L1 or L2. One image per program, however small: a
+multiprocessor is filled by many programs of one or two warps (tiles.py), and images that share no
+tile cannot pass each other NaN.
 """
 
 # Upper case marks compile-time constants in kernels.
@@ -292,7 +292,10 @@ def cosine(
             torch.float16 in (op, x.dtype, r.dtype) or max(map(abs, weights)) > ORDINARY_WEIGHT
         )
         rows = g + l + (0 if targets is None else g) + (0 if features is None else l)
-        tile = tile_for(rows, dim, op, careful)
+        loaded = x.element_size()
+        loaded += t.element_size() if t.dtype != x.dtype else 0
+        loaded += r.element_size() if r.dtype != x.dtype else 0
+        tile = tile_for(rows, dim, op, loaded, grad_global or grad_local or grad_features)
         image_weight = 1 / images if reduction == "mean" else 1.0
         per_image = reduction == "none"
         if per_image:

@@ -9,6 +9,8 @@ Split tiles. A matrix product of 16 or 32 rows has too few output tiles to occup
 each would repeat the others' work. With SPLIT > 1 the tile is [SPLIT, V_PAD, BLOCK_D / SPLIT], a
 batch of products over consecutive parts of D, and each warp gets its own part.
 
+Precision. Half-precision operands are multiplied as they are, fp32 ones in parts of tf32.
+
 Extreme norms. Squares are first accumulated in fp32 as they come. Where a squared norm leaves
 [LOW, HIGH] (or is zero or NaN), the image is done again with each row multiplied by the power of
 two that brings its largest magnitude to about one: a branch that ordinary images never take.
@@ -164,13 +166,52 @@ def no_products(V_PAD: tl.constexpr, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def add_products(tile, gram, SPLIT: tl.constexpr):
-    """X·Xᵀ added to gram; fp32 operands in full precision, never tf32."""
-    if SPLIT == 1:
-        gram = tl.dot(tile, tl.trans(tile), gram, input_precision="ieee")
+def high_and_low(x):
+    """fp32 as the sum of two tf32 operands, short of it by one unit in the last place at most."""
+    bits = x.to(tl.int32, bitcast=True)
+    high = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)  # 11 bits, rounded
+    return high, x - high  # 12 bits, of which tensor cores read 11
+
+
+@triton.jit
+def matrix_product(a, b, OP: tl.constexpr):
+    """a·b in fp32, from zero.
+
+    fp32 operands: four products of tf32, the smallest first. `tf32x3` has three of them, in which
+    norms lack the squares of the low parts: up to 5e-7 of a cosine where a row has few numbers. It
+    also rounds both parts in software, a quarter of a loop's instructions.
+    """
+    if OP == tl.float32:
+        a_high, a_low = high_and_low(a)
+        b_high, b_low = high_and_low(b)
+        product = tl.dot(a_low, b_low, input_precision="tf32")
+        product = tl.dot(a_low, b_high, product, input_precision="tf32")
+        product = tl.dot(a_high, b_low, product, input_precision="tf32")
+        product = tl.dot(a_high, b_high, product, input_precision="tf32")
     else:
-        gram = tl.dot(tile, tl.permute(tile, (0, 2, 1)), gram, input_precision="ieee")
+        product = tl.dot(a, b)
+    return product
+
+
+@triton.jit
+def products(tile, OP: tl.constexpr, SPLIT: tl.constexpr):
+    """X·Xᵀ of one block of columns."""
+    if SPLIT == 1:
+        gram = matrix_product(tile, tl.trans(tile), OP)
+    else:
+        gram = matrix_product(tile, tl.permute(tile, (0, 2, 1)), OP)
     return gram
+
+
+@triton.jit
+def add_products(tile, gram, OP: tl.constexpr, SPLIT: tl.constexpr):
+    """X·Xᵀ added to gram.
+
+    Tensor cores cut off what they add: over all of D that would be 5e-6 of a norm. So every block
+    begins at zero and is added in fp32, which rounds to nearest; by an FMA, since Triton makes the
+    sum of a product and something else one product again.
+    """
+    return tl.fma(products(tile, OP, SPLIT), 1.0, gram)
 
 
 @triton.jit
@@ -248,7 +289,7 @@ def rescaled_products(
             x_rows, t_rows, r_rows, in_x, in_t, in_r, steps, start,
             D, BLOCK_D, 1, OP, T_APART, R_APART, UNIT, "evict_last",
         )  # fmt: skip
-        gram = add_products(operand(widen(tile) * factor[:, None], OP), gram, 1)
+        gram = add_products(operand(widen(tile) * factor[:, None], OP), gram, OP, 1)
     return gram, factor
 
 
@@ -269,7 +310,7 @@ def gram_matrix(
             x_rows, t_rows, r_rows, in_x, in_t, in_r, steps, 0,
             D, BLOCK_D, SPLIT, OP, T_APART, R_APART, UNIT, "evict_first",
         )  # fmt: skip
-        gram = sum_parts(add_products(tile, no_products(V_PAD, SPLIT), SPLIT), SPLIT)
+        gram = sum_parts(products(tile, OP, SPLIT), SPLIT)
     else:
         POLICY: tl.constexpr = "evict_last" if AGAIN else "evict_first"
         parts = no_products(V_PAD, SPLIT)
@@ -278,7 +319,7 @@ def gram_matrix(
                 x_rows, t_rows, r_rows, in_x, in_t, in_r, steps, start,
                 D, BLOCK_D, SPLIT, OP, T_APART, R_APART, UNIT, POLICY,
             )  # fmt: skip
-            parts = add_products(chunk, parts, SPLIT)
+            parts = add_products(chunk, parts, OP, SPLIT)
         gram = sum_parts(parts, SPLIT)
         tile = gram
     factor = tl.full([V_PAD], 1.0, tl.float32)
@@ -325,16 +366,8 @@ def multiply(weights, tile, OP: tl.constexpr, SPLIT: tl.constexpr):
     """
     if SPLIT > 1:
         weights = tl.broadcast_to(weights[None, :, :], [SPLIT, weights.shape[0], weights.shape[1]])
-    V_PAD: tl.constexpr = weights.shape[-1]
-    if OP == tl.float32 and V_PAD > 32:
-        # fp32 products without tensor cores hold both operands' whole depth in registers: V_PAD is
-        # cut to parts of 16, the least that Triton 3.6 takes, a batch whose products are summed.
-        PARTS: tl.constexpr = V_PAD // 16
-        left = tl.permute(tl.reshape(weights, [V_PAD, PARTS, 16]), (1, 0, 2))
-        right = tl.reshape(tile, [PARTS, 16, tile.shape[1]])
-        product = tl.sum(tl.dot(left, right, input_precision="ieee"), 0)
-    elif OP == tl.float32:
-        product = tl.dot(weights, tile, input_precision="ieee")
+    if OP == tl.float32:
+        product = matrix_product(weights, tile, OP)
     else:
         high = operand(weights, OP)
         low = operand(weights - widen(high), OP)

@@ -150,7 +150,7 @@ def similarity(
     cosines = a.new_empty(images, v, w or v)
     if images == 0:
         return cosines
-    tile = tile_for(v + w, dim, a.dtype)
+    tile = tile_for(v + w, dim, a.dtype, a.element_size(), False)
     with launching(a):
         similarity_kernel[(images,)](
             a, *strides(a), other, *strides(other), cosines,
@@ -177,7 +177,7 @@ def similarity_backward(
     to_b = gradient_like(other) if grad_b else a.new_empty(0)
     if images == 0 or not (grad_a or grad_b):
         return to_a, to_b
-    tile = tile_for(v + w, dim, a.dtype, careful=True)
+    tile = tile_for(v + w, dim, a.dtype, a.element_size(), True)
     with launching(a):
         similarity_backward_kernel[(images,)](
             grad, *strides(grad), a, *strides(a), other, *strides(other),

@@ -1,15 +1,17 @@
 """Tile sizes as pure functions of shape and dtype: no autotuning, hence none in a graph capture.
 
-What the numbers weigh against each other, on a multiprocessor with 64 Ki registers, 227 KiB of
-shared memory and (H100, H200) about 25 KiB that must be in flight to keep DRAM busy:
+What an H200 said of them (Triton 3.6, events around a launch, caches flushed; before every block
+had sums of its own, `add_products` in rows.py): programs of one or two warps that walk over D in
+blocks, with as many loads under way as shared memory holds, take half the time of programs that
+have a whole image on chip. There are then four or more on a multiprocessor, and while some wait for
+memory others compute. The second walk finds its image in L1 or L2. Figures beside a tile are
+microseconds of the cosine's forward with gradient for 2 + 8 crops and 2 targets, with the time of a
+copy of the same bytes after the slash, if nothing else is said. Where there is none, nothing was
+timed: the tile was chosen by what aot.py reports of it, no spills (but where a comment says so) and
+as many programs to a multiprocessor as registers leave.
 
-- A tile that holds all of D is read once and multiplied twice. In half precision it takes
-  V_PAD·D_PAD/2 registers, and another V_PAD·D_PAD pass through as fp32 products; the layouts that
-  `tl.dot` and wide stores ask for are exchanged through 1.5 times its size in shared memory.
-- Two programs or more should fit a multiprocessor, so that one computes while another loads: at
-  most 128 registers for a thread of 8 warps.
-- Otherwise D is walked twice in blocks. The second walk should find an image in L2: images at work
-  on 132 multiprocessors should stay below about 35 MB (of 50).
+Every tile fits the shared memory of every architecture from sm_80 on, 99 KiB at the least, so that
+none depends on the device: tests/triton_kernels/test_shared_memory.py.
 
 tests/triton_kernels/aot.py prints what the compiler makes of each choice: registers, spills, shared
 memory.
@@ -49,66 +51,74 @@ def power_of_two(n: int) -> int:
 
 
 @functools.cache
-def tile_for(rows: int, dim: int, dtype: torch.dtype, careful: bool = False) -> Tile:
+def tile_for(rows: int, dim: int, dtype: torch.dtype, loaded: int, gradient: bool) -> Tile:
     """The tile for images of `rows` ≤ MAX_ROWS rows of `dim` numbers; operands of `dtype`.
 
-    `careful`: the gradient is rescaled and saturates, which takes registers.
+    `loaded`: bytes that are loaded for each number of a tile; more than an operand has where rows
+    are of several dtypes, each a load of its own. `gradient`: whether there is a second walk.
     """
     v_pad = max(16, power_of_two(rows))
     d_pad = max(16, power_of_two(dim))
-    tile = _full_precision(v_pad, d_pad) if dtype == torch.float32 else _half(v_pad, d_pad, careful)
-    return tile._replace(rescue_d=min(tile.rescue_d, d_pad))
+    if dtype == torch.float32:
+        tile = _full_precision(v_pad, d_pad)
+    else:
+        tile = _half(v_pad, d_pad, gradient)
+    return tile._replace(
+        rescue_d=min(tile.rescue_d, d_pad),
+        num_stages=max(1, tile.num_stages * dtype.itemsize // loaded),
+    )
 
 
-def _half(v_pad: int, d_pad: int, careful: bool) -> Tile:
-    """bf16 and fp16: tensor cores, memory bound."""
+def _half(v_pad: int, d_pad: int, gradient: bool) -> Tile:
+    """bf16 and fp16."""
     if v_pad == 16:
-        if d_pad == 2048 and careful:
-            # The whole image would take 170 registers. In two blocks, no loading ahead: 128, and
-            # the second walk finds the 80 KiB of 2 programs in L1.
-            return Tile(16, 1024, 8, 64, 8, 1)
-        if d_pad <= 2048:
-            # The whole image on chip. A warp for 256 columns (for 128 where there are few): 110
-            # registers or less, so 2 programs of 8 warps at D = 2048, 12 of 2 warps at D = 256,
-            # with 60 to 80 KiB of 10 crops in flight. (An A100 has room for 1 at D = 2048.)
-            warps = {2048: 8, 1024: 4, 512: 4, 256: 2}.get(d_pad, 1)
-            return Tile(16, d_pad, warps, 64, warps, 1)
-        # 20 KiB in flight in each of 4 programs.
-        return Tile(16, 512, 4, 64, 4, 3)
+        if d_pad <= 256:
+            # D = 256, B = 1024: 14.0, in two warps 15.9. D = 128, B = 8192: 33 / 16.
+            return Tile(16, d_pad, 1, 64, 1, 1)
+        if d_pad == 512:
+            return Tile(16, 256, 1, 64, 1, 2)  # 71 / 48; the image on chip 110
+        if d_pad == 1024:
+            return Tile(16, 256, 1, 64, 1, 4)  # 125 / 91; on chip 166
+        if not gradient:
+            # The similarity of 10 rows, D = 2048, B = 8192: 93; the image on chip 259.
+            return Tile(16, 256, 1, 64, 1, 4)
+        # D = 2048, B = 8192: 229 / 176 (fp16 248), 5 stages 252, 7 246, 8 280; (16, 512, 2, 64, 2,
+        # 3) 246; on chip 455. B = 1024: 45 / 27, on chip 66. The similarity's backward: 235.
+        return Tile(16, 256, 1, 64, 1, 6)
     if v_pad == 32:
-        if d_pad <= 512:
-            # On chip, a warp for 64 columns: 110 registers, 2 programs at D = 512.
-            warps = max(1, d_pad // 64)
-            return Tile(32, d_pad, warps, 64, warps, 1)
-        return Tile(32, 256, 8, 64, 8, 3)  # 2 programs, 128 KiB each at D = 2048
+        if d_pad <= 64:
+            return Tile(32, d_pad, 1, 64, 1, 1)
+        # 20 rows with features, B = 4096, D = 2048: 284 / 153, in blocks of 256 by 8 warps 488.
+        # (32, 256, 2, 64, 2, 4), best for 2 + 16 crops, spills registers in Triton 3.6 since every
+        # block has sums of its own.
+        return Tile(32, 128, 2, 64, 2, min(4, d_pad // 128))
     if v_pad == 64:
-        # From here on the Gram matrix occupies all warps by itself.
         if d_pad <= 128:
             return Tile(64, d_pad, 1, 32, 4, 1)
         if d_pad <= 1024:
-            return Tile(64, 64, 1, 32, 8, 4)  # 2 programs, 128 KiB each at D = 1024
-        return Tile(64, 128, 1, 64, 8, 3)  # 1 program: two would have 67 MB at work at D = 2048
-    return Tile(128, min(64, d_pad), 1, 16, 8, 3)  # 1 program of about 250 registers
+            # The similarity of 64 rows, D = 256, B = 8192: 106, backward 423; 8 warps 113, 713.
+            return Tile(64, 64, 1, 32, 4, 3)
+        return Tile(64, 128, 1, 64, 8, 3)
+    # Beside blocks of 64 columns, 3 stages of them, the Gram matrix itself is too much for sm_86.
+    return Tile(128, min(32, d_pad), 1, 16, 8, min(4, max(1, d_pad // 32)))
 
 
 def _full_precision(v_pad: int, d_pad: int) -> Tile:
-    """fp32: full-precision products, which are FMAs, about as long as the memory traffic.
+    """fp32: four products of tf32, which have not been timed yet.
 
-    16 accumulators to a thread, 4 by 4, and 16 columns to a part: 8 loads of 16 bytes from shared
-    memory feed 64 FMAs, and 128 registers hold the operands.
+    Blocks of 64 columns at most, whose sums tensor cores cut off at 2^-23 of them 8 times.
     """
     if v_pad == 16:
-        split = min(16, d_pad // 16)
-        return Tile(16, 16 * split, split, 64, max(1, split // 2), 1)
+        return Tile(16, min(64, d_pad), 1, 32, 1, min(8, max(1, d_pad // 64)))
     if v_pad == 32:
-        # 32 columns to a part: with 16, ptxas spills two registers to stay at 80.
-        split = min(4, max(1, d_pad // 32))
-        return Tile(32, min(32 * split, d_pad), split, 32, 2 * split, 1)
+        if d_pad <= 32:
+            return Tile(32, d_pad, 1, 32, 2, 1)
+        return Tile(32, 64, 2, 32, 2, min(4, d_pad // 64))
     if v_pad == 64:
-        return Tile(64, 16, 1, 16, 8, 1)
-    # Threads of 16 warps have 128 registers at most: a few words spill. Triton 3.6 takes no fewer
-    # columns.
-    return Tile(128, 16, 1, 16, 16, 1)
+        # Blocks of 64 columns spill registers where mma.sync takes them from there (sm_80 to 120).
+        return Tile(64, min(32, d_pad), 1, 32, 4, min(4, max(1, d_pad // 32)))
+    # W in two parts takes 128 registers of a thread: 200 bytes spill on sm_90, 680 on sm_80.
+    return Tile(128, 16, 1, 16, 8, 3)
 
 
 class ScaleTile(NamedTuple):

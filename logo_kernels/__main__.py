@@ -1,8 +1,13 @@
-"""``python -m logo_kernels``: what works on this machine, and why the rest does not."""
+"""``python -m logo_kernels``: what works on this machine, and why the rest does not.
+
+With ``--verify``, whether what works also computes what it should.
+"""
 
 from __future__ import annotations
 
+import argparse
 import platform
+from collections.abc import Sequence
 
 import torch
 
@@ -17,11 +22,14 @@ def versions() -> list[str]:
         triton_version = triton.__version__
     except ImportError:
         triton_version = "not installed"
-    cuda = torch.version.cuda or "none (CPU build)"
+    if torch.version.hip:
+        built = f"ROCm {torch.version.hip}"
+    else:
+        built = f"CUDA {torch.version.cuda or 'none (CPU build)'}"
     return [
         f"logo_kernels  {__version__}",
         f"python        {platform.python_version()} on {platform.system()} {platform.machine()}",
-        f"torch         {torch.__version__}, CUDA {cuda}",
+        f"torch         {torch.__version__}, {built}",
         f"triton        {triton_version}",
     ]
 
@@ -52,7 +60,7 @@ def backends() -> list[str]:
     ]
 
 
-if __name__ == "__main__":
+def report() -> None:
     for title, lines in (
         ("versions", versions()),
         ("devices", devices()),
@@ -61,3 +69,23 @@ if __name__ == "__main__":
         print(title)
         for line in lines:
             print(f"  {line}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m logo_kernels", description=__doc__)
+    parser.add_argument(
+        "--verify", nargs="*", metavar="NAME",
+        help="run the kernels against float64, all or those of the backends and operations named; "
+        "exit status 1 if a number is wrong",
+    )  # fmt: skip
+    names = parser.parse_args(arguments).verify
+    if names is None:
+        report()
+        return 0
+    from . import verify
+
+    return verify.main(names)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -20,6 +22,7 @@ __all__ = [
     "PairWeights",
     "Problem",
     "choose",
+    "preferring",
     "resolve",
 ]
 
@@ -78,3 +81,16 @@ def _choose(
     name: str, operation: str, device: str, dtypes: tuple[torch.dtype, ...], crops: int, dim: int
 ) -> Backend:
     return choose(name, Problem(operation, device, frozenset(dtypes), crops, dim), BACKENDS)
+
+
+@contextmanager
+def preferring(name: str) -> Iterator[None]:
+    """Within it, "auto" takes the backend `name` wherever that serves."""
+    usual = dict(PREFERENCE)
+    PREFERENCE.update({device: (name, *order) for device, order in usual.items()})
+    _choose.cache_clear()
+    try:
+        yield
+    finally:
+        PREFERENCE.update(usual)
+        _choose.cache_clear()

@@ -59,6 +59,33 @@ def test_a_named_backend_serves_or_raises(reasons):
         choose("triton", problem(), stubs(triton=reasons))
 
 
+@pytest.fixture
+def rocm(monkeypatch):
+    """A torch for AMD GPUs: their device type and capability look like NVIDIA's."""
+    from logo_kernels.backends import cuda, triton
+
+    monkeypatch.setattr("torch.version.hip", "6.4")
+    monkeypatch.setattr("torch.version.cuda", None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: (9, 4))
+    monkeypatch.setattr(triton, "installed", lambda: True)
+    monkeypatch.setattr(triton, "interpreted", lambda: False)
+    for module in (cuda, triton):
+        module._missing.cache_clear()
+    yield
+    for module in (cuda, triton):
+        module._missing.cache_clear()
+
+
+@pytest.mark.parametrize("operation", ["cosine", "similarity", "info_nce", "scale", "pair_mlp"])
+def test_amd_gpus_have_the_reference(rocm, operation):
+    asked = Problem(operation, "cuda", frozenset([torch.bfloat16]), 10, 2048)
+    assert choose("auto", asked, BACKENDS).name == "reference"
+    for name in ("cuda", "triton"):
+        with pytest.raises(RuntimeError, match=f"'{name}'.*NVIDIA GPUs.*ROCm build.*reference"):
+            choose(name, asked, BACKENDS)
+
+
 def test_every_backend_is_listed():
     answers = available_backends()
     assert list(answers) == list(BACKENDS) == ["reference", "cpu", "triton", "cuda"]

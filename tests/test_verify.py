@@ -224,6 +224,34 @@ def test_the_cuda_sources_pass(monkeypatch, capsys, architecture):
         assert counted[operation] == (len(cases), 0)
 
 
+def test_the_triton_sources_pass_with_few_compilations(monkeypatch, capsys):
+    """Half a second each on a GPU, one after the other: all within a minute."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    if torch.cuda.is_available():
+        pytest.skip("the kernels are compiled here, not interpreted")
+    compiled = set()
+    run = interpreter.GridExecutor.__call__
+
+    def recorded(self, *values, **named):
+        """What Triton specialises by, but for what it is told not to."""
+        given = dict(zip(self.arg_names, values, strict=False)) | named
+        constants = (
+            (name, str(value.dtype) if isinstance(value, torch.Tensor) else value)
+            for name, value in given.items()
+            if isinstance(value, torch.Tensor) or name in self.constexprs
+        )
+        compiled.add((self.fn.__name__, *constants))
+        return run(self, *values, **named)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", recorded)
+    assert verify.main(["triton"]) == 0
+    cases = {name: (len(module.FEW), 0) for name, module in verify.OPERATIONS.items()}
+    assert table(capsys.readouterr().out) == cases
+    kernels = {name for name, *_ in compiled}
+    assert {"cosine_kernel", "scale_kernel", "similarity_backward_kernel"} <= kernels
+    assert len(compiled) <= 110, len(compiled)
+
+
 def test_the_command(tmp_path):
     """Every case on every instruction set, from another folder."""
     done = subprocess.run(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from . import __version__, available_backends
+from .backends import BACKENDS, Problem
 from .backends.extension import extension
 
 
@@ -47,10 +48,23 @@ def devices() -> list[str]:
             major, minor = torch.cuda.get_device_capability(index)
             name = torch.cuda.get_device_name(index)
             lines.append(f"cuda:{index}        {name}, compute capability {major}.{minor}")
+            lines += [f"              {reason}" for reason in refusals(index)]
     if extension is not None:
         built = extension.cuda.architectures or "none (built without nvcc)"
         lines.append(f"built for     CUDA architectures {built}")
     return lines
+
+
+def refusals(device: int) -> list[str]:
+    """Why backends that work on this machine do not on one of its GPUs: those may differ."""
+    problem = Problem("similarity", "cuda", frozenset([torch.bfloat16]), 1, 8)
+    with torch.cuda.device(device):
+        return [
+            f"{name} does not work here: {reason}"
+            for name in ("triton", "cuda")
+            if BACKENDS[name].missing() is None
+            and (reason := BACKENDS[name].refuses(problem)) is not None
+        ]
 
 
 def backends() -> list[str]:

@@ -138,3 +138,33 @@ def test_command_line(tmp_path):
     for reason in available_backends().values():
         if reason is not None and "interpret" not in reason.lower():
             assert reason.split(";")[0][:40] in done.stdout
+
+
+def test_gpus_of_one_machine_may_differ(monkeypatch):
+    """What a device refuses stands beside it."""
+    from contextlib import contextmanager
+
+    from logo_kernels import __main__ as command
+
+    current = []
+
+    @contextmanager
+    def device(index):
+        current.append(index)
+        yield
+
+    class Choosy(Stub):
+        def refuses(self, problem):
+            return "this device is older" if current[-1] == 1 else None
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: (9 - index, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr("torch.cuda.device", device)
+    monkeypatch.setitem(BACKENDS, "cuda", Choosy("cuda"))
+    monkeypatch.setitem(BACKENDS, "triton", Stub("triton", missing="not installed"))
+    lines = command.devices()
+    first = next(place for place, line in enumerate(lines) if "GPU 0" in line)
+    assert "GPU 1, compute capability 8.0" in lines[first + 1]
+    assert lines[first + 2].strip() == "cuda does not work here: this device is older"

@@ -282,9 +282,10 @@ def test_no_pair_is_close_to_zero():
     """ReLU lets the same pairs pass, whatever the rounding of bf16: 2^-8 of numbers of size one."""
     for case in verify.OPERATIONS["affinity"].FEW:
         crops = case.crops()
-        module = case.module(crops)
-        for relu in (2, 5):
-            seen = case.inputs_of(module, relu, crops.double())
+        with verify.threads(1):
+            module = case.module(crops)
+            reached = [case.inputs_of(module, relu, crops.double()) for relu in (2, 5)]
+        for seen in reached:
             assert seen.abs().min() > (0.05 if case.dtype != torch.float32 else 1e-3)
 
 

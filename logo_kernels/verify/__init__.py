@@ -100,6 +100,8 @@ def main(names: Sequence[str]) -> int:
 
 def place_of(backend: str) -> Place | str:
     """Where a backend works on this machine; or why nowhere."""
+    if (missing := BACKENDS[backend].missing()) is not None:
+        return missing
     reasons = []
     for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):
         try:

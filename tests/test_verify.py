@@ -12,7 +12,7 @@ from logo_kernels import verify
 from logo_kernels.backends import AUTO, BACKENDS, resolve
 from logo_kernels.backends.reference import ReferenceBackend
 from logo_kernels.verify.affinity import middle_of_gap
-from logo_kernels.verify.errors import error
+from logo_kernels.verify.errors import difference
 from logo_kernels.verify.problem import Place
 from pair_stage import Definition
 
@@ -108,7 +108,9 @@ def test_a_wrong_number_is_named(add, short, capsys, operation):
         operation: SOME[operation]
     }
     assert re.search(
-        rf"wrong: {operation} .* by wrong: .* is off by \d\.\de-0\d .*, allowed 1\.0e-05", printed
+        rf"wrong: {operation} .* by wrong: .* is .* and not .* at \[\d, \d.*\], "
+        r"off by \d\.\de-0\d .*, allowed 1\.0e-05",
+        printed,
     )
 
 
@@ -264,18 +266,27 @@ def test_the_command(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("got", "exact", "least", "expected"),
+    ("got", "exact", "least", "expected", "place"),
     [
-        ([[1.0, 2.0], [0.0, 1e-3]], [[1.0, 2.0], [1e-4, 1e-3]], 0.0, 0.1),
-        ([[0.0, 0.0]], [[0.0, 0.0]], 0.0, 0.0),
-        ([[0.0, 1e-30]], [[0.0, 0.0]], 0.0, float("inf")),
-        ([[float("nan"), 1.0]], [[1.0, 1.0]], 0.0, float("inf")),
-        ([0.5], [0.25], 1.0, 0.25),
-        ([0.5], [[0.5]], 0.0, float("inf")),
+        (
+            [[1.0, 2.0], [0.0, 1e-3]],
+            [[1.0, 2.0], [1e-4, 1e-3]],
+            0.0,
+            0.1,
+            "0 and not 0.0001 at [1, 0]",
+        ),
+        ([[0.0, 0.0]], [[0.0, 0.0]], 0.0, 0.0, ""),
+        ([[0.0, 1e-30]], [[0.0, 0.0]], 0.0, float("inf"), "[0, 1]"),
+        ([[1.0, float("nan")]], [[1.0, 1.0]], 0.0, float("inf"), "nan and not 1 at [0, 1]"),
+        ([0.5], [0.25], 1.0, 0.25, "[0]"),
+        (2.0, 1.0, 0.0, 1.0, "2 and not 1 at []"),
+        ([0.5], [[0.5]], 0.0, float("inf"), "shape [1] and not [1, 1]"),
     ],
 )
-def test_errors_are_relative_to_their_row(got, exact, least, expected):
-    assert error(torch.tensor(got), torch.tensor(exact), least) == pytest.approx(expected)
+def test_errors_are_relative_to_their_row(got, exact, least, expected, place):
+    found = difference(torch.tensor(got), torch.tensor(exact), least)
+    assert found.error == pytest.approx(expected)
+    assert place in found.told
 
 
 def test_no_pair_is_close_to_zero():

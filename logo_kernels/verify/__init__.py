@@ -19,7 +19,7 @@ import torch
 from ..backends import BACKENDS, preferring, resolve
 from ..backends.extension import extension
 from . import affinity, cosine, info_nce, similarity
-from .errors import error
+from .errors import Difference, difference
 from .problem import Case, Place, Results
 
 OPERATIONS = {
@@ -39,12 +39,12 @@ class Finding(NamedTuple):
     """What is furthest from float64 in a case, next to its bound."""
 
     name: str
-    error: float
+    difference: Difference
     bound: float
 
     @property
     def share(self) -> float:
-        return self.error / self.bound
+        return self.difference.error / self.bound
 
 
 class Line(NamedTuple):
@@ -58,7 +58,7 @@ class Line(NamedTuple):
 
     def __str__(self) -> str:
         worst = self.worst
-        found = "" if worst is None else f"{worst.error:.1e} of {worst.bound:.1e}"
+        found = "" if worst is None else f"{worst.difference.error:.1e} of {worst.bound:.1e}"
         return f"{self.operation:<11} {self.backend:<13} {self.cases:>5}  {found:<18}  {self.wrong}"
 
 
@@ -151,12 +151,8 @@ def line_of(operation: str, shown: str, place: Place) -> Line:
                 still_answers()
             continue
         if findings[-1].share > 1:
-            print(
-                f"wrong: {case} by {shown}: {findings[-1].name} is off by "
-                f"{findings[-1].error:.1e} of the largest number in its row, "
-                f"allowed {findings[-1].bound:.1e}",
-                flush=True,
-            )
+            name, found, bound = findings[-1]
+            print(f"wrong: {case} by {shown}: {name} is {found}, allowed {bound:.1e}", flush=True)
     for reason, count in refused.items():
         print(f"not run: {count} cases of {operation} by {shown}: {reason}")
     wrong = failed + sum(finding.share > 1 for finding in findings)
@@ -171,7 +167,7 @@ def worst_of(case: Case, place: Place) -> Finding:
         raise AssertionError(f"got {sorted(found)}, expected {sorted(expected)}")
     return max(
         (
-            Finding(name, error(value, expected[name], case.least(name)), case.bound(value))
+            Finding(name, difference(value, expected[name], case.least(name)), case.bound(value))
             for name, value in found.items()
         ),
         key=lambda finding: finding.share,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,18 +21,31 @@ BOUNDS = {
 OF_HALVES = 1e-4
 
 
-def error(got: Tensor, exact: Tensor, least: float = 0.0) -> float:
-    """The largest difference within a row over the row's largest number; NaN counts as infinite.
+class Difference(NamedTuple):
+    """Where a result is furthest from what it should be, in measures of its row."""
 
-    A row of zeros has to be zero, unless `least` says how large numbers are at the least. A tensor
-    of one dimension is one row.
+    error: float  # over the row's largest number; NaN counts as infinite
+    told: str  # what stands there
+
+    def __str__(self) -> str:
+        return f"{self.told}, off by {self.error:.1e} of the largest number in its row"
+
+
+def difference(got: Tensor, exact: Tensor, least: float = 0.0) -> Difference:
+    """The largest one within any row; a tensor of one dimension is a row.
+
+    A row of zeros has to be zero, unless `least` says how large numbers are at the least.
     """
     if got.shape != exact.shape:
-        return math.inf
+        return Difference(math.inf, f"shape {list(got.shape)} and not {list(exact.shape)}")
     if exact.numel() == 0:
-        return 0.0
-    got, exact = (v.detach().double().cpu().reshape(-1, v.shape[-1] if v.ndim else 1)
-                  for v in (got, exact))  # fmt: skip
-    difference = (got - exact).abs().amax(1)
-    relative = torch.where(difference == 0, 0, difference / exact.abs().amax(1).clamp_min(least))
-    return float(relative.nan_to_num(nan=math.inf, posinf=math.inf).max())
+        return Difference(0.0, "nothing")
+    got, exact = (v.detach().double().cpu() for v in (got, exact))
+    size = exact.abs().amax(-1, keepdim=True) if exact.ndim else exact.abs()
+    apart = (got - exact).abs()
+    relative = torch.where(apart == 0, 0, apart / size.clamp_min(least))
+    relative = relative.nan_to_num(nan=math.inf, posinf=math.inf)
+    worst = int(relative.argmax())
+    place = [int(v) for v in torch.unravel_index(torch.tensor(worst), exact.shape)]
+    told = f"{got.flatten()[worst]:.7g} and not {exact.flatten()[worst]:.7g} at {place}"
+    return Difference(float(relative.flatten()[worst]), told)

@@ -26,6 +26,11 @@ class CMakeBuild(build_ext):
         cuda = os.environ.get("LOGO_KERNELS_CUDA", "auto")
         if cuda not in ("auto", "on", "off"):
             raise SystemExit(f"LOGO_KERNELS_CUDA must be auto, on or off, got {cuda!r}")
+        # cmake and ninja that came by pip lie beside the Python, which may be run by its path.
+        path = os.pathsep.join(
+            [os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)]
+        )
+        environment = {**os.environ, "PATH": path}
         subprocess.run(
             [
                 # fresh: an earlier cache names tools of a build environment that is gone
@@ -37,8 +42,9 @@ class CMakeBuild(build_ext):
             ],
             cwd=build,
             check=True,
+            env=environment,
         )  # fmt: skip
-        subprocess.run(["cmake", "--build", "."], cwd=build, check=True)
+        subprocess.run(["cmake", "--build", "."], cwd=build, check=True, env=environment)
 
 
 setup(ext_modules=[CMakeExtension("logo_kernels._C")], cmdclass={"build_ext": CMakeBuild})

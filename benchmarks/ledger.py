@@ -21,17 +21,15 @@ TRITON = Path("logo_kernels/backends/triton")
 CUDA = Path("csrc/cuda")
 INCLUDED_FROM = ("csrc", "csrc/include")  # beside the folder of the including file
 
-# Where the operations are: the suffix of the backend's folder is added. Backward of the similarity
-# is in one file with forward.
+# Where the kernels are: folder and suffix.
 FOLDERS = {"triton": (TRITON, ".py"), "cuda": (CUDA, ".cu")}
-FILES = {
-    "cosine": "cosine",
-    "info_nce": "info_nce",
-    "pair_hidden": "pair_hidden",
-    "pair_output": "pair_output",
-    "scale": "scale",
-    "similarity": "similarity",
-    "similarity_backward": "similarity",
+# By what the names of an operation's files begin with, the same for both backends. Backward of the
+# cosine loss scales the gradient that forward has saved by a kernel of its own.
+OPERATIONS = {
+    "cosine": ("cosine", "scale"),
+    "similarity": ("similarity",),
+    "info_nce": ("info_nce",),
+    "affinity": ("affinity", "pair_", "unit"),
 }
 
 VERIFIED = "verified"
@@ -70,20 +68,30 @@ def kernels_of(
 ) -> list[str]:
     """The kernels behind a measured operation, the one that bears its name first; [] on the CPU.
 
-    Backward of the cosine loss scales the saved gradient by a kernel of its own, if there is one:
-    that of the backend `scaled_by`, which "auto" chooses whatever computed the loss.
+    Backward of the cosine loss scales by the kernel of the backend `scaled_by`, which "auto"
+    chooses whatever computed the loss.
     """
-    if backend not in FOLDERS:
-        return []
-    folder, suffix = FOLDERS[backend]
-    if operation == "affinity":
-        return [(folder / f"{part}{suffix}").as_posix() for part in ("pair_hidden", "pair_output")]
-    kernels = [(folder / f"{FILES[operation]}{suffix}").as_posix()]
-    if operation == "cosine" and (scaled_by or backend) in FOLDERS:
-        folder, suffix = FOLDERS[scaled_by or backend]
-        scale = (folder / f"{FILES['scale']}{suffix}").as_posix()
-        kernels += [scale] if (root / scale).is_file() else []
-    return kernels
+    found = [kernel for kernel in kernels(root) if operation_of(kernel) == operation]
+    scaling = [kernel for kernel in found if Path(kernel).stem.startswith("scale")]
+    mine = [kernel for kernel in found if backend_of(kernel) == backend and kernel not in scaling]
+    mine.sort(key=lambda kernel: Path(kernel).stem != operation)
+    return mine + [
+        kernel for kernel in scaling if mine and backend_of(kernel) == (scaled_by or backend)
+    ]
+
+
+def operation_of(kernel: str) -> str:
+    """The operation whose tests and sanitizer runs speak for a kernel, by the name of its file."""
+    name = Path(kernel).stem
+    found = [
+        operation for operation, beginnings in OPERATIONS.items() if name.startswith(beginnings)
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"{kernel} is of {found or 'no operation'}: its file's name has to begin as OPERATIONS "
+            f"says of one of them"
+        )
+    return found[0]
 
 
 def backend_of(kernel: str) -> str:
@@ -106,12 +114,17 @@ def ledgers(root: Path = ROOT) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def passed(entry: dict[str, Any]) -> bool:
-    """Whether this entry's tests passed, and every sanitizer tool that was there to run."""
-    tests = entry["tests"]
+    """Whether its tests passed, and its numbers without a tool, and no sanitizer found anything.
+
+    A tool that was not there, ran out of time or lost track of a launch has found nothing, and the
+    entry says so.
+    """
+    tests, verdicts = entry["tests"], entry["sanitizer"]
     return (
         tests["failed"] == 0
         and tests["passed"] > 0
-        and all(verdict != "failed" for verdict in entry["sanitizer"].values())
+        and verdicts.get("plain", "passed") == "passed"
+        and "failed" not in verdicts.values()
     )
 
 

@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
 import pytest
 
 from logo_kernels.backends.extension import extension
+from lost_device import pytest_runtest_protocol  # noqa: F401
 
 CPU_VARIANTS = [f"cpu-{simd}" for simd in (extension.simds() if extension else ())]
 # The CUDA sources on the CPU: cp.async on sm_80, bulk copies on sm_90.

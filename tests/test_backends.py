@@ -83,6 +83,33 @@ def test_a_named_backend_serves_or_raises(reasons):
         choose("triton", problem(), stubs(triton=reasons))
 
 
+@pytest.fixture
+def rocm(monkeypatch):
+    """A torch for AMD GPUs: their device type and capability look like NVIDIA's."""
+    from logo_kernels.backends import cuda, triton
+
+    monkeypatch.setattr("torch.version.hip", "6.4")
+    monkeypatch.setattr("torch.version.cuda", None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: (9, 4))
+    monkeypatch.setattr(triton, "installed", lambda: True)
+    monkeypatch.setattr(triton, "interpreted", lambda: False)
+    for module in (cuda, triton):
+        module._missing.cache_clear()
+    yield
+    for module in (cuda, triton):
+        module._missing.cache_clear()
+
+
+@pytest.mark.parametrize("operation", ["cosine", "similarity", "info_nce", "scale", "pair_mlp"])
+def test_amd_gpus_have_the_reference(rocm, operation):
+    asked = Problem(operation, "cuda", frozenset([torch.bfloat16]), 10, 2048)
+    assert choose("auto", asked, BACKENDS).name == "reference"
+    for name in ("cuda", "triton"):
+        with pytest.raises(RuntimeError, match=f"'{name}'.*NVIDIA GPUs.*ROCm build.*reference"):
+            choose(name, asked, BACKENDS)
+
+
 def test_every_backend_is_listed():
     answers = available_backends()
     assert list(answers) == list(BACKENDS) == ["reference", "cpu", "triton", "cuda"]
@@ -135,3 +162,33 @@ def test_command_line(tmp_path):
     for reason in available_backends().values():
         if reason is not None and "interpret" not in reason.lower():
             assert reason.split(";")[0][:40] in done.stdout
+
+
+def test_gpus_of_one_machine_may_differ(monkeypatch):
+    """What a device refuses stands beside it."""
+    from contextlib import contextmanager
+
+    from logo_kernels import __main__ as command
+
+    current = []
+
+    @contextmanager
+    def device(index):
+        current.append(index)
+        yield
+
+    class Choosy(Stub):
+        def refuses(self, problem):
+            return "this device is older" if current[-1] == 1 else None
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: (9 - index, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr("torch.cuda.device", device)
+    monkeypatch.setitem(BACKENDS, "cuda", Choosy("cuda"))
+    monkeypatch.setitem(BACKENDS, "triton", Stub("triton", missing="not installed"))
+    lines = command.devices()
+    first = next(place for place, line in enumerate(lines) if "GPU 0" in line)
+    assert "GPU 1, compute capability 8.0" in lines[first + 1]
+    assert lines[first + 2].strip() == "cuda does not work here: this device is older"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from .cpu import CpuBackend
 from .cuda import CudaBackend
-from .preference import order
+from .preference import AHEAD, order
 from .protocol import Backend, CosineResult, PairWeights, Problem
 from .reference import ReferenceBackend
 from .triton import TritonBackend
@@ -21,6 +23,7 @@ __all__ = [
     "PairWeights",
     "Problem",
     "choose",
+    "preferring",
     "resolve",
 ]
 
@@ -83,3 +86,15 @@ def _choose(
 ) -> Backend:
     problem = Problem(operation, device, frozenset(dtypes), crops, dim, index)
     return choose(name, problem, BACKENDS)
+
+
+@contextmanager
+def preferring(name: str) -> Iterator[None]:
+    """Within it, "auto" takes the backend `name` wherever that serves."""
+    AHEAD.append(name)
+    _choose.cache_clear()
+    try:
+        yield
+    finally:
+        AHEAD.pop()
+        _choose.cache_clear()

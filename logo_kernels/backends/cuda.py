@@ -32,6 +32,11 @@ from .protocol import (
 
 @functools.cache
 def _missing() -> str | None:
+    if torch.version.hip is not None:
+        return (
+            "its kernels are for NVIDIA GPUs, and this torch is a ROCm build; "
+            "backend='reference' works on AMD GPUs"
+        )
     if extension is None:
         return problem
     if not extension.cuda.architectures:

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import sys
+import sysconfig
+import tarfile
 import time
 from dataclasses import replace
 
@@ -13,7 +15,7 @@ import hardware_check
 import ledger
 import report
 from hardware_check import Workplace
-from steps import ABSENT, FAILED, PASSED, TIMED_OUT, Command, Outcome, Steps
+from steps import ABSENT, FAILED, LOST_TRACK, NO_END, PASSED, TIMED_OUT, Command, Outcome, Steps
 
 KERNEL = "logo_kernels/backends/triton/cosine.py"
 CUDA_KERNEL = "csrc/cuda/cosine.cu"
@@ -91,24 +93,67 @@ def junit(tmp_path, *cases):
     return path
 
 
-def test_tests_are_counted_per_backend(tmp_path):
+ENDED = Outcome("tests", FAILED, 1.0, None, 1)
+
+
+def test_tests_are_counted_by_operation(tmp_path):
     path = junit(
         tmp_path,
-        ("tests.triton_kernels.test_tiles", "test_one", ""),
-        ("tests.test_loss", "test_golden[triton-float32]", ""),
-        ("tests.test_loss", "test_golden[triton-float16]", "<skipped/>"),
-        ("tests.test_loss", "test_golden[cuda-float32]", "<failure/>"),
-        ("tests.test_loss", "test_golden[cuda-cuda]", ""),
-        ("tests.test_loss", "test_golden[emulated-80]", ""),
-        ("tests.test_loss", "test_golden[emulated-90-cuda]", "<failure/>"),
+        ("tests.triton_kernels.test_scale", "test_one", ""),
+        ("tests.test_cosine", "test_golden[triton-float32]", ""),
+        ("tests.test_cosine", "test_golden[triton-float16]", "<skipped/>"),
+        ("tests.test_cosine", "test_golden[cuda-float32]", "<failure/>"),
+        ("tests.test_gpu", "test_replayed_graph[cuda-info_nce]", "<failure/>"),
+        ("tests.test_similarity", "test_golden[cuda-cuda]", ""),
+        ("tests.test_pair_stage", "test_nan_is_seen[cuda]", "<error/>"),
+        ("tests.test_compile", "test_autocast[cuda]", ""),
+        ("tests.test_cosine", "test_golden[emulated-80]", ""),
+        ("tests.test_cosine", "test_golden[emulated-90-cuda]", "<failure/>"),
         ("tests.cuda_kernels.test_walk", "test_it[sm_80]", "<failure/>"),
         ("tests.emulation.test_emulator", "test_it", "<error/>"),
-        ("tests.test_loss", "test_cuda_is_named", ""),
+        ("tests.test_losses", "test_cuda_is_named", ""),
         ("tests.test_backends", "test_auto[cuda-reasons0-cuda]", ""),
     )
-    assert hardware_check.count_tests(path) == {
-        "triton": {"passed": 2, "failed": 0}, "cuda": {"passed": 1, "failed": 1}
-    }  # fmt: skip
+    assert hardware_check.count_tests(path, "triton", ENDED) == {
+        "cosine": {"passed": 2, "failed": 0},
+        "similarity": {"passed": 0, "failed": 0},
+        "info_nce": {"passed": 0, "failed": 0},
+        "affinity": {"passed": 0, "failed": 0},
+    }
+    assert hardware_check.count_tests(path, "cuda", ENDED) == {
+        "cosine": {"passed": 1, "failed": 1},
+        "similarity": {"passed": 2, "failed": 0},
+        "info_nce": {"passed": 1, "failed": 1},
+        "affinity": {"passed": 1, "failed": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "operations"),
+    [
+        ("tests.test_cosine_anything", "test_any_problem[cuda]", ["cosine"]),
+        ("tests.triton_kernels.test_scale", "test_product[x]", ["cosine"]),
+        ("tests.triton_kernels.test_pair_mlp", "test_nan", ["affinity"]),
+        ("tests.test_affinity", "test_in_the_loss[cuda-info_nce]", ["info_nce", "affinity"]),
+        ("tests.test_compile", "test_opcheck_similarity[cuda]", ["similarity"]),
+        ("tests.test_unit", "test_rows[cuda]", ["affinity"]),
+        ("tests.test_compile", "test_opportunity[cuda]", list(ledger.OPERATIONS)),
+    ],
+)
+def test_whose_operation_it_is(module, name, operations):
+    assert hardware_check.operations_of_test(module, name) == operations
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code", "failed"),
+    [(PASSED, 0, 0), (FAILED, 1, 0), (TIMED_OUT, None, 1), (FAILED, 2, 1), (FAILED, 3, 1)],
+)
+def test_a_run_that_did_not_end_has_not_passed(tmp_path, verdict, code, failed):
+    """Whatever tests of it have: others were to come."""
+    path = junit(tmp_path, ("tests.test_cosine", "test_it[cuda]", ""))
+    counts = hardware_check.count_tests(path, "cuda", Outcome("tests", verdict, 1.0, None, code))
+    assert counts["cosine"] == {"passed": 1, "failed": failed}
+    assert counts["similarity"] == {"passed": 0, "failed": failed}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +178,7 @@ def test_whose_test_it_is(module, name, owner):
 def collected(monkeypatch, tmp_path, tests):
     """(module, name) of the project's tests that the command `tests(workplace)` would run here."""
     monkeypatch.setattr(Workplace, "__init__", lambda self: None)
-    monkeypatch.setattr(Workplace, "parallel", lambda self: [])
+    monkeypatch.setattr(Workplace, "parallel", lambda self, share: [])
     work = Workplace()
     work.source, work.folder, work.environment = ledger.ROOT, tmp_path, dict(os.environ)
     work.steps = Steps(tmp_path / "logs", 300)
@@ -145,16 +190,15 @@ def collected(monkeypatch, tmp_path, tests):
     return [(path.removesuffix(".py").replace("/", "."), name) for path, name in found]
 
 
-def test_the_gpu_runs_tests_of_its_backends_alone(monkeypatch, tmp_path):
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_the_gpu_runs_tests_of_its_backends_alone(monkeypatch, tmp_path, backend):
     """Of this project's own tests: what is selected is what is counted."""
-    found = collected(
-        monkeypatch, tmp_path, lambda work: hardware_check.gpu_tests(work, tmp_path / "x.xml")
-    )
-    owners = [hardware_check.backend_of_test(*test) for test in found]
-    assert set(owners) == {"triton", "cuda"}
-    of_cuda = {module for (module, _), owner in zip(found, owners, strict=True) if owner == "cuda"}
-    assert of_cuda >= {"tests.test_cosine", "tests.test_similarity"}
-    assert {module for module, _ in found if "triton_kernels" in module}
+    found = collected(monkeypatch, tmp_path, lambda work: hardware_check.gpu_tests(work, backend))
+    assert {hardware_check.backend_of_test(*test) for test in found} == {backend}
+    modules = {module for module, _ in found}
+    assert modules >= {"tests.test_cosine", "tests.test_similarity"}
+    assert any("triton_kernels" in module for module in modules) == (backend == "triton")
+    assert not any("test_aot" in module for module in modules)  # for GPUs that are not here
 
 
 def test_the_emulator_runs_tests_of_its_own_alone(monkeypatch, tmp_path):
@@ -167,16 +211,15 @@ def test_the_emulator_runs_tests_of_its_own_alone(monkeypatch, tmp_path):
     assert "tests.cuda_kernels.test_static" not in {module for module, _ in found}
 
 
-def test_a_failure_that_names_no_backend_counts_for_all(tmp_path):
+def test_a_failure_that_names_nothing_counts_for_all(tmp_path):
     path = junit(tmp_path, ("", "tests.test_properties", "<error/>"))
-    assert hardware_check.count_tests(path) == {
-        backend: {"passed": 0, "failed": 1} for backend in ("triton", "cuda")
-    }
+    counts = hardware_check.count_tests(path, "cuda", ENDED)
+    assert counts == {name: {"passed": 0, "failed": 1} for name in ledger.OPERATIONS}
 
 
 def test_no_report_means_nothing_passed(tmp_path):
-    counts = hardware_check.count_tests(tmp_path / "absent.xml")
-    assert all(count["passed"] == 0 for count in counts.values())
+    counts = hardware_check.count_tests(tmp_path / "absent.xml", "cuda", ENDED)
+    assert all(count == {"passed": 0, "failed": 1} for count in counts.values())
 
 
 ROW = {
@@ -190,21 +233,34 @@ FACTS = {
 }  # fmt: skip
 
 
+def of(operation="cosine", **values):
+    """(backend, operation) -> value."""
+    return {(backend, operation): value for backend, value in values.items()}
+
+
+GOOD = {"passed": 5, "failed": 0}
+
+
 @pytest.mark.parametrize(
-    ("failed", "racecheck", "recorded"),
-    [(0, PASSED, True), (0, ABSENT, True), (1, PASSED, False), (0, TIMED_OUT, False)],
-)
+    ("failed", "plain", "racecheck", "recorded"),
+    [
+        (0, PASSED, PASSED, True), (0, PASSED, ABSENT, True), (1, PASSED, PASSED, False),
+        (0, PASSED, TIMED_OUT, True), (0, PASSED, LOST_TRACK, True), (0, PASSED, FAILED, False),
+        (0, TIMED_OUT, PASSED, False), (0, FAILED, PASSED, False),
+    ],
+)  # fmt: skip
 def test_figures_are_recorded_only_of_what_passed(
-    tree, monkeypatch, tmp_path, failed, racecheck, recorded
+    tree, monkeypatch, tmp_path, failed, plain, racecheck, recorded
 ):
     monkeypatch.setattr(report, "record", lambda *paths: None)
     made = hardware_check.ledger_of(
         FACTS,
-        {"triton": {"passed": 5, "failed": failed}, "cuda": {"passed": 0, "failed": 0}},
-        {"triton": {"plain": PASSED, "racecheck": racecheck}, "cuda": {"plain": FAILED}},
+        of(triton={"passed": 5, "failed": failed}, cuda={"passed": 0, "failed": 0}),
+        of(triton={"plain": plain, "racecheck": racecheck}, cuda={"plain": FAILED}),
         [ROW],
         tree,
     )
+    assert made["kernels"][KERNEL]["sanitizer"]["racecheck"] == racecheck
     assert ("benchmarks" in made["kernels"][KERNEL]) == recorded
     assert "benchmarks" not in made["kernels"]["csrc/cuda/cosine.cu"]
 
@@ -212,7 +268,7 @@ def test_figures_are_recorded_only_of_what_passed(
     measured.write_text(json.dumps({"machine_info": FACTS, "benchmarks": [{"extra_info": ROW}]}))
     results = tree / "benchmarks/results/nvidia-h200"
     results.mkdir(parents=True)
-    hardware_check.write_results(results, made, measured)
+    hardware_check.write_results(results, made, [measured])
     assert (results / "benchmarks.json").is_file() == recorded
     assert ledger.inconsistencies(tree) == []
     assert ledger.is_verified(KERNEL, "NVIDIA H200", tree) == recorded
@@ -244,8 +300,8 @@ def test_each_contestant_is_recorded_only_with_its_kernels(
     monkeypatch.setattr(report, "record", lambda *paths: None)
     made = hardware_check.ledger_of(
         FACTS,
-        {backend: {"passed": 5, "failed": 0} for backend in ("triton", "cuda")},
-        {"triton": {"memcheck": triton}, "cuda": {"memcheck": cuda}},
+        of(triton=GOOD, cuda=GOOD),
+        of(triton={"memcheck": triton}, cuda={"memcheck": cuda}),
         [BOTH],
         tree,
     )
@@ -264,7 +320,7 @@ def test_each_contestant_is_recorded_only_with_its_kernels(
     measured.write_text(json.dumps({"machine_info": FACTS, "benchmarks": [{"extra_info": BOTH}]}))
     results = tmp_path / "results"
     results.mkdir()
-    hardware_check.write_results(results, made, measured)
+    hardware_check.write_results(results, made, [measured])
     if shown is None:
         assert not (results / "benchmarks.json").is_file()
         return
@@ -272,19 +328,61 @@ def test_each_contestant_is_recorded_only_with_its_kernels(
     assert report.ours_of(row) == shown
 
 
+def test_a_failure_is_that_of_its_operation(tree):
+    """What goes wrong in one says nothing of another's kernels."""
+    (tree / "csrc/cuda/similarity.cu").write_text("__global__ void kernel() {}\n")
+    counts = of(cuda={"passed": 5, "failed": 1}) | of("similarity", cuda=GOOD)
+    verdicts = of(cuda={"plain": PASSED}) | of("similarity", cuda={"plain": PASSED})
+    entries = hardware_check.ledger_of(FACTS, counts, verdicts, [], tree)["kernels"]
+    passed = {kernel for kernel, entry in entries.items() if ledger.passed(entry)}
+    assert passed == {"csrc/cuda/similarity.cu"}
+    assert not ledger.passed(entries[KERNEL])  # of which nothing is known
+
+
 @pytest.mark.parametrize(
     ("triton", "cuda", "without"),
     [
-        (PASSED, PASSED, []),
-        (PASSED, FAILED, ["cuda"]),
-        (TIMED_OUT, PASSED, ["triton"]),
-        (FAILED, FAILED, []),
+        (PASSED, PASSED, ()),
+        (PASSED, FAILED, ("cuda",)),
+        (TIMED_OUT, PASSED, ("triton",)),
+        (FAILED, FAILED, ()),
     ],
 )
 def test_what_failed_is_not_measured_if_another_passed(triton, cuda, without):
-    counts = {backend: {"passed": 1, "failed": 0} for backend in ("triton", "cuda")}
-    verdicts = {"cuda": {"plain": cuda}, "triton": {"plain": triton}}
-    assert hardware_check.not_worth_measuring(counts, verdicts) == without
+    counts = of(triton=GOOD, cuda=GOOD) | of("similarity", triton=GOOD, cuda=GOOD)
+    verdicts = of(cuda={"plain": cuda}, triton={"plain": triton})
+    verdicts |= of("similarity", cuda={"plain": PASSED}, triton={"plain": PASSED})
+    assert hardware_check.not_worth_measuring("cosine", counts, verdicts) == without
+    assert hardware_check.not_worth_measuring("similarity", counts, verdicts) == ()
+
+
+def test_operations_are_measured_apart_where_backends_failed_in_some(monkeypatch, tmp_path):
+    work, commands = made_workplace(monkeypatch, tmp_path)
+    verdicts, counts = {}, {}
+    for operation in ledger.OPERATIONS:
+        bad = operation == "info_nce"
+        verdicts |= of(
+            operation, cuda={"plain": FAILED if bad else PASSED}, triton={"plain": PASSED}
+        )
+        counts |= of(operation, cuda=GOOD, triton=GOOD)
+    measured = hardware_check.measure(work, counts, verdicts)
+    assert len(set(measured)) == 2
+    first, second = ([str(word) for word in command.words] for command in commands)
+    assert first[first.index("-k") + 1] == "not info_nce"
+    assert second[second.index("-k") + 1] == "info_nce"
+    assert "--without=cuda" in second
+    assert not any("--without" in word for word in first)
+
+
+def made_workplace(monkeypatch, tmp_path):
+    """One whose commands do not run, and the list that they go to."""
+    commands = []
+    monkeypatch.setattr(Workplace, "__init__", lambda self: None)
+    monkeypatch.setattr(Steps, "run", lambda self, *given, **options: commands.extend(given) or [])
+    work = Workplace()
+    work.source, work.folder, work.environment = ledger.ROOT, tmp_path, dict(os.environ)
+    work.steps = Steps(tmp_path / "logs", 300)
+    return work, commands
 
 
 @pytest.mark.parametrize(
@@ -304,7 +402,7 @@ def test_one_architecture_is_built(capability, architecture):
 def test_the_whole_check_without_a_gpu(monkeypatch, tmp_path, tools, reports):
     commands = {}
 
-    def instead_of_running(self, *given):
+    def instead_of_running(self, *given, **options):
         for command in given:
             words = [str(word) for word in command.words]
             commands[command.name] = words, dict(command.environment)
@@ -321,7 +419,7 @@ def test_the_whole_check_without_a_gpu(monkeypatch, tmp_path, tools, reports):
     monkeypatch.setattr(ledger, "ROOT", source)
     assert hardware_check.without_gpu(tmp_path / "work") == 0
 
-    expected = ["install", "small cases triton", "interpreter", "ahead of time"]
+    expected = ["install", "verify cpu", "verify triton", "interpreter", "ahead of time"]
     expected += ["emulated"] if "g++" in tools else []
     expected += ["static report"] if reports and "nvcc" in tools else []
     assert list(commands) == expected
@@ -340,9 +438,10 @@ def test_the_whole_check_without_a_gpu(monkeypatch, tmp_path, tools, reports):
 
 def test_the_whole_check_on_a_made_gpu(monkeypatch, tmp_path):
     """Every step's command is built and everything is written; only the commands do not run."""
-    commands, environments, together = [], {}, []
+    commands, environments, together, early = [], {}, [], []
+    results = tmp_path / "out/nvidia-h200"
 
-    def instead_of_running(self, *given):
+    def instead_of_running(self, *given, **options):
         together.append([command.name for command in given])
         return [run_one(self, command) for command in given]
 
@@ -353,18 +452,19 @@ def test_the_whole_check_on_a_made_gpu(monkeypatch, tmp_path):
         for word in words:
             option, _, value = word.partition("=")
             if option == "--junitxml":
-                passed = [
-                    ("tests.test_cosine", f"test_it[{name}]", "") for name in ("triton", "cuda")
-                ]
-                junit(command.cwd, *passed).replace(value)
+                name = command.name.partition(" ")[2]
+                junit(command.cwd, ("tests.test_cosine", f"test_it[{name}]", "")).replace(value)
             if option == "--benchmark-json":
+                early.append(json.loads((results / "ledger.json").read_text()))
+                early.append(archived(results))
                 made = {"machine_info": FACTS, "benchmarks": [{"extra_info": BOTH}]}
                 with open(value, "w") as file:
                     json.dump(made, file)
-        log = tmp_path / "log"
-        log.write_text("Target application failed to connect\n")
-        lost = command.name == "memcheck cuda" and len(together) == 3  # beside the others
-        return self._ended(Outcome(command.name, FAILED if lost else PASSED, 0.0, log))
+        log = self.logs / f"{len(commands)}.log"
+        log.write_text("said\n")
+        lost = command.name == "memcheck cuda cosine" and len(together) == 3  # beside the others
+        verdict = NO_END if lost else PASSED
+        return self._ended(Outcome(command.name, verdict, 0.0, log, 0))
 
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(Steps, "run", instead_of_running)
@@ -373,49 +473,157 @@ def test_the_whole_check_on_a_made_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.which", lambda name, path=None: f"/usr/bin/{name}")
     assert hardware_check.on_gpu(tmp_path / "work", tmp_path / "out") == 0
 
+    each = [
+        f"{b} {operation}" for b in ("cuda", "triton") for operation in sorted(ledger.OPERATIONS)
+    ]
     assert together == [
         ["install"],
-        ["small cases cuda", "small cases triton", "compile the peers"],
-        ["tests"] + [
-            f"{tool} {backend}"
-            for backend in ("cuda", "triton")
+        [f"verify {of}" for of in each] + ["compile the peers"],
+        ["tests cuda", "tests triton"] + [
+            f"{tool} {of}"
+            for of in each
             for tool in ("memcheck", "racecheck", "initcheck", "synccheck")
         ],
-        ["memcheck cuda"],  # once more, since it came to no conclusion
+        ["memcheck cuda cosine"],  # once more, since it came to no end
         ["benchmarks"],
     ]  # fmt: skip
     names = [name for name, _ in commands]
-    assert dict(commands)["racecheck cuda"][:3] == [
-        "/usr/bin/compute-sanitizer", "--tool", "racecheck"
-    ]  # fmt: skip
-    assert environments["initcheck triton"]["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
+    words = dict(commands)["racecheck cuda info_nce"]
+    assert words[:3] == ["/usr/bin/compute-sanitizer", "--tool", "racecheck"]
+    assert words[-3:] == ["--verify", "cuda", "info_nce"]
+    assert environments["initcheck triton cosine"]["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
     assert environments["install"]["CUDAARCHS"] == "90a-real"
     assert all("CUDAARCHS" not in environments[name] for name in names[1:])
     assert all(hardware_check.CUDA_TOOLS in made["PATH"] for made in environments.values())
+    first = environments["install"]["PATH"].split(os.pathsep)[0]
+    assert first == os.path.dirname(sys.executable)  # where cmake and ninja may be
     assert not any("--without" in word for _, words in commands for word in words)
-    results = tmp_path / "out/nvidia-h200"
+
+    without_figures, archive = early
+    assert ledger.passed(without_figures["kernels"][KERNEL])
+    assert "ledger.json" in archive
     made = json.loads((results / "ledger.json").read_text())
     assert made["kernels"][KERNEL]["tests"] == {"passed": 1, "failed": 0}
+    assert made["kernels"][CUDA_KERNEL]["sanitizer"]["memcheck"] == PASSED
     assert made["kernels"][CUDA_KERNEL]["benchmarks"][ROW["case"]]["best_ratio"] == 3.0
     assert made["kernels"][KERNEL]["benchmarks"][ROW["case"]]["times_of_ours"] == 2.0
     table = (results / "table.md").read_text()
     assert "NVIDIA H200" in table
     assert "| ours | ours, triton |" in table
-    assert (results / "chart.png").is_file()
+    assert {"ledger.json", "benchmarks.json", "table.md", "chart.png"} <= archived(results)
+    assert not any("results.tar" in name for name in archived(results))
+
+
+def archived(results):
+    """Names of the files in the archive, which all lie in a folder of the device."""
+    with tarfile.open(results / "results.tar.gz") as file:
+        assert all(name.startswith(f"{results.name}/") for name in file.getnames())
+        return {name.partition("/")[2] for name in file.getnames()}
+
+
+LOST = "========= Internal Sanitizer Error: Detected a failure to track a kernel launch.\n"
 
 
 @pytest.mark.parametrize(
-    ("said", "concluded"),
+    ("code", "said", "verdict"),
     [
-        ("========= ERROR SUMMARY: 3 errors\n", True),
-        ("========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n", True),
-        (
-            "========= Error: Target application terminated before first instrumented API call\n",
-            False,
-        ),
+        (0, "========= ERROR SUMMARY: 0 errors\n", PASSED),
+        (9, "========= ERROR SUMMARY: 3 errors\n", FAILED),
+        (9, "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n", FAILED),
+        (9, LOST + "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n",
+         LOST_TRACK),
+        (9, LOST + "========= ERROR SUMMARY: 1 error\n", LOST_TRACK),
+        (9, LOST + "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n",
+         FAILED),
+        (1, LOST + "========= ERROR SUMMARY: 1 error\n", FAILED),  # a wrong number
+        (1, "========= ERROR SUMMARY: 0 errors\n", FAILED),
+        (255, "========= Error: Target application terminated before first instrumented API call\n",
+         NO_END),
+        (0, "", NO_END),
     ],
-)
-def test_a_sanitizer_that_found_something_has_concluded(tmp_path, said, concluded):
+)  # fmt: skip
+def test_what_a_sanitizer_says(tmp_path, code, said, verdict):
     log = tmp_path / "log"
     log.write_text(said)
-    assert hardware_check.concluded(Outcome("memcheck cuda", FAILED, 1.0, log)) == concluded
+    assert hardware_check.judged(code, log) == verdict
+
+
+def test_a_verdict_of_its_own(tmp_path):
+    """A tool's, by its log: it is no failure, and it is seen in the log of the check."""
+    steps = Steps(tmp_path / "logs", 60)
+    given = command(tmp_path, "print('0 of 3'); raise SystemExit(9)")
+
+    def judge(code, log):
+        return LOST_TRACK if (code, log.read_text()) == (9, "0 of 3\n") else FAILED
+
+    (outcome,) = steps.run(replace(given, judge=judge))
+    assert (outcome.verdict, outcome.code) == (LOST_TRACK, 9)
+    assert steps.all_passed()
+    (outcome,) = steps.run(given)
+    assert outcome.verdict == FAILED
+
+
+def test_so_many_at_once_and_so_long_together(tmp_path):
+    code = "import time, sys; time.sleep(1.5)"
+    steps = Steps(tmp_path / "logs", 60)
+    commands = [command(tmp_path, code, name=f"step {n}") for n in range(3)]
+    start = time.monotonic()
+    outcomes = steps.run(*commands, at_once=1, seconds=2)
+    assert time.monotonic() - start < 8
+    assert outcomes[0].verdict == PASSED
+    assert outcomes[-1].verdict == TIMED_OUT
+    assert outcomes[-1].seconds == 0  # it was never started
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder as --build makes it, and the tree of which it is."""
+    tree, site = tmp_path / "tree", tmp_path / "site"
+    for name in hardware_check.INSTALLED:
+        if "." in name:
+            (tree / name).write_text(name)
+        else:
+            (tree / name).mkdir(parents=True)
+            (tree / name / "file.py").write_text(name)
+    (site / "logo_kernels").mkdir(parents=True)
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    (site / f"logo_kernels/_C{suffix}").touch()
+    (site / hardware_check.STAMP).write_text(hardware_check.sources_hash(tree))
+    return tree, site
+
+
+def test_a_folder_that_was_built_beforehand(site):
+    tree, folder = site
+    assert hardware_check.unusable(folder, tree) is None
+    (tree / "logo_kernels/_C.cpython-39.so").touch()  # what was built there is no source
+    assert hardware_check.unusable(folder, tree) is None
+
+
+@pytest.mark.parametrize("name", ["csrc/file.py", "setup.py", "csrc/new.cu"])
+def test_a_folder_of_other_sources_is_refused(site, name):
+    tree, folder = site
+    (tree / name).write_text("changed")
+    assert "other sources" in hardware_check.unusable(folder, tree)
+
+
+def test_a_folder_that_is_no_build_is_refused(site):
+    tree, folder = site
+    for file in (folder / "logo_kernels").iterdir():
+        file.unlink()
+    assert "with this Python" in hardware_check.unusable(folder, tree)
+    (folder / hardware_check.STAMP).unlink()
+    assert "--build" in hardware_check.unusable(folder, tree)
+
+
+def test_nothing_is_installed_where_a_folder_is_given(monkeypatch, tmp_path):
+    ran = []
+
+    def instead_of_running(self, *given, **options):
+        ran.extend(given)
+        return [Outcome(command.name, PASSED, 0.0, None, 0) for command in given]
+
+    monkeypatch.setattr(Steps, "run", instead_of_running)
+    monkeypatch.setattr("shutil.which", lambda name, path=None: None)
+    hardware_check.without_gpu(tmp_path / "work", tmp_path / "site")
+    assert "install" not in [command.name for command in ran]
+    assert {command.environment["PYTHONPATH"] for command in ran} == {str(tmp_path / "site")}

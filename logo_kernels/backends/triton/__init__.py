@@ -36,6 +36,11 @@ def _missing() -> str | None:
         return "triton is not installed; pip install triton"
     if interpreted():
         return None
+    if torch.version.hip is not None:
+        return (
+            "its kernels are written for NVIDIA GPUs and tested there alone, and this torch is a "
+            "ROCm build; backend='reference' works on AMD GPUs"
+        )
     if not torch.cuda.is_available():
         return (
             "there is no CUDA device; check the driver (nvidia-smi) and that this torch is a CUDA "

@@ -240,15 +240,13 @@ def scaling_difference(case: Scaling, backend: str, device: str) -> str | None:
     numbers = torch.rand(case.images, case.rows + 4) + 0.5
     row_scale = numbers[:, columns] if case.per_row else None
     wanted = (gradient.double() * scale_factor(upstream, row_scale).double()).to(dtype)
-    scaled = (
-        BACKENDS[backend]
-        .scale_(
-            gradient.to(device, copy=True),
-            upstream.to(device),
-            numbers.to(device)[:, columns] if case.per_row else None,
-        )
-        .cpu()
+    scaled = gradient.to(device, copy=True)
+    BACKENDS[backend].scale_(
+        [scaled],
+        upstream.to(device),
+        [numbers.to(device)[:, columns] if case.per_row else None],
     )
+    scaled = scaled.cpu()
     error = ((scaled.double() - wanted.double()).norm() / wanted.double().norm()).item()
     return None if error <= TOLERANCE[dtype] else f"off by {error:.1e} (relative)"
 

@@ -70,11 +70,19 @@ def resolve(name: str, operation: str, *tensors: torch.Tensor | None) -> Backend
             crops += tensor.shape[1]
     if operation in ("info_nce", "pair_mlp"):
         crops = 0  # how many rows an image has binds no kernel here
-    return _choose(name, operation, first.device.type, tuple(dtypes), crops, first.shape[2])
+    device, index = first.device.type, first.device.index or 0
+    return _choose(name, operation, device, tuple(dtypes), crops, first.shape[2], index)
 
 
 @functools.lru_cache(maxsize=1024)  # a training loop asks the same question at every step
 def _choose(
-    name: str, operation: str, device: str, dtypes: tuple[torch.dtype, ...], crops: int, dim: int
+    name: str,
+    operation: str,
+    device: str,
+    dtypes: tuple[torch.dtype, ...],
+    crops: int,
+    dim: int,
+    index: int,
 ) -> Backend:
-    return choose(name, Problem(operation, device, frozenset(dtypes), crops, dim), BACKENDS)
+    problem = Problem(operation, device, frozenset(dtypes), crops, dim, index)
+    return choose(name, problem, BACKENDS)

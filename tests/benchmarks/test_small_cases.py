@@ -99,8 +99,8 @@ def test_a_wrong_kernel_is_found(monkeypatch, capsys):
             result = super().info_nce(*arguments)
             return result._replace(lse=2 * result.lse + 10)
 
-        def scale_(self, gradient, upstream, row_scale):
-            return super().scale_(gradient, upstream * 1.1, row_scale)
+        def scale_(self, gradients, upstream, row_scales):
+            super().scale_(gradients, upstream * 1.1, row_scales)
 
     monkeypatch.setitem(BACKENDS, "wrong", Wrong())
     monkeypatch.setattr(small_cases, "CUDA", small_cases.CUDA[:4])

@@ -7,6 +7,7 @@ called for.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -107,10 +108,13 @@ class TritonBackend(Backend):
 
         return info_nce(queries, negatives, temperature, dtype, own)
 
-    def scale_(self, gradient: Tensor, upstream: Tensor, row_scale: Tensor | None) -> Tensor:
+    def scale_(
+        self, gradients: Sequence[Tensor], upstream: Tensor, row_scales: Sequence[Tensor | None]
+    ) -> None:
         from .scale import scale_
 
-        return scale_(gradient, upstream, row_scale)
+        for gradient, row_scale in zip(gradients, row_scales, strict=True):
+            scale_(gradient, upstream, row_scale)
 
     @functools.cached_property
     def pair_stage(self) -> PairStage:

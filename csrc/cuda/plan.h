@@ -70,12 +70,11 @@ inline int slices_for(int rows, int tile, int warps) {
 }
 
 // 16-byte loads of 8 lanes read a vector of eight neighbouring rows in the products of halves, and
-// two vectors, four apart, of four rows in their gradients (gram.cuh, weights.cuh): a pitch of 16
-// bytes beyond a multiple of 128 puts all eight on different banks.
+// two vectors, four apart, of four rows in their gradients (gram.cuh, weights.cuh): a pitch of an
+// odd number of vectors puts all eight on different banks.
 inline int pitch_for(int64_t columns, int element_bytes) {
-  int64_t bytes = (columns * element_bytes + 15) / 16 * 16;
-  while (bytes % 128 != 16) bytes += 16;
-  return int(bytes);
+  const int64_t vectors = (columns * element_bytes + 15) / 16;
+  return int(vectors / 2 * 2 + 1) * 16;
 }
 
 // Floats that a block keeps for each row: facts.cuh.

@@ -59,7 +59,7 @@ class Problem(NamedTuple):
     dtypes: frozenset[torch.dtype]
     crops: int  # rows of one image that are read: crops, targets and features, V + W, or 0
     dim: int
-    index: int = 0  # of the device among those of its type
+    index: int = 0  # type: ignore[assignment]  # of the device; no tuple's method is meant
 
 
 class Backend(ABC):

@@ -18,7 +18,9 @@ BACKWARD = (
     "_ZN4logo4cuda46_GLOBAL__N__a994d0a6_13_similarity_cu_791145c9"
     "26similarity_backward_kernelINS_3f16EEEvNS1_19SimilarityArgumentsE"
 )
-SCALE = "_ZN4logo4cuda39_GLOBAL__N__53d0b2c8_8_scale_cu_6b8a9f0312scale_kernelENS1_14ScaleArgumentsE"
+SCALE = (
+    "_ZN4logo4cuda39_GLOBAL__N__53d0b2c8_8_scale_cu_6b8a9f0312scale_kernelENS1_14ScaleArgumentsE"
+)
 
 PTXAS = f"""\
 ptxas info    : 0 bytes gmem

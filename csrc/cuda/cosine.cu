@@ -263,35 +263,44 @@ class CosineKernel {
     const int64_t bytes = first * int64_t(sizeof(T)) + vector * 16;
     const bool other = !at_.own_targets, both = at_.y_repelled(), repelled = at_.repulsion;
     int output = share.group;
-    // Outputs below `end`, of which the first has row `offset`.
+    // Outputs below `end`, of which output k has row k + offset.
     const auto write = [&](int end, int offset, const auto& add_partners) {
-#pragma unroll 2
-      for (; output < end; output += share.groups) {
-        char* const to = facts.gradient[output + offset];
-        if (to == nullptr) continue;
-        const float4 c = facts.coefficients[output];
+      const auto one = [&](int at) __attribute__((always_inline)) {
+        const float4 c = facts.coefficients[at];
         float values[N];
-        load_vector(stage, output + offset, vector, values);
+        load_vector(stage, at + offset, vector, values);
         scale(values, c.z);
-        add_partners(c, values);
-        if (kClamped) clamp(values, facts.limit[output]);
-        __stcs(reinterpret_cast<uint4*>(to + bytes), narrow(values, T()));
+        add_partners(at, c, values);
+        if (kClamped) clamp(values, facts.limit[at]);
+        char* const to = facts.gradient[at + offset];
+        if (to != nullptr) __stcs(reinterpret_cast<uint4*>(to + bytes), narrow(values, T()));
+      };
+      // Two at a time by hand: unrolled by the compiler, the loop would divide to count its turns.
+#pragma unroll 1
+      for (; output + share.groups < end; output += 2 * share.groups) {
+        one(output);
+        one(output + share.groups);
+      }
+      if (output < end) {
+        one(output);
+        output += share.groups;
       }
     };
-    write(at_.globals, at_.x, [&](const float4& c, float (&values)[N]) {
+    write(at_.globals, at_.x, [&](int at, const float4& c, float (&values)[N]) {
       add(values, targets, c.x);
       if (other) {
         float target[N];
-        load_vector(stage, at_.t + output, vector, target);
+        load_vector(stage, at_.t + at, vector, target);
         add(values, target, c.w);
       }
     });
-    write(at_.globals + at_.locals, at_.y - at_.globals, [&](const float4& c, float (&values)[N]) {
-      add(values, targets, c.x);
-      if (both) add(values, features, c.y);
-    });
+    write(at_.globals + at_.locals, at_.y - at_.globals,
+          [&](int, const float4& c, float (&values)[N]) {
+            add(values, targets, c.x);
+            if (both) add(values, features, c.y);
+          });
     write(at_.scaled_rows(), at_.r - at_.globals - at_.locals,
-          [&](const float4& c, float (&values)[N]) {
+          [&](int, const float4& c, float (&values)[N]) {
             if (repelled) add(values, features, c.y);
           });
   }

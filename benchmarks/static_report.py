@@ -116,6 +116,8 @@ PROBLEMS = (
 def identity(symbol: str) -> tuple[str, str]:
     """Kernel and dtype of a mangled instantiation: ("cosine", "bf16")."""
     match = re.search(r"\d([a-z][a-z_]*)_kernelI(?:(f)|N\w*?\d(bf16|f16)E)((?:L[ib]\dE)*)E", symbol)
+    if match is None and (untyped := re.search(r"\d([a-z][a-z_]*)_kernelE", symbol)):
+        return untyped[1], "any"  # it tells dtypes apart as it runs
     if match is None:
         raise ValueError(f"no kernel of this project by its name: {symbol}")
     constants = re.findall(r"\d", match[4])
@@ -129,11 +131,14 @@ def parse_ptxas(report: str) -> dict[tuple[str, str], dict[str, int]]:
     facts: dict[str, int] | None = None
     for line in report.splitlines():
         if entry := re.search(r"Compiling entry function '(\w+)'", line):
-            facts = found.setdefault(identity(entry[1]), {"registers": 0} | dict.fromkeys(FRAME, 0))
+            none = {"registers": 0, "static_shared": 0} | dict.fromkeys(FRAME, 0)
+            facts = found.setdefault(identity(entry[1]), none)
         elif facts is None:
             continue
         elif used := re.search(r"Used (\d+) registers", line):
             facts["registers"] = int(used[1])
+            if static := re.search(r"(\d+) bytes smem", line):
+                facts["static_shared"] = int(static[1])
         elif frame := re.search(
             r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
         ):

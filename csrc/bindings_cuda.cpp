@@ -61,9 +61,18 @@ void similarity_backward(int device, uintptr_t stream, int64_t images, int64_t d
   run(&cuda::similarity_backward, p, device, stream, 0);
 }
 
-void scale(int device, uintptr_t stream, int64_t images, int64_t dim, const RowsTuple& gradient,
-           const RowsTuple& upstream, const RowsTuple& row_scale) {
-  const ScaleProblem p{images, dim, rows(gradient), rows(upstream), rows(row_scale)};
+// One for each of kMaxGradients.
+using ThreeRows = std::tuple<RowsTuple, RowsTuple, RowsTuple>;
+
+void scale(int device, uintptr_t stream, int64_t images, int64_t dim, const ThreeRows& gradients,
+           const RowsTuple& upstream, const ThreeRows& row_scales) {
+  const auto& [first, second, third] = gradients;
+  const auto& [of_first, of_second, of_third] = row_scales;
+  const ScaleProblem p{images,
+                       dim,
+                       {rows(first), rows(second), rows(third)},
+                       rows(upstream),
+                       {rows(of_first), rows(of_second), rows(of_third)}};
   run(&cuda::scale, p, device, stream, 0);
 }
 
@@ -158,6 +167,7 @@ py::dict plan(int rows, int64_t dim, int element_bytes, int64_t shared_per_block
   facts["chunk"] = plan.chunk;
   facts["chunks"] = plan.chunks;
   facts["slices"] = plan.slices;
+  facts["blocks"] = plan.blocks;
   facts["stage_bytes"] = plan.stage_bytes;
   facts["shared_bytes"] = plan.shared_bytes;
   return facts;

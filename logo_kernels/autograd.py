@@ -53,11 +53,16 @@ class Cosine(torch.autograd.Function):
         if upstream is None:
             return (None,) * 8
         *gradients, row_scale = ctx.saved_tensors
-        scaled = [
-            differentiated_once(scale(gradient, upstream, row_scale, first)) if wanted else None
-            for gradient, first, wanted in zip(gradients, ctx.first_rows, ctx.wanted, strict=True)
-        ]
-        return scaled[0], scaled[1], None, scaled[2], None, None, None, None
+        wanted = [index for index in range(3) if ctx.wanted[index]]
+        scaled = scale(
+            [gradients[index] for index in wanted],
+            upstream,
+            [row_scales_of(gradients[index], row_scale, ctx.first_rows[index]) for index in wanted],
+        )
+        found: list[Tensor | None] = [None, None, None]
+        for index, gradient in zip(wanted, scaled, strict=True):
+            found[index] = differentiated_once(gradient)
+        return found[0], found[1], None, found[2], None, None, None, None
 
 
 class Similarity(torch.autograd.Function):
@@ -124,25 +129,34 @@ def differentiated_once(gradient: Tensor) -> Tensor:
     return NoSecondDerivative.apply(gradient, anchor)
 
 
-def scale(gradient: Tensor, upstream: Tensor, row_scale: Tensor, first: int) -> Tensor:
-    """gradient [B, V, D] times upstream ([] or [B]) and, for fp16, its rows' scales.
+def row_scales_of(gradient: Tensor, row_scale: Tensor, first: int) -> Tensor | None:
+    """[B, V] of what an fp16 gradient [B, V, D] was divided by, from row `first` on; else None."""
+    if gradient.dtype != torch.float16:
+        return None
+    return row_scale[:, first : first + gradient.shape[1]]
 
-    Returns the saved tensor itself where that is right: nothing is multiplied when upstream is one,
-    and no second gradient is allocated unless the graph is kept for another backward.
+
+def scale(
+    gradients: list[Tensor], upstream: Tensor, row_scales: list[Tensor | None]
+) -> list[Tensor]:
+    """Gradients [B, V_i, D] times upstream ([] or [B]) and their rows' scales ([B, V_i] or None).
+
+    Returns the saved tensors themselves where that is right: nothing is multiplied when upstream is
+    one, and no second gradient is allocated unless the graph is kept for another backward.
     """
-    rows = None
-    if gradient.dtype == torch.float16:
-        rows = row_scale[:, first : first + gradient.shape[1]]  # [B, V]
     if torch.compiler.is_compiling() or graph_is_kept():
-        return (gradient * scale_factor(upstream, rows)).to(gradient.dtype)
+        return [
+            (gradient * scale_factor(upstream, rows)).to(gradient.dtype)
+            for gradient, rows in zip(gradients, row_scales, strict=True)
+        ]
+    left = list(zip(gradients, row_scales, strict=True))
     # Reading the value of a tensor is free on the CPU alone; elsewhere it would stop the host.
-    if rows is None and upstream.ndim == 0 and upstream.is_cpu and upstream.item() == 1:
-        return gradient
-    backend = resolve(AUTO, "scale", gradient)
-    if backend.name == "triton":  # the others keep their signature until this is merged
-        backend.scale_([gradient], upstream, [rows])  # type: ignore[arg-type]
-        return gradient
-    return backend.scale_(gradient, upstream, rows)
+    if upstream.ndim == 0 and upstream.is_cpu and upstream.item() == 1:
+        left = [(gradient, rows) for gradient, rows in left if rows is not None]
+    if left:
+        written, of_rows = [pair[0] for pair in left], [pair[1] for pair in left]
+        resolve(AUTO, "scale", *written).scale_(written, upstream, of_rows)
+    return gradients
 
 
 def graph_is_kept() -> bool:

@@ -2,13 +2,15 @@
 //
 // Products of all rows with all rows (gram.cuh) give the cosines. The pairs of one kind have one
 // weight, so the gradient needs only the sums T and R of the partners' unit vectors (math.h,
-// cosine_with_sum): O(crops · D) work on what is in shared memory already.
+// cosine_with_sum): O(crops · D) work on what is in shared memory already. Of few rows in bf16, the
+// tensor cores take the gradient as well, as a product with all rows (weights.cuh).
 #include <cuda_runtime.h>
 
 #include "cuda/launcher.h"
 #include "cuda/output.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/walk.cuh"
+#include "cuda/weights.cuh"
 #include "logo/layout.h"
 #include "logo/math.h"
 
@@ -26,14 +28,15 @@ struct CosineArguments {
   CosineLayout at;
   Output grad_global, grad_local, grad_features;
   bool gradients;
-  bool careful;  // gradients may leave the range of their dtype
+  bool plain;    // they are written in whole vectors, and stay in range or are fp16
+  bool careful;  // they may leave the range of their dtype
   Reduction reduction;
   float* row_scale;  // [B, at.scaled_rows()], or null
   float* total;      // [] or [B]
   float* terms;      // [3] or [3, B]
   // For sums over images: blocks that have finished (zero between launches), and what they found.
   unsigned* finished;
-  double* found;  // [blocks, 4]
+  double* found;  // [blocks, kFound]
 };
 
 // Of a row's gradient: a T + b R + c row, and d times the target that is no partner.
@@ -62,27 +65,34 @@ class CosineKernel {
       Coefficients c = {0, 0, 0, 0};
       if (!is_r) {
         float dot = 0;
-#pragma unroll 2
+#pragma unroll 4
         for (int j = 0; j < at_.globals; ++j) {
           if (!is_x || j != crop) dot += gram(row, at_.t + j) * facts.inverse[at_.t + j];
         }
         const float weight = float(is_x ? at_.gg_weight : at_.lg_weight);
         const float cosines = cosine_with_sum(dot, inverse, weight, &c.targets, &c.own);
         (is_x ? gg : lg) += cosines;
-        if (is_x) {  // T holds t_i, which is no partner of x_i: taken away again
-          const float away = c.targets * facts.inverse[at_.t + crop];
-          (at_.own_targets ? c.own : c.other) -= away;
-        }
       }
       if (repelled) {
         float dot = 0;
-#pragma unroll 2
+#pragma unroll 4
         for (int j = 0; j < at_.locals; ++j) {
           if (j != crop) dot += gram(row, at_.r + j) * facts.inverse[at_.r + j];
         }
         ll += cosine_with_sum(dot, inverse, float(at_.ll_weight), &c.features, &c.own);
-        c.own -= c.features * inverse;  // R holds the row itself
       }
+      if (!a_.gradients) continue;
+      facts.gradient[row] = begin_of(grad_of(output), image, crop);
+      if (is_x && !at_.own_targets) facts.gradient[at_.t + crop] = nullptr;
+      if (weighted(scaled)) {
+        write_weights(gram, facts, c, row, is_x ? crop : -1, !is_r, repelled);
+        continue;
+      }
+      if (is_x) {  // T holds t_i, which is no partner of x_i: taken away again
+        const float away = c.targets * facts.inverse[at_.t + crop];
+        (at_.own_targets ? c.own : c.other) -= away;
+      }
+      if (repelled) c.own -= c.features * inverse;  // R holds the row itself
       facts.limit[output] = float(largest(grad_of(output).rows.dtype));
       if (a_.row_scale != nullptr) scale_row(output, row, image, scaled, facts, &c);
       facts.coefficients[output] = make_float4(c.targets, c.features, c.own, c.other);
@@ -90,12 +100,15 @@ class CosineKernel {
     gg = warp_sum(gg);
     lg = warp_sum(lg);
     ll = warp_sum(ll);
-    if (threadIdx.x == 0) record(cosine_terms(at_, gg, lg, ll), image);
+    if (threadIdx.x == 0) record(gg, lg, ll, image);
   }
 
   template <bool SCALED>
-  __device__ void gradient(const Stage<T>& stage, const Gram&, const Facts& facts, int64_t image,
+  __device__ void gradient(const Stage<T>& stage, const Gram& gram, const Facts& facts, int64_t,
                            int64_t first) {
+    if constexpr (kOnTensorCores && !SCALED) {
+      if (weighted(false)) return multiply_weights<true>(stage, gram, facts, first);
+    }
     const ColumnShare share(stage.vectors());
     if (share.idle) return;
 #pragma unroll 1
@@ -103,62 +116,56 @@ class CosineKernel {
       float targets[N], features[N];
       sum_units<SCALED>(stage, facts, at_.t, at_.globals, vector, targets);
       sum_units<SCALED>(stage, facts, at_.r, at_.repulsion ? at_.locals : 0, vector, features);
-      const int64_t column = first + vector * N;
-      const int outputs = at_.scaled_rows();
-#pragma unroll 1
-      for (int output = share.group; output < outputs; output += share.groups) {
-        const Output& to = grad_of(output);
-        if (!to.rows.present()) continue;
-        const bool is_x = output < at_.globals, is_r = output >= at_.globals + at_.locals;
-        const int crop = crop_of(output), row = row_of(output);
-        const float4 c = facts.coefficients[output];
-        float values[N];
-        load_row<SCALED>(stage, facts, row, vector, values);
-        scale(values, c.z);
-        if (!is_r) add(values, targets, c.x);
-        if (is_r ? at_.repulsion : !is_x && at_.y_repelled()) add(values, features, c.y);
-        if (is_x && !at_.own_targets) {
-          float target[N];
-          load_row<SCALED>(stage, facts, at_.t + crop, vector, target);
-          add(values, target, c.w);
-        }
-        if (SCALED) scale(values, facts.factor[row]);
-        if (SCALED || a_.careful) clamp(values, facts.limit[output]);
-        store_vector<T>(to, image, crop, column, a_.input.dim, values);
+      if (!SCALED && a_.plain) {
+        write_plain(stage, facts, share, first, vector, targets, features);
+      } else {
+        write<SCALED>(stage, facts, share, first, vector, targets, features);
       }
     }
   }
 
-  // The sums over images: the block that comes last adds up what all of them found, in order.
+  // The sums over images: the block that comes last adds up what all of them found, in order. What
+  // is summed are cosines, so that no block divides while it works on an image.
   __device__ void finish(unsigned* flag) {
     if (a_.reduction == Reduction::none) return;
     if (threadIdx.x == 0) {
-      double* const mine = a_.found + 4 * int64_t(blockIdx.x);
-      mine[0] = sum_.total;
-      mine[1] = sum_.gg;
-      mine[2] = sum_.lg;
-      mine[3] = sum_.ll;
+      double* const mine = a_.found + kFound * int64_t(blockIdx.x);
+      mine[0] = gg_;
+      mine[1] = lg_;
+      mine[2] = ll_;
       __threadfence();
       *flag = atomicAdd(a_.finished, 1u) == gridDim.x - 1;
     }
     __syncthreads();
-    if (*flag == 0) return;
+    if (*flag == 0 || threadIdx.x >= 32) return;
     __threadfence();
-    const double share = a_.reduction == Reduction::mean ? 1 / double(a_.input.images) : 1;
-    const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
-    for (int k = threadIdx.x / 32; k < 4; k += warps) {
-      double sum = 0;
-      for (int block = lane; block < int(gridDim.x); block += 32) {
-        sum += __ldcg(a_.found + 4 * int64_t(block) + k);
-      }
-      sum = warp_sum(sum) * share;
-      if (lane == 0) (k == 0 ? a_.total : a_.terms + k - 1)[0] = float(sum);
+    double gg = 0, lg = 0, ll = 0;
+#pragma unroll 4
+    for (int block = threadIdx.x; block < int(gridDim.x); block += 32) {
+      const double* const found = a_.found + kFound * int64_t(block);
+      gg += __ldcg(found);
+      lg += __ldcg(found + 1);
+      ll += __ldcg(found + 2);
     }
-    if (threadIdx.x == 0) *a_.finished = 0;
+    gg = warp_sum(gg);
+    lg = warp_sum(lg);
+    ll = warp_sum(ll);
+    if (threadIdx.x != 0) return;
+    const double share = a_.reduction == Reduction::mean ? 1 / double(a_.input.images) : 1;
+    store(cosine_terms(at_, gg * share, lg * share, ll * share), 0, 1);
+    *a_.finished = 0;
   }
 
  private:
   static constexpr int N = kVector<T>;
+  static constexpr bool kOnTensorCores = std::is_same_v<T, bf16>;
+  static constexpr bool kClamped = std::is_same_v<T, f16>;
+
+  // Whether W·X is the gradient: in bf16, and as long as W is one tile. Beyond 16 rows most of W's
+  // tiles would be zeros.
+  __device__ __forceinline__ bool weighted(bool scaled) const {
+    return kOnTensorCores && a_.plain && a_.plan.gram_rows == 16 && !scaled;
+  }
 
   // Outputs in the order of row_scale: global, local, features.
   __device__ __forceinline__ int crop_of(int output) const {
@@ -197,19 +204,122 @@ class CosineKernel {
     a_.row_scale[image * at_.scaled_rows() + output] = stored;
   }
 
-  __device__ void record(const CosineTerms& terms, int64_t image) {
-    if (a_.reduction != Reduction::none) {
-      sum_.total += terms.total;
-      sum_.gg += terms.gg;
-      sum_.lg += terms.lg;
-      sum_.ll += terms.ll;
+  // Row `row` of the Gram matrix becomes that of the weights. skip: a target that is no partner.
+  __device__ __forceinline__ void write_weights(const Gram& gram, const Facts& facts,
+                                                const Coefficients& c, int row, int skip,
+                                                bool attracted, bool repelled) {
+    float* const weights = gram.row(row);
+#pragma unroll 4
+    for (int j = 0; j < gram.padded; ++j) weights[j] = 0;
+    if (attracted) {
+#pragma unroll 4
+      for (int j = 0; j < at_.globals; ++j) {
+        if (j != skip) weights[at_.t + j] = c.targets * facts.inverse[at_.t + j];
+      }
+    }
+    if (repelled) {
+#pragma unroll 4
+      for (int j = 0; j < at_.locals; ++j) {
+        weights[at_.r + j] = c.features * facts.inverse[at_.r + j];
+      }
+    }
+    weights[row] = c.own;  // after the partners, of which it may be one by its place
+  }
+
+  // One vector of every gradient that this thread's group has.
+  template <bool SCALED>
+  __device__ __forceinline__ void write(const Stage<T>& stage, const Facts& facts,
+                                        const ColumnShare& share, int64_t first, int vector,
+                                        const float (&targets)[N], const float (&features)[N]) {
+    const int outputs = at_.scaled_rows();
+#pragma unroll 1
+    for (int output = share.group; output < outputs; output += share.groups) {
+      const int row = row_of(output);
+      char* const to = facts.gradient[row];
+      if (to == nullptr) continue;
+      const bool is_x = output < at_.globals, is_r = output >= at_.globals + at_.locals;
+      const float4 c = facts.coefficients[output];
+      float values[N];
+      load_row<SCALED>(stage, facts, row, vector, values);
+      scale(values, c.z);
+      if (!is_r) add(values, targets, c.x);
+      if (is_r ? at_.repulsion : !is_x && at_.y_repelled()) add(values, features, c.y);
+      if (is_x && !at_.own_targets) {
+        float target[N];
+        load_row<SCALED>(stage, facts, at_.t + output, vector, target);
+        add(values, target, c.w);
+      }
+      if (SCALED) scale(values, facts.factor[row]);
+      if (SCALED || a_.careful) clamp(values, facts.limit[output]);
+      store_vector<T>(grad_of(output), to, first + vector * N, a_.input.dim, values);
+    }
+  }
+
+  // The same without a choice to make for each vector: a loop for each kind of row.
+  __device__ __forceinline__ void write_plain(const Stage<T>& stage, const Facts& facts,
+                                              const ColumnShare& share, int64_t first, int vector,
+                                              const float (&targets)[N],
+                                              const float (&features)[N]) {
+    const int64_t bytes = first * int64_t(sizeof(T)) + vector * 16;
+    const bool other = !at_.own_targets, both = at_.y_repelled(), repelled = at_.repulsion;
+    int output = share.group;
+    // Outputs below `end`, of which output k has row k + offset.
+    const auto write = [&](int end, int offset, const auto& add_partners) {
+      const auto one = [&](int at) __attribute__((always_inline)) {
+        const float4 c = facts.coefficients[at];
+        float values[N];
+        load_vector(stage, at + offset, vector, values);
+        scale(values, c.z);
+        add_partners(at, c, values);
+        if (kClamped) clamp(values, facts.limit[at]);
+        char* const to = facts.gradient[at + offset];
+        if (to != nullptr) __stcs(reinterpret_cast<uint4*>(to + bytes), narrow(values, T()));
+      };
+      // Two at a time by hand: unrolled by the compiler, the loop would divide to count its turns.
+#pragma unroll 1
+      for (; output + share.groups < end; output += 2 * share.groups) {
+        one(output);
+        one(output + share.groups);
+      }
+      if (output < end) {
+        one(output);
+        output += share.groups;
+      }
+    };
+    write(at_.globals, at_.x, [&](int at, const float4& c, float (&values)[N]) {
+      add(values, targets, c.x);
+      if (other) {
+        float target[N];
+        load_vector(stage, at_.t + at, vector, target);
+        add(values, target, c.w);
+      }
+    });
+    write(at_.globals + at_.locals, at_.y - at_.globals,
+          [&](int, const float4& c, float (&values)[N]) {
+            add(values, targets, c.x);
+            if (both) add(values, features, c.y);
+          });
+    write(at_.scaled_rows(), at_.r - at_.globals - at_.locals,
+          [&](int, const float4& c, float (&values)[N]) {
+            if (repelled) add(values, features, c.y);
+          });
+  }
+
+  __device__ void record(float gg, float lg, float ll, int64_t image) {
+    if (a_.reduction == Reduction::none) {
+      store(cosine_terms(at_, gg, lg, ll), image, a_.input.images);
       return;
     }
-    const int64_t images = a_.input.images;
-    a_.total[image] = float(terms.total);
-    a_.terms[image] = float(terms.gg);
-    a_.terms[images + image] = float(terms.lg);
-    a_.terms[2 * images + image] = float(terms.ll);
+    gg_ += gg;
+    lg_ += lg;
+    ll_ += ll;
+  }
+
+  __device__ void store(const CosineTerms& terms, int64_t at, int64_t count) {
+    a_.total[at] = float(terms.total);
+    a_.terms[at] = float(terms.gg);
+    a_.terms[count + at] = float(terms.lg);
+    a_.terms[2 * count + at] = float(terms.ll);
   }
 
   // Σ row / ‖row‖ over `count` rows.
@@ -228,7 +338,8 @@ class CosineKernel {
 
   const CosineArguments& a_;
   const CosineLayout& at_;
-  CosineTerms sum_ = {0, 0, 0, 0};  // of this block's images; thread 0 has it
+  // Sums of cosines over this block's images; thread 0 has them.
+  double gg_ = 0, lg_ = 0, ll_ = 0;
 };
 
 template <class T>
@@ -267,15 +378,19 @@ Status cosine(const CosineProblem& p, const Queue& queue, Failure* failure) {
   const double weights[] = {fabs(p.gg_weight), fabs(p.lg_weight), fabs(p.ll_weight)};
   const bool heavy =
       weights[0] > kOrdinaryWeight || weights[1] > kOrdinaryWeight || weights[2] > kOrdinaryWeight;
+  const Output grad_global = output(p.grad_global), grad_local = output(p.grad_local),
+               grad_features = output(p.grad_features);
+  const bool vectors = grad_global.plain() && grad_local.plain() && grad_features.plain();
   char* const workspace = static_cast<char*>(queue.workspace);
   const CosineArguments arguments{
       input,
       plan_for(input.rows, p.dim, int(dtype_bytes(dtype)), limits),
       at,
-      output(p.grad_global),
-      output(p.grad_local),
-      output(p.grad_features),
+      grad_global,
+      grad_local,
+      grad_features,
       p.grad_global.present() || p.grad_local.present() || p.grad_features.present(),
+      vectors && (dtype == DType::f16 || !heavy),
       fp16 || heavy,
       p.reduction,
       p.row_scale,

@@ -15,13 +15,15 @@ namespace cuda {
 
 struct Facts {
   float4* coefficients;  // [rows] of a row's gradient; the meaning is the kernel's
+  char** gradient;       // [rows] where a row's gradient begins; null: not wanted
   float* inverse;        // [rows] 1/‖factor · row‖, 0 for a zero row
   float* factor;         // [rows] a power of two; of use only where the image is SCALED
   float* limit;          // [rows] the largest magnitude of a gradient's elements as stored
 
   __device__ Facts(unsigned char* at, int rows)
       : coefficients(reinterpret_cast<float4*>(at)),
-        inverse(reinterpret_cast<float*>(at) + 4 * rows),
+        gradient(reinterpret_cast<char**>(at + 16 * rows)),
+        inverse(reinterpret_cast<float*>(at) + 6 * rows),
         factor(inverse + rows),
         limit(factor + rows) {}
 };

@@ -116,55 +116,69 @@ __device__ void multiply_rows(const Stage<T>& stage, const Gram& gram, const flo
   }
 }
 
+// A tile of 16 × 16 products on the tensor cores: sixteen columns of D, two vectors, at a time.
+template <class Half>
+struct TileOfProducts {
+  float low[4] = {}, high[4] = {};  // columns 0..7 and 8..15 of the tile
+
+  // i, j: the vector that this lane loads of the rows of the tile, and of its columns. HALF: the
+  // second of the two vectors does not exist.
+  template <bool HALF>
+  __device__ __forceinline__ void add(const unsigned char* i, const unsigned char* j) {
+    uint32_t a[4], b[4];
+    load_matrices<false>(a, i);
+    load_matrices<false>(b, j);
+    if (HALF) a[2] = a[3] = b[1] = b[3] = 0;
+    mma_m16n8k16<Half>(low, a, {b[0], b[1]});
+    mma_m16n8k16<Half>(high, a, {b[2], b[3]});
+  }
+};
+
 // Tensor cores, 16 × 16 rows to a warp.
-//
-// An inner product does not mind in which order D is walked. So a lane takes 16 bytes, 8 columns,
-// of its rows at a time, and gives them to two products of 16 columns, where the instruction's
-// layout would have it gather pairs: what stands at the same place in both operands is the same
-// column.
 template <class Half>
 __device__ void multiply_rows_on_tensor_cores(const Stage<Half>& stage, const Gram& gram,
                                               bool add) {
   const WarpShare share(gram.slices);
   if (share.idle) return;
   const int lane = threadIdx.x % 32, group = lane / 4, member = lane % 4;
-  const int tiles = triangle(gram.padded / 16);
-  const int vectors = stage.vectors(), steps = (vectors + 3) / 4;
-  const auto load = [&](int row, int vector) {
-    return row < gram.rows && vector < vectors
-               ? *reinterpret_cast<const uint4*>(stage.row(row) + vector * 16)
-               : make_uint4(0, 0, 0, 0);
-  };
+  const int tiles = triangle(gram.padded / 16), pairs = stage.vectors() / 2;
+  const bool odd = stage.vectors() % 2 != 0;
 #pragma unroll 1
   for (int tile = share.first; tile < tiles; tile += share.step) {
     const TileAt at(tile);
-    const int i = 16 * at.i + group, j = 16 * at.j + group;
-    float low[4] = {}, high[4] = {};  // columns 0..7 and 8..15 of the tile
-#pragma unroll 2
-    for (int step = share.slice; step < steps; step += share.slices) {
-      const int vector = 4 * step + member;
-      const uint4 top = load(i, vector), bottom = load(i + 8, vector);
-      const uint4 left = at.i == at.j ? top : load(j, vector);
-      const uint4 right = at.i == at.j ? bottom : load(j + 8, vector);
-      const uint32_t a[2][4] = {{top.x, bottom.x, top.y, bottom.y},
-                                {top.z, bottom.z, top.w, bottom.w}};
-      const uint32_t b_low[2][2] = {{left.x, left.y}, {left.z, left.w}};
-      const uint32_t b_high[2][2] = {{right.x, right.y}, {right.z, right.w}};
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        mma_m16n8k16<Half>(low, a[k], b_low[k]);
-        mma_m16n8k16<Half>(high, a[k], b_high[k]);
-      }
+    // Of the four blocks of 8 rows and 8 columns that an operand has, a lane loads a row of block
+    // lane / 8. Beyond the last row: that row again; nobody reads its products.
+    const auto row = [&](int first, bool below) {
+      return stage.row(min(16 * first + lane % 8 + (below ? 8 : 0), gram.rows - 1));
+    };
+    const bool second = lane & 8, third = lane & 16;
+    const unsigned char* i = row(at.i, second);
+    const unsigned char* j = row(at.j, third);
+    TileOfProducts<Half> sums[2];  // by turns, so that neither waits for the other
+    if (odd && share.slice == 0) {
+      sums[1].template add<true>(i + pairs * 32, j + pairs * 32);
     }
+    i += third ? 16 : 0;
+    j += second ? 16 : 0;
+    int pair = share.slice;
+#pragma unroll 2
+    for (; pair + share.slices < pairs; pair += 2 * share.slices) {
+      sums[0].template add<false>(i + pair * 32, j + pair * 32);
+      const int next = pair + share.slices;
+      sums[1].template add<false>(i + next * 32, j + next * 32);
+    }
+    if (pair < pairs) sums[0].template add<false>(i + pair * 32, j + pair * 32);
     float* const matrix = gram.slice(share.slice);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {  // accumulators 0, 1: row `group`; 2, 3: row group + 8
-      const int row = i + k / 2 * 8, column = 16 * at.j + 2 * member + k % 2;
-      put(matrix + row * gram.pitch + column, low[k], add);
-      put(matrix + row * gram.pitch + column + 8, high[k], add);
+    for (int k = 0; k < 4; ++k) {  // sums 0, 1: row `group`; 2, 3: row group + 8
+      const int to = 16 * at.i + group + k / 2 * 8, column = 16 * at.j + 2 * member + k % 2;
+      const float left = sums[0].low[k] + sums[1].low[k];
+      const float right = sums[0].high[k] + sums[1].high[k];
+      put(matrix + to * gram.pitch + column, left, add);
+      put(matrix + to * gram.pitch + column + 8, right, add);
       if (at.i != at.j) {
-        put(matrix + column * gram.pitch + row, low[k], add);
-        put(matrix + (column + 8) * gram.pitch + row, high[k], add);
+        put(matrix + column * gram.pitch + to, left, add);
+        put(matrix + (column + 8) * gram.pitch + to, right, add);
       }
     }
   }
@@ -184,6 +198,7 @@ __device__ __forceinline__ void sum_slices(const Gram& gram) {
 #pragma unroll 1
   for (int index = threadIdx.x; index < gram.rows * gram.pitch; index += blockDim.x) {
     float sum = gram.data[index];
+#pragma unroll 4
     for (int k = 1; k < gram.slices; ++k) sum += gram.slice(k)[index];
     gram.data[index] = sum;
   }

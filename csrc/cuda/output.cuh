@@ -17,6 +17,9 @@ struct Output {
   Output() : vectors(false) {}
   Output(const Rows& to, int64_t images, int64_t dim, DType dtype)
       : rows(to), vectors(to.dtype == dtype && in_vectors(to, images, dim)) {}
+
+  // Nothing to write, or nothing but whole vectors.
+  bool plain() const { return !rows.present() || vectors; }
 };
 
 __device__ __forceinline__ void write_element(char* row, DType dtype, int64_t column, float value) {
@@ -43,13 +46,16 @@ __device__ __forceinline__ uint4 narrow(const float (&v)[8], Half) {
                     pack<Half>(v[6], v[7]));
 }
 
+// Where a row of a gradient begins; null where it is not wanted.
+__device__ __forceinline__ char* begin_of(const Output& out, int64_t image, int crop) {
+  return out.rows.present() ? const_cast<char*>(row_address(out.rows, image, crop)) : nullptr;
+}
+
 template <class T>
-__device__ __forceinline__ void store_vector(const Output& out, int64_t image, int crop,
-                                             int64_t column, int64_t dim,
-                                             const float (&values)[kVector<T>]) {
+__device__ __forceinline__ void store_vector(const Output& out, char* row, int64_t column,
+                                             int64_t dim, const float (&values)[kVector<T>]) {
   const DType dtype = out.rows.dtype;
-  char* const to =
-      const_cast<char*>(row_address(out.rows, image, crop)) + column * dtype_bytes(dtype);
+  char* const to = row + column * dtype_bytes(dtype);
   if (out.vectors) {
     // Nothing reads the gradient before the next kernel: it should not push crops out of L2.
     __stcs(reinterpret_cast<uint4*>(to), narrow(values, T()));

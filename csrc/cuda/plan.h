@@ -3,12 +3,15 @@
 // What the numbers weigh against each other on an H100 or H200 (132 multiprocessors, 228 KiB of
 // shared memory each, about 25 KiB of reads in flight on each to keep DRAM busy):
 //
-// - A block keeps two stages, so that the next image is on its way while one is worked on. Ten
-//   crops of 2048 halves are 40 KiB: two blocks of two stages each. Ten of 256: twenty blocks.
+// - A block keeps two stages, so that the next image is on its way while one is worked on, and a
+//   multiprocessor keeps two blocks, so that one of them computes while the other waits at a
+//   barrier. Twelve rows of 2048 halves are 48 KiB: two blocks of two stages each. On an H200 such
+//   images took 263 µs (8192 of them) where one block of 16 warps took 497.
+// - Where only one block fits, a third stage takes its place, if there is room for it.
 // - A warp for 6 KiB of an image: small images get a warp each, and none waits for another's.
 // - An image of which two do not fit a block's shared memory is walked in chunks instead, once for
 //   the products and once for the gradient; the second walk finds it in L2 as long as all images at
-//   work stay below some 35 MB.
+//   work stay below some 35 MB. Smaller chunks let two blocks share a multiprocessor.
 #pragma once
 
 #include <cstdint>
@@ -24,11 +27,15 @@ constexpr int kMaxThreads = 512;
 constexpr int kMaxStages = 4;
 constexpr int64_t kBytesPerWarp = 6 * 1024;
 constexpr int64_t kChunkBytes = 20 * 1024;  // three of them twice in the 164 KiB of an A100
-constexpr int kLeastChunk = 32;  // columns: four vectors of halves, one step of the tensor cores
+constexpr int kLeastChunk = 64;             // bytes of a row: one step of the tensor cores
+// Shared memory that CUDA takes of each block for itself; a multiprocessor has as much more than
+// one block may ask for.
+constexpr int64_t kReservedBytes = 1024;
 
-// The workspace of a launch: a counter, and four sums in fp64 from each block.
+// The workspace of a launch: a counter, and three sums in fp64 from each block.
 constexpr int64_t kFoundOffset = 128;  // apart from the counter, which all blocks write
-constexpr int64_t kFoundBytes = 4 * 8;
+constexpr int kFound = 4;              // numbers apart: each block's in a sector of its own
+constexpr int64_t kFoundBytes = kFound * 8;
 
 struct Limits {
   int multiprocessors;
@@ -43,6 +50,7 @@ struct Plan {
   int pitch = 0;       // bytes from row to row of a stage
   int gram_rows = 0;   // rows, padded to whole tiles
   int slices = 0;      // parts of D whose products are summed apart
+  int blocks = 0;      // of a multiprocessor: as many as its shared memory holds
   int64_t stage_bytes = 0;
   int64_t shared_bytes = 0;
 
@@ -61,16 +69,16 @@ inline int slices_for(int rows, int tile, int warps) {
   return tiles >= warps ? 1 : warps / tiles;
 }
 
-// 16-byte loads of 8 lanes read two rows, 64 bytes each, in the products of halves: a pitch of
-// 64 bytes beyond a multiple of 128 puts them on different banks.
+// 16-byte loads of 8 lanes read a vector of eight neighbouring rows in the products of halves, and
+// two vectors, four apart, of four rows in their gradients (gram.cuh, weights.cuh): a pitch of an
+// odd number of vectors puts all eight on different banks.
 inline int pitch_for(int64_t columns, int element_bytes) {
-  int64_t bytes = (columns * element_bytes + 15) / 16 * 16;
-  while (bytes % 128 != 64) bytes += 16;
-  return int(bytes);
+  const int64_t vectors = (columns * element_bytes + 15) / 16;
+  return int(vectors / 2 * 2 + 1) * 16;
 }
 
 // Floats that a block keeps for each row: facts.cuh.
-constexpr int kFloatsPerRow = 8;
+constexpr int kFloatsPerRow = 10;
 
 inline int64_t overhead_bytes(const Plan& plan, int rows) {
   return int64_t(plan.slices) * plan.gram_rows * gram_pitch(plan.gram_rows) * 4 +
@@ -89,25 +97,32 @@ inline Plan plan_for(int rows, int64_t dim, int element_bytes, const Limits& lim
   Plan plan;
   const int tile = element_bytes == 2 ? 16 : 4;
   plan.gram_rows = (rows + 15) / 16 * 16;
-  const auto lay = [&](int64_t chunk, int stages) {
+  // Whether so many blocks, or one, fit.
+  const auto lay = [&](int64_t chunk, int stages, int blocks = 1) {
     plan.chunk = chunk;
     plan.chunks = (dim + chunk - 1) / chunk;
     plan.stages = stages;
     plan.pitch = pitch_for(chunk, element_bytes);
     plan.stage_bytes = (int64_t(rows) * plan.pitch + 127) / 128 * 128;
-    plan.threads = 32 * warps_for(plan.stage_bytes);
+    plan.threads = 32 * warps_for(int64_t(rows) * chunk * element_bytes);
     plan.slices = slices_for(rows, tile, plan.threads / 32);
     plan.shared_bytes = plan.stages * plan.stage_bytes + overhead_bytes(plan, rows);
-    return plan.shared_bytes <= limits.shared_per_block;
+    plan.blocks =
+        int((limits.shared_per_block + kReservedBytes) / (plan.shared_bytes + kReservedBytes));
+    return plan.blocks >= blocks;
   };
-  if (int64_t(rows) * dim * element_bytes <= limits.shared_per_block && lay(dim, 2)) return plan;
-  int64_t chunk = kChunkBytes / element_bytes / rows / kLeastChunk * kLeastChunk;
-  if (chunk < kLeastChunk) chunk = kLeastChunk;
-  for (;; chunk = chunk / 2 / kLeastChunk * kLeastChunk) {
-    if (chunk < kLeastChunk) break;
-    if (lay(chunk, 3) || lay(chunk, 2)) return plan;
+  const bool whole = int64_t(rows) * dim * element_bytes <= limits.shared_per_block;
+  if (whole && (lay(dim, 2, 2) || lay(dim, 3) || lay(dim, 2))) return plan;
+  const int64_t least = kLeastChunk / element_bytes;
+  const auto columns = [&](int64_t bytes) {
+    const int64_t chunk = bytes / element_bytes / rows / least * least;
+    return chunk < least ? least : chunk < dim ? chunk : dim;
+  };
+  if (lay(columns(kChunkBytes), 3, 2) || lay(columns(kChunkBytes / 2), 3, 2)) return plan;
+  for (int64_t bytes = kChunkBytes;; bytes /= 2) {
+    if (lay(columns(bytes), 3) || lay(columns(bytes), 2)) return plan;
+    if (columns(bytes) <= least) return Plan();
   }
-  return Plan();
 }
 
 }  // namespace cuda

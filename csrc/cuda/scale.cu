@@ -1,7 +1,7 @@
-// A saved gradient times the upstream gradient, in place: what backward has left to do.
+// Saved gradients times the upstream gradient, in place: what backward has left to do.
 //
-// One launch, and no look at a value by the host. Where there is nothing to multiply, an upstream
-// gradient of one, each block reads that one number and ends.
+// One launch for all gradients of a step, and no look at a value by the host. Where there is
+// nothing to multiply, an upstream gradient of one, each block reads that one number and ends.
 #include <cuda_runtime.h>
 
 #include "cuda/launcher.h"
@@ -17,72 +17,117 @@ constexpr int kThreads = 128;
 // do starts few.
 constexpr int kBlocks = 16;
 
-struct ScaleArguments {
+struct ScaledRows {
   Output gradient;
-  Rows upstream, row_scale;
-  int64_t images, dim;
-  int64_t row_blocks;  // a block takes kThreads vectors of a row
+  Rows row_scale;
+  int threads;  // of a row: a power of two up to kThreads; a block takes kThreads / threads rows
+  unsigned before;  // blocks that the gradients before this one have work for, modulo the grid
 };
 
+struct ScaleArguments {
+  ScaledRows gradients[kMaxGradients];
+  int count;
+  Rows upstream;
+  int64_t images, dim;
+};
+
+__device__ __forceinline__ float number_of(const Rows& rows, int64_t image, int64_t crop) {
+  return read_element({row_address(rows, image, crop), rows.dtype, 1}, 0);
+}
+
+// A row by `threads` threads, of which this one is `member`.
 template <class T>
-__global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__ ScaleArguments a) {
-  constexpr int N = kVector<T>;
-  const bool per_image = a.upstream.image_stride != 0, per_row = a.row_scale.present();
-  const auto number = [](const Rows& rows, int64_t image, int64_t crop) {
-    return read_element({row_address(rows, image, crop), rows.dtype, 1}, 0);
-  };
-  if (!per_image && !per_row && number(a.upstream, 0, 0) == 1) return;  // NaN is not one
-  const int64_t crops = a.gradient.rows.count;
-#pragma unroll 1
-  for (int64_t block = blockIdx.x; block < a.images * crops * a.row_blocks; block += gridDim.x) {
-    const int64_t row = block / a.row_blocks, image = row / crops, crop = row - image * crops;
-    const int64_t column = ((block - row * a.row_blocks) * kThreads + threadIdx.x) * N;
-    if (column >= a.dim) continue;
-    // The product of the two in fp32, so that fp16 reaches inf where it must.
-    float factor = number(a.upstream, image, 0);
-    if (per_row) factor *= number(a.row_scale, image, crop);
-    const char* const at = row_address(a.gradient.rows, image, crop) + column * int64_t(sizeof(T));
-    float values[N];
-    if (a.gradient.vectors) {
-      widen(__ldcs(reinterpret_cast<const uint4*>(at)), values, T());
-    } else {
-#pragma unroll
-      for (int k = 0; k < N; ++k) {
-        values[k] = column + k < a.dim ? to_float(reinterpret_cast<const T*>(at)[k]) : 0.0f;
-      }
+__device__ __forceinline__ void scale_row(char* row, int64_t dim, bool vectors, float factor,
+                                          int member, int threads) {
+  if (vectors) {
+    uint4* const at = reinterpret_cast<uint4*>(row);
+#pragma unroll 2
+    for (int64_t k = member; k < dim / kVector<T>; k += threads) {
+      float values[kVector<T>];
+      widen(__ldcs(at + k), values, T());
+      scale(values, factor);
+      __stcs(at + k, narrow(values, T()));
     }
-    scale(values, factor);
-    store_vector<T>(a.gradient, image, int(crop), column, a.dim, values);
+  } else {
+    T* const at = reinterpret_cast<T*>(row);
+    for (int64_t k = member; k < dim; k += threads) from_float(to_float(at[k]) * factor, at + k);
+  }
+}
+
+__device__ __forceinline__ void scale_rows(const ScaleArguments& a, const ScaledRows& scaled) {
+  const Rows& rows = scaled.gradient.rows;
+  // Each gradient begins where the last one ended, so that small ones keep all blocks busy.
+  const int64_t block = (blockIdx.x + gridDim.x - scaled.before) % gridDim.x;
+  const int member = threadIdx.x % scaled.threads, at_once = kThreads / scaled.threads;
+  const int64_t first = block * at_once + threadIdx.x / scaled.threads;
+  const int64_t step = int64_t(gridDim.x) * at_once, crops = rows.count;
+  // Divided once: the loop carries from crops to images.
+  const int64_t step_images = step / crops, step_crops = step % crops;
+  int64_t image = first / crops, crop = first % crops;
+  while (image < a.images) {
+    char* const row = begin_of(scaled.gradient, image, int(crop));
+    const bool vectors = scaled.gradient.vectors;
+    // The product of the two in fp32, so that fp16 reaches inf where it must.
+    float factor = number_of(a.upstream, image, 0);
+    if (scaled.row_scale.present()) factor *= number_of(scaled.row_scale, image, crop);
+    switch (rows.dtype) {
+      case DType::f32: scale_row<float>(row, a.dim, vectors, factor, member, scaled.threads); break;
+      case DType::bf16: scale_row<bf16>(row, a.dim, vectors, factor, member, scaled.threads); break;
+      case DType::f16: scale_row<f16>(row, a.dim, vectors, factor, member, scaled.threads); break;
+      case DType::f64: break;  // refused before
+    }
+    image += step_images;
+    crop += step_crops;
+    if (crop >= crops) {
+      crop -= crops;
+      ++image;
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__ ScaleArguments a) {
+  bool one = a.upstream.image_stride == 0 && number_of(a.upstream, 0, 0) == 1;  // NaN is not one
+  for (int k = 0; k < a.count; ++k) {
+    if (!one || a.gradients[k].row_scale.present()) scale_rows(a, a.gradients[k]);
   }
 }
 
 }  // namespace
 
 Status scale(const ScaleProblem& p, const Queue& queue, Failure* failure) {
-  const DType dtype = p.gradient.dtype;
   char shape[160];
-  snprintf(shape, sizeof(shape), "B=%lld V=%lld D=%lld %s", static_cast<long long>(p.images),
-           static_cast<long long>(p.gradient.count), static_cast<long long>(p.dim), name_of(dtype));
+  snprintf(shape, sizeof(shape), "B=%lld V=%lld, %lld, %lld D=%lld",
+           static_cast<long long>(p.images), static_cast<long long>(p.gradients[0].count),
+           static_cast<long long>(p.gradients[1].count),
+           static_cast<long long>(p.gradients[2].count), static_cast<long long>(p.dim));
   Limits limits;
   const Status entered = enter("scale", shape, queue, &limits, failure);
   if (entered != Status::ok) return entered;
 
-  const int64_t vector = 16 / dtype_bytes(dtype);
   ScaleArguments arguments;
-  arguments.gradient = Output(p.gradient, p.images, p.dim, dtype);
+  arguments.count = 0;
   arguments.upstream = p.upstream;
-  arguments.row_scale = p.row_scale;
   arguments.images = p.images;
   arguments.dim = p.dim;
-  arguments.row_blocks = (p.dim + kThreads * vector - 1) / (kThreads * vector);
-  const int64_t needed = p.images * p.gradient.count * arguments.row_blocks;
+  int64_t needed = 0, before[kMaxGradients];
+  for (int k = 0; k < kMaxGradients; ++k) {
+    const Rows& rows = p.gradients[k];
+    if (!rows.present()) continue;
+    ScaledRows& scaled = arguments.gradients[arguments.count];
+    scaled.gradient = Output(rows, p.images, p.dim, rows.dtype);
+    scaled.row_scale = p.row_scales[k];
+    const int64_t of_row = scaled.gradient.vectors ? p.dim * dtype_bytes(rows.dtype) / 16 : p.dim;
+    scaled.threads = 1;
+    while (scaled.threads < kThreads && scaled.threads < of_row) scaled.threads *= 2;
+    const int64_t at_once = kThreads / scaled.threads;
+    before[arguments.count++] = needed;
+    needed += (p.images * rows.count + at_once - 1) / at_once;
+  }
   const int64_t most = int64_t(limits.multiprocessors) * kBlocks;
-  const auto kernel = dtype == DType::f32    ? scale_kernel<float>
-                      : dtype == DType::bf16 ? scale_kernel<bf16>
-                                             : scale_kernel<f16>;
-  const Grid grid{unsigned(needed < most ? needed : most), kThreads, 0,
-                  static_cast<cudaStream_t>(queue.stream)};
-  const cudaError_t error = launch(kernel, grid, arguments);
+  const int64_t blocks = needed < most ? needed : most;
+  for (int k = 0; k < arguments.count; ++k) arguments.gradients[k].before = before[k] % blocks;
+  const Grid grid{unsigned(blocks), kThreads, 0, static_cast<cudaStream_t>(queue.stream)};
+  const cudaError_t error = launch(scale_kernel, grid, arguments);
   return error == cudaSuccess
              ? Status::ok
              : fail(failure, "scale", shape, queue.device, cudaGetErrorString(error));
@@ -94,7 +139,7 @@ Status probe(int device, Failure* failure) {
   if (entered != Status::ok) return entered;
   // All kernels are built for the same devices.
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, scale_kernel<float>);
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, scale_kernel);
   return error == cudaSuccess
              ? Status::ok
              : fail(failure, "a kernel", "as a probe", device, cudaGetErrorString(error));

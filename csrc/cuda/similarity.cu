@@ -2,13 +2,15 @@
 //
 // Both form the Gram matrix of the rows a | b (of a alone where b is a): on the tensor cores it
 // costs nothing to have more of it than the block a·bᵀ, and the squared norms are its diagonal. An
-// upstream gradient has a weight of its own for every pair, so the gradient is a full product W·X.
+// upstream gradient has a weight of its own for every pair, so the gradient is a full product W·X:
+// on the tensor cores in bf16 (weights.cuh).
 #include <cuda_runtime.h>
 
 #include "cuda/launcher.h"
 #include "cuda/output.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/walk.cuh"
+#include "cuda/weights.cuh"
 #include "logo/math.h"
 
 namespace logo {
@@ -22,6 +24,7 @@ struct SimilarityArguments {
   int b;         // row at which b begins; 0 where b is a
   Rows cosines;  // [B, V, W] with D standing for W: written, or the upstream gradient
   Output grad_a, grad_b;
+  bool plain;    // gradients are written in whole vectors
   bool careful;  // fp16 gradients saturate
 };
 
@@ -49,14 +52,15 @@ class SimilarityForward {
   const SimilarityArguments& a_;
 };
 
+template <class T>
 class SimilarityBackward {
  public:
   __device__ explicit SimilarityBackward(const SimilarityArguments& arguments) : a_(arguments) {}
 
   __device__ bool gradients() const { return true; }
 
-  // A thread for each row. Its coefficients take the place of its inner products.
-  __device__ void algebra(const Gram& gram, const Facts& facts, int64_t image, bool) {
+  // A thread for each row. Its weights take the place of its inner products.
+  __device__ void algebra(const Gram& gram, const Facts& facts, int64_t image, bool scaled) {
     for (int row = threadIdx.x; row < gram.rows; row += blockDim.x) {
       const bool to_a = row < a_.v;
       const int crop = to_a ? row : row - a_.b;
@@ -67,30 +71,46 @@ class SimilarityBackward {
         return to_a ? read_at(image, crop, j) : read_at(image, j, crop);
       };
       float own = 0;
-      cosine_row(gram.row(row) + first, partners, self ? crop : -1, facts.inverse[row],
-                 facts.inverse + first, upstream, gram.row(row) + first, &own);
+      float* const weights = gram.row(row);
+      cosine_row(weights + first, partners, self ? crop : -1, facts.inverse[row],
+                 facts.inverse + first, upstream, weights + first, &own);
       facts.coefficients[row].x = own;
+      facts.gradient[row] = begin_of(to_a ? a_.grad_a : a_.grad_b, image, crop);
+      if constexpr (kOnTensorCores) {
+        if (!a_.plain || scaled) continue;
+        for (int j = 0; j < first; ++j) weights[j] = 0;
+        for (int j = first + partners; j < gram.padded; ++j) weights[j] = 0;
+        weights[row] = own;
+      }
     }
   }
 
-  template <bool SCALED, class T>
-  __device__ void gradient(const Stage<T>& stage, const Gram& gram, const Facts& facts,
-                           int64_t image, int64_t first) {
-    write<SCALED>(a_.grad_a, 0, a_.v, a_.b, a_.w, stage, gram, facts, image, first);
+  template <bool SCALED>
+  __device__ void gradient(const Stage<T>& stage, const Gram& gram, const Facts& facts, int64_t,
+                           int64_t first) {
+    if constexpr (kOnTensorCores && !SCALED) {
+      if (a_.plain) {
+        return gram.padded == 16 ? multiply_weights<true>(stage, gram, facts, first)
+                                 : multiply_weights<false>(stage, gram, facts, first);
+      }
+    }
+    write<SCALED>(a_.grad_a, 0, a_.v, a_.b, a_.w, stage, gram, facts, first);
     if (is_self(a_)) return;
-    write<SCALED>(a_.grad_b, a_.b, a_.w, 0, a_.v, stage, gram, facts, image, first);
+    write<SCALED>(a_.grad_b, a_.b, a_.w, 0, a_.v, stage, gram, facts, first);
   }
 
  private:
+  static constexpr bool kOnTensorCores = std::is_same_v<T, bf16>;
+
   __device__ __forceinline__ float read_at(int64_t image, int i, int j) const {
     return read_element(
         {row_address(a_.cosines, image, i), a_.cosines.dtype, a_.cosines.element_stride}, j);
   }
 
   // Rows first_row.. of `count`, four at a time, from partners first_partner.. of `partners`.
-  template <bool SCALED, class T>
+  template <bool SCALED>
   __device__ void write(const Output& to, int first_row, int count, int first_partner, int partners,
-                        const Stage<T>& stage, const Gram& gram, const Facts& facts, int64_t image,
+                        const Stage<T>& stage, const Gram& gram, const Facts& facts,
                         int64_t first) {
     constexpr int N = kVector<T>;
     constexpr int kAtOnce = 4;
@@ -122,7 +142,7 @@ class SimilarityBackward {
           if (crop + k >= count) break;
           if (SCALED) scale(sums[k], facts.factor[rows[k]]);
           if (SCALED || a_.careful) clamp(sums[k], limit);
-          store_vector<T>(to, image, crop + k, first + vector * N, a_.input.dim, sums[k]);
+          store_vector<T>(to, facts.gradient[rows[k]], first + vector * N, a_.input.dim, sums[k]);
         }
       }
     }
@@ -142,7 +162,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads)
     similarity_backward_kernel(const __grid_constant__ SimilarityArguments arguments) {
-  SimilarityBackward kernel(arguments);
+  SimilarityBackward<T> kernel(arguments);
   walk_images<T>(arguments.input, arguments.plan, SharedParts(arguments.plan, arguments.input.rows),
                  kernel);
 }
@@ -174,6 +194,7 @@ Status run(const char* name, const SimilarityProblem& p, const Queue& queue, Fai
   arguments.cosines = p.cosines;
   arguments.grad_a = Output(p.grad_a, p.images, p.dim, dtype);
   arguments.grad_b = Output(p.grad_b, p.images, p.dim, dtype);
+  arguments.plain = arguments.grad_a.plain() && arguments.grad_b.plain();
   arguments.careful = dtype == DType::f16;
   const auto kernel = backward ? dtype == DType::f32    ? similarity_backward_kernel<float>
                                  : dtype == DType::bf16 ? similarity_backward_kernel<bf16>

@@ -6,6 +6,7 @@ Those of the learned affinity's pairs are in cuda_pairs.py.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -72,6 +73,11 @@ def _one_per_row(numbers: Tensor | None) -> Rows:
     return rows(None if numbers is None else numbers.unsqueeze(-1))
 
 
+def _three(given: list[Rows]) -> tuple[Rows, Rows, Rows]:
+    first, second, third = [*given, NO_ROWS, NO_ROWS][:3]
+    return first, second, third
+
+
 class CudaBackend(Backend):
     name = "cuda"
     device_type = "cuda"
@@ -96,8 +102,7 @@ class CudaBackend(Backend):
             return f"it works on {self.device_type} tensors, and these are on {problem.device!r}"
         if torch.float64 in problem.dtypes:
             return "it has no float64; backend='reference' has"
-        device = torch.cuda.current_device() if self.device_type == "cuda" else 0
-        if self.device_type == "cuda" and (reason := _unfit(device)) is not None:
+        if self.device_type == "cuda" and (reason := _unfit(problem.device_index)) is not None:
             return reason
         if problem.operation in ("scale", "pair_mlp"):
             return None
@@ -106,7 +111,7 @@ class CudaBackend(Backend):
                 f"it takes at most {self.library.max_rows} rows of an image (crops, targets and "
                 f"features together), and these are {problem.crops}"
             )
-        shared = self.library.shared_bytes(device)
+        shared = self.library.shared_bytes(problem.device_index)
         if problem.operation == "info_nce":
             # fp32 operands take the most, and the number of rows plays no part.
             plan = self.library.info_nce_plan(1, 1, problem.dim, 4, 1, 1, shared)
@@ -116,7 +121,10 @@ class CudaBackend(Backend):
                 f"the {shared >> 10} KiB of shared memory that a block has on this device do not "
                 f"hold a tile of queries and negatives"
             )
-        if self.library.plan(problem.crops, problem.dim, 4, shared)["threads"] == 0:
+        # Rows of one dtype are kept in it, others in fp32.
+        element_bytes = next(iter(problem.dtypes)).itemsize if len(problem.dtypes) == 1 else 4
+        plan = self.library.plan(problem.crops, problem.dim, element_bytes, shared)
+        if plan["threads"] == 0:
             return (
                 f"the {shared >> 10} KiB of shared memory that a block has on this device do not "
                 f"hold the products of {problem.crops} rows"
@@ -218,14 +226,17 @@ class CudaBackend(Backend):
             )  # fmt: skip
         return Attention(lse, mean)
 
-    def scale_(self, gradient: Tensor, upstream: Tensor, row_scale: Tensor | None) -> Tensor:
-        if gradient.numel() == 0:
-            return gradient
+    def scale_(
+        self, gradients: Sequence[Tensor], upstream: Tensor, row_scales: Sequence[Tensor | None]
+    ) -> None:
+        first = gradients[0]
+        if first.shape[0] == 0 or first.shape[2] == 0:
+            return
         stride = upstream.stride(0) if upstream.ndim else 0
-        with on_device_of(gradient):
+        with on_device_of(first):
             self.library.scale(
-                *place(gradient), gradient.shape[0], gradient.shape[2], rows(gradient),
+                *place(first), first.shape[0], first.shape[2],
+                _three([rows(gradient) for gradient in gradients]),
                 (upstream.data_ptr(), DTYPES[upstream.dtype], 1, stride, 0, 1),
-                _one_per_row(row_scale),
+                _three([_one_per_row(row_scale) for row_scale in row_scales]),
             )  # fmt: skip
-        return gradient

@@ -7,6 +7,7 @@ device. Shapes: B images, G global crops, L local crops, D numbers per crop.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -211,12 +212,19 @@ class Backend(ABC):
         """
         raise NotImplementedError(f"{self.name} refuses this operation")
 
-    def scale_(self, gradient: Tensor, upstream: Tensor, row_scale: Tensor | None) -> Tensor:
-        """Gradient [B, V, D] times upstream ([] or [B]) and row_scale ([B, V] or None), in place.
+    def scale_(
+        self,
+        gradients: Sequence[Tensor],  # one to three [B, V_i, D], each of its dtype; written
+        upstream: Tensor,  # [] or [B]
+        row_scales: Sequence[Tensor | None],  # of each gradient [B, V_i] fp32, any strides
+    ) -> None:
+        """Gradients, of unit stride over D, times upstream and their rows' scales, in place.
 
-        Products in fp32 before they are rounded, so that fp16 reaches inf where it must.
+        Products in fp32 before they are rounded, so that fp16 reaches inf where it must. On a GPU
+        one launch for all of them.
         """
-        return gradient.mul_(scale_factor(upstream, row_scale))
+        for gradient, row_scale in zip(gradients, row_scales, strict=True):
+            gradient.mul_(scale_factor(upstream, row_scale))
 
 
 def scale_factor(upstream: Tensor, row_scale: Tensor | None) -> Tensor:

@@ -18,13 +18,16 @@ BACKWARD = (
     "_ZN4logo4cuda46_GLOBAL__N__a994d0a6_13_similarity_cu_791145c9"
     "26similarity_backward_kernelINS_3f16EEEvNS1_19SimilarityArgumentsE"
 )
+SCALE = (
+    "_ZN4logo4cuda39_GLOBAL__N__53d0b2c8_8_scale_cu_6b8a9f0312scale_kernelENS1_14ScaleArgumentsE"
+)
 
 PTXAS = f"""\
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '{FP32}' for 'sm_90a'
 ptxas info    : Function properties for {FP32}
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 116 registers, used 1 barriers
+ptxas info    : Used 116 registers, used 1 barriers, 4608 bytes smem
 ptxas info    : Compiling entry function '{BF16}' for 'sm_90a'
 ptxas info    : Function properties for {BF16}
     48 bytes stack frame, 36 bytes spill stores, 40 bytes spill loads
@@ -63,6 +66,7 @@ SASS = f"""\
         (FP32, ("cosine", "fp32")),
         (BF16, ("cosine", "bf16")),
         (BACKWARD, ("similarity_backward", "fp16")),
+        (SCALE, ("scale", "any")),
     ],
 )
 def test_instantiations_are_named(symbol, name) -> None:
@@ -76,8 +80,10 @@ def test_a_kernel_of_another_kind_is_refused() -> None:
 
 def test_registers_stack_and_spills_are_found() -> None:
     found = static_report.parse_ptxas(PTXAS)
-    clean = {"registers": 116, "stack": 0, "spill_stores": 0, "spill_loads": 0}
-    spilt = {"registers": 64, "stack": 64, "spill_stores": 36, "spill_loads": 44}
+    clean = {"registers": 116, "static_shared": 4608}
+    clean |= {"stack": 0, "spill_stores": 0, "spill_loads": 0}
+    spilt = {"registers": 64, "static_shared": 0}
+    spilt |= {"stack": 64, "spill_stores": 36, "spill_loads": 44}
     assert found == {("cosine", "fp32"): clean, ("cosine", "bf16"): spilt}
 
 
@@ -178,7 +184,8 @@ def is_attention(kernel: str) -> bool:
 def kernels(report):
     # All of them are there: a loop over none would pass.
     names = {(k["kernel"], k["dtype"]) for k in report["kernels"]}
-    helpers = ("scale", "info_nce_prepare", "info_nce_combine")
+    helpers = ("info_nce_prepare", "info_nce_combine")
+    assert ("scale", "any") in names
     for dtype in static_report.DTYPES:
         assert {(kernel, dtype) for kernel in (*OF_ROWS, *helpers)} <= names
         assert any(is_attention(kernel) and of == dtype for kernel, of in names)
@@ -192,6 +199,13 @@ def test_nothing_is_kept_in_local_memory(kernels) -> None:
     for kernel in kernels:
         kept = {k: kernel[k] for k in ("stack", "spill_stores", "spill_loads", "local_memory")}
         assert not any(kept.values()), kernel
+
+
+def test_static_shared_memory_fits_every_architecture(kernels) -> None:
+    """What is not asked for at launch, by a plan, is bounded alike everywhere."""
+    assert any(kernel["static_shared"] > 0 for kernel in kernels)
+    for kernel in kernels:
+        assert kernel["static_shared"] <= 48 << 10, kernel
 
 
 def test_products_use_tensor_cores(kernels) -> None:

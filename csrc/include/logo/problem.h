@@ -61,13 +61,15 @@ struct SimilarityProblem {
   int threads = 1;  // of the CPU
 };
 
-// A gradient times the upstream gradient, and times the scales of its rows, in place.
+constexpr int kMaxGradients = 3;
+
+// Gradients times the upstream gradient, and times the scales of their rows, in place.
 struct ScaleProblem {
   int64_t images = 0;
   int64_t dim = 0;
-  Rows gradient;   // [B, V, D], unit stride over D
-  Rows upstream;   // [B] as B images of one row and D = 1, or one number: image_stride 0
-  Rows row_scale;  // [B, V] fp32 as rows of D = 1; absent: one
+  Rows gradients[kMaxGradients];  // [B, V_i, D] of any dtypes, unit stride over D; some present
+  Rows upstream;  // [B] as B images of one row and D = 1, or one number: image_stride 0
+  Rows row_scales[kMaxGradients];  // [B, V_i] fp32 as rows of D = 1; absent: one
 };
 
 // Softmax over negatives, seen from each query (DESIGN, identity 2). Rows of one image each.

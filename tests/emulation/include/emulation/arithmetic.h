@@ -40,6 +40,17 @@ inline double __fma_rn(double x, double y, double z) { return fma(x, y, z); }
 inline float rsqrtf(float x) { return float(1 / sqrt(double(x))); }
 inline double rsqrt(double x) { return 1 / sqrt(x); }
 
+// Bytes 0..3 of x and 4..7 of y, chosen by the lower three bits of each nibble.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = uint64_t(y) << 32 | x;
+  unsigned result = 0;
+  for (int k = 0; k < 4; ++k) {
+    const unsigned byte = unsigned(bytes >> 8 * (selector >> 4 * k & 7)) & 0xff;
+    result |= byte << 8 * k;
+  }
+  return result;
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }

@@ -1,274 +1,255 @@
-"""The learned affinity's pair stage as autograd Functions, batch norm included.
+"""The learned affinity's MLP over pairs as autograd Functions, batch norm included.
 
-`Halves` is the first product, `hidden` maps its two halves to the pairs' hidden layer, `Product` is
-the second one, and `output` maps it to each image's mean over its pairs. What is computed, and by
+`Affinity` and `Objective` are whole: unit vectors, the first product once per crop for each half of
+W₁, the pairs' hidden layer, the second product, and each image's mean over its pairs. One Function
+each, since a node of autograd costs the host more than a kernel's launch. What is computed, and by
 which formula, stands in backends/pairs.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from . import pair_layers as layers
 from . import pair_ops as ops
 from . import products
 from .autograd import differentiated_once
+from .backends.buffers import compute_dtype
+from .backends.pairs import LINKS
+from .backends.unit import is_view_major
+
+# Of the MLP as `of_module` gives it: w₁, b₁, the first norm's weight and bias, w₂, b₂, the second
+# norm's, w₃, b₃; then the states of both norms.
+PARAMETERS = 10
+KEPT = 8  # tensors that a pass over the pairs keeps for its backward
 
 
-def hidden(norm: BatchNorm, a: Tensor, c: Tensor, roll: int, backend: str) -> Tensor:
-    """relu(norm(h)) of all pairs: a, c [B, L, H] -> [P, H]; updates norm's running statistics."""
-    images, crops, _ = a.shape
-    seen = statistics(
-        norm,
-        lambda: ops.hidden_moments(a.detach(), c.detach(), roll, backend),
-        images * crops * (crops - 1),
-    )
-    return PairHidden.apply(a, c, norm.weight, norm.bias, *seen, norm.eps, roll, backend)
+def of_module(mlp: nn.Sequential) -> tuple[Any, ...]:
+    """The MLP's parameters and states."""
+    first, norm, _, second, other, _, last = mlp
+    return (
+        first.weight, first.bias, norm.weight, norm.bias,
+        second.weight, second.bias, other.weight, other.bias, last.weight, last.bias,
+        *layers.state(norm), *layers.state(other),
+    )  # fmt: skip
 
 
-def output(
-    norm: BatchNorm, last: nn.Linear, y: Tensor, pairs: int, link: int, backend: str
-) -> Tensor:
-    """Mean over each image's pairs of link(last(relu(norm(y)))): [P, H'] -> [P / pairs]."""
-    seen = statistics(norm, lambda: ops.output_moments(y.detach(), backend), len(y))
-    return PairOutput.apply(
-        y, norm.weight, norm.bias, last.weight, last.bias, *seen, norm.eps, pairs, link, backend
-    )
+class Affinity(torch.autograd.Function):
+    """[B]: each image's mean over its pairs of softplus(f), of crops z [B, L, D].
 
-
-class Statistics(NamedTuple):
-    """By what a batch norm normalises, and what its gradient needs to know about them."""
-
-    mean: Tensor  # [H]
-    var: Tensor  # [H], biased
-    size: int | Tensor  # how many values mean and var are of, over all ranks; 0: constants
-    group: Any  # the process group that shares them, or None
-
-
-def statistics(norm: BatchNorm, moments: Callable[[], Tensor], count: int) -> Statistics:
-    """Those of the batch (and then the running ones follow), or the running ones."""
-    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
-        return Statistics(norm.running_mean, norm.running_var, 0, None)
-    group = None
-    if norm.training and isinstance(norm, nn.SyncBatchNorm) and dist.is_initialized():
-        group = norm.process_group or dist.group.WORLD
-        group = group if dist.get_world_size(group) > 1 else None
-    with torch.no_grad():
-        mean, var = moments()
-        total: int | Tensor = count
-        if group is not None:
-            mean, var, total = over_ranks(mean, var, count, group)
-        elif count == 1:
-            raise ValueError(
-                "batch norm in training mode needs more than one pair, got 1: pass more images or "
-                "crops, or call .eval()"
-            )
-        if norm.training and norm.running_mean is not None:
-            follow(norm, mean, var * (total / (total - 1)))
-    return Statistics(mean, var, total, group)
-
-
-def over_ranks(mean: Tensor, var: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance and number of the values of all ranks together."""
-    own = torch.cat([mean, var, mean.new_tensor([count])])
-    every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(every, own, group)
-    width = len(mean)
-    means, variances, counts = torch.stack(every).split([width, width, 1], 1)
-    total = counts.sum()
-    mean = (counts * means).sum(0) / total
-    var = (counts * (variances + (means - mean).square())).sum(0) / total
-    return mean, var, total
-
-
-def follow(norm: BatchNorm, mean: Tensor, unbiased: Tensor) -> None:
-    """Running statistics, as torch's batch norm keeps them."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    share: Any = norm.momentum
-    if share is None:  # the mean over all batches
-        share = 1 / norm.num_batches_tracked.to(norm.running_mean.dtype)
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), share)
-
-
-class Product(torch.autograd.Function):
-    """y = x·Wᵀ + b in the dtype of x: [N, K], [M, K], [M] -> [N, M]."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.dtypes = weight.dtype, bias.dtype
-        weight = weight.to(x.dtype)
-        ctx.save_for_backward(x, weight)
-        return products.linear(x, weight, bias.to(x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        answers: list[Tensor | None] = [None] * 3
-        with torch.no_grad():
-            if ctx.needs_input_grad[0]:
-                answers[0] = products.input_gradient(grad, weight)
-            if ctx.needs_input_grad[1]:
-                to_weight = products.weight_gradient(grad, x, torch.empty_like(weight))
-                answers[1] = to_weight.to(ctx.dtypes[0])
-            if ctx.needs_input_grad[2]:
-                answers[2] = grad.sum(0).to(ctx.dtypes[1])
-        return tuple(wanted(answers, ctx.needs_input_grad))
-
-
-class Halves(torch.autograd.Function):
-    """a = U·z and c = V·z + b, [B, L, H], for W = [U, V] [H, 2 D] and z [B, L, D].
-
-    By itself autograd would add two gradients to z and put that to W together from two.
+    Products are of `dtype`.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        ctx.dtypes = z.dtype, weight.dtype, bias.dtype
-        rows, weight = z.to(dtype).flatten(0, 1), weight.to(dtype)
-        ctx.save_for_backward(rows, weight)
-        u, v = weight.split(z.shape[-1], 1)
-        a, c = products.linear(rows, u), products.linear(rows, v, bias.to(dtype))
-        return a.unflatten(0, z.shape[:2]), c.unflatten(0, z.shape[:2])
-
-    @staticmethod
-    def backward(ctx: Any, grad_a: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight = ctx.saved_tensors
-        dim = rows.shape[1]
-        of_z, of_weight, of_bias = ctx.dtypes
-        answers: list[Tensor | None] = [None] * 3
-        with torch.no_grad():
-            to_a, to_c = grad_a.flatten(0, 1), grad_c.flatten(0, 1)
-            if ctx.needs_input_grad[0]:
-                u, v = weight.split(dim, 1)
-                to_z = products.input_gradient(to_a, u).add_(products.input_gradient(to_c, v))
-                answers[0] = to_z.unflatten(0, grad_a.shape[:2]).to(of_z)
-            if ctx.needs_input_grad[1]:
-                to_weight = torch.empty_like(weight)
-                for half, grad in zip(to_weight.split(dim, 1), (to_a, to_c), strict=True):
-                    products.weight_gradient(grad, rows, half)
-                answers[1] = to_weight.to(of_weight)
-            if ctx.needs_input_grad[2]:
-                answers[2] = to_c.sum(0).to(of_bias)
-        return *wanted(answers, ctx.needs_input_grad), None
-
-
-class PairHidden(torch.autograd.Function):
-    """x [P, H] = relu(norm(a_i + c_j)); keeps a and c, not the pairs."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        a: Tensor,  # [B, L, H]
-        c: Tensor,  # [B, L, H]
-        weight: Tensor,  # [H]
-        bias: Tensor,  # [H]
-        mean: Tensor,
-        var: Tensor,
-        size: int | Tensor,
-        group: Any,
-        eps: float,
-        roll: int,
-        backend: str,
-    ) -> Tensor:
-        norm, inverse = folded(weight, bias, mean, var, eps, a)
-        ctx.save_for_backward(a, c, norm, inverse)
-        ctx.size, ctx.group, ctx.roll, ctx.backend = size, group, roll, backend
-        return ops.hidden(a, c, norm, roll, backend)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        a, c, norm, inverse = ctx.saved_tensors
-        to_a, to_c, sums = ops.hidden_sums(grad.contiguous(), a, c, norm, ctx.roll, ctx.backend)
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            correction = corrections(sums, inverse, ctx.size, ctx.group)
-            to_a, to_c = ops.hidden_backward(
-                to_a, to_c, a, c, norm, correction, ctx.roll, ctx.backend
-            )
-        answers = (to_a, to_c, sums[1] * inverse, sums[0])
-        return *wanted(answers, ctx.needs_input_grad), *(None,) * 7
-
-
-class PairOutput(torch.autograd.Function):
-    """value [P / pairs]: each image's mean over its pairs of link(w·relu(norm(y)) + b)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        y: Tensor,  # [P, H']
-        weight: Tensor,  # [H']
-        bias: Tensor,  # [H']
-        last_weight: Tensor,  # [1, H']
-        last_bias: Tensor,  # [1]
-        mean: Tensor,
-        var: Tensor,
-        size: int | Tensor,
-        group: Any,
-        eps: float,
-        pairs: int,
-        link: int,
-        backend: str,
-    ) -> Tensor:
-        norm, inverse = folded(weight, bias, mean, var, eps, y)
-        last = last_weight[0].to(norm.dtype)
-        value, slope = ops.output(y, norm, last, last_bias.to(norm.dtype), pairs, link, backend)
-        ctx.save_for_backward(y, norm, inverse, last, slope)
-        ctx.size, ctx.group, ctx.pairs, ctx.backend = size, group, pairs, backend
+    def forward(ctx: Any, z: Tensor, dtype: torch.dtype, backend: str, *mlp: Any) -> Tensor:
+        unit, factors = ops.unit(z, dtype, backend)
+        a, c, weight, second = halves(unit, mlp)
+        value, ctx.seen, kept = forward(a, c, second, mlp, 0, "softplus", backend)
+        ctx.save_for_backward(unit, factors, weight, second, *kept)
+        ctx.backend, ctx.dtype, ctx.view_major = backend, z.dtype, is_view_major(z)
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, norm, inverse, last, slope = ctx.saved_tensors
-        pairs, backend = ctx.pairs, ctx.backend
-        grad = grad.contiguous()
-        answers: list[Tensor | None] = [None] * 5
-        if isinstance(ctx.size, Tensor) or ctx.size > 0 or any(ctx.needs_input_grad[1:4]):
-            sums = ops.output_sums(y, norm, slope, grad, pairs, backend)
-            weighted = sums * last
-            answers[1], answers[2] = weighted[1] * inverse, weighted[0]
-            answers[3] = torch.addcmul(sums[1] * norm[1], sums[0], norm[2]).unsqueeze(0)
-            correction = corrections(weighted, inverse, ctx.size, ctx.group)
+        unit, factors, weight, second, *kept = ctx.saved_tensors
+        of_z, _, _, *needed = ctx.needs_input_grad
+        to_z = to_weight = None
+        with torch.no_grad():
+            found = backward(grad, kept, second, ctx.seen, 0, of_z, needed, ctx.backend)
+            if of_z or needed[0]:
+                rows, to_a, to_c = (v.flatten(0, 1) for v in (unit, *found[:2]))
+            if needed[0]:
+                to_weight = torch.empty_like(weight)
+                for half, to_half in zip(split(to_weight), (to_a, to_c), strict=True):
+                    products.weight_gradient(to_half, rows, half)
+            if of_z:
+                u, v = split(weight)
+                to_unit = products.input_gradient(to_a, u)
+                products.add_input_gradient(to_c, v, to_unit)
+                to_z = ops.unit_backward(
+                    to_unit.view_as(unit), unit, factors, ctx.dtype, ctx.view_major, ctx.backend
+                )
+            to_mlp = of_parameters(to_weight, *found[2:])
+        return guarded(ctx, (to_z, None, None, *to_mlp))
+
+
+class Objective(torch.autograd.Function):
+    """Over images of a pair each, the mean of `unlike` − or, with noise, + `alike`: a scalar.
+
+    Pairs of an image, to whose crops noise [2, B, 1, D] · deviation is added if it is given, and
+    pairs of an image and the next one. z [B, L, D] is a constant.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        dtype: torch.dtype,
+        backend: str,
+        noise: Tensor | None,
+        deviation: float,
+        *mlp: Any,
+    ) -> Tensor:
+        unit, _ = ops.unit(z, dtype, backend)
+        a, c, weight, second = halves(unit, mlp)
+        near, far = ("identity", "identity") if noise is None else ("softplus_negated", "softplus")
+        if noise is None:
+            noisy = a, c
+        else:  # a product of B rows instead of B·L
+            noisy = tuple(
+                torch.add(v, products.linear(n.flatten(0, 1), half).unsqueeze(1), alpha=deviation)
+                for v, n, half in zip((a, c), noise.unbind(), split(weight), strict=True)
+            )
+        alike, *of_alike = forward(*noisy, second, mlp, 0, near, backend)
+        unlike, *of_unlike = forward(a, c, second, mlp, 1, far, backend)
+        ctx.save_for_backward(unit, noise, weight, second, *of_alike[1], *of_unlike[1])
+        ctx.seen, ctx.backend, ctx.deviation = (of_alike[0], of_unlike[0]), backend, deviation
+        return (unlike - alike if noise is None else unlike + alike).mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        unit, noise, weight, second, *kept = ctx.saved_tensors
+        needed = ctx.needs_input_grad[5:]
+        images = len(unit)
+        to_weight = None
+        with torch.no_grad():
+            share = grad / images
+            of_alike = (-share if noise is None else share).expand(images)
+            near = backward(
+                of_alike, kept[:KEPT], second, ctx.seen[0], 0, False, needed, ctx.backend
+            )
+            far = backward(
+                share.expand(images), kept[KEPT:], second, ctx.seen[1], 1, False, needed,
+                ctx.backend, near[4],
+            )  # fmt: skip
+            if needed[0]:
+                to_weight = torch.empty_like(weight)
+                rows = unit.flatten(0, 1)
+                for k, half in enumerate(split(to_weight)):
+                    both = (near[k] + far[k]).flatten(0, 1)
+                    products.weight_gradient(both, rows, half)
+                    if noise is not None:
+                        of_image = near[k].sum(1)
+                        half.addmm_(of_image.mT, noise[k].flatten(0, 1), alpha=ctx.deviation)
+            sums = (
+                None if one is None else one.add_(other)
+                for one, other in zip(near[2:4], far[2:4], strict=True)
+            )
+            last = None if near[5] is None else near[5] + far[5]
+            to_mlp = of_parameters(to_weight, *sums, far[4], last)
+        return guarded(ctx, (None,) * 5 + to_mlp)
+
+
+def split(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """U and V, each [H, D], of W₁ = [U, V] [H, 2 D]."""
+    u, v = weight.split(weight.shape[1] // 2, 1)
+    return u, v
+
+
+def halves(unit: Tensor, mlp: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """a = U·ẑ and c = V·ẑ + b₁, [B, L, H]; and W₁ and W₂, all in the dtype of ẑ [B, L, D]."""
+    dtype = unit.dtype
+    weight, second = mlp[0].to(dtype), mlp[4].to(dtype)
+    u, v = split(weight)
+    rows, shape = unit.flatten(0, 1), (*unit.shape[:2], len(weight))
+    a, c = products.linear(rows, u), products.linear(rows, v, mlp[1].to(dtype))
+    return a.view(shape), c.view(shape), weight, second
+
+
+def forward(
+    a: Tensor,
+    c: Tensor,
+    second: Tensor,
+    mlp: Sequence[Any],
+    roll: int,
+    link: str,
+    backend: str,
+) -> tuple[Tensor, tuple[layers.Seen, layers.Seen], tuple[Tensor, ...]]:
+    """(value [B], what was seen, what is kept) of one pass over pairs."""
+    _, _, weight, bias, _, second_bias, other_weight, other_bias, last, last_bias = mlp[:PARAMETERS]
+    state, other = mlp[PARAMETERS : -layers.STATE], mlp[-layers.STATE :]
+    wide, pairs = compute_dtype(a), a.shape[1] * (a.shape[1] - 1)
+    last = last[0].to(wide)
+    x, norm, seen = layers.hidden_layer(a, c, weight, bias, state, roll, backend)
+    y = products.linear(x, second, second_bias.to(x.dtype))
+    value, slope, other_norm, other_seen = layers.output_layer(
+        y, other_weight, other_bias, other, last, last_bias.to(wide), pairs, LINKS[link], backend
+    )
+    return value, (seen, other_seen), (a, c, norm, x, y, other_norm, last, slope)
+
+
+# Gradients to a and c; facts of the hidden layer and of the output; to W₂ and to b₃.
+Found = tuple[
+    Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None
+]
+
+
+def backward(
+    grad: Tensor,
+    kept: Sequence[Tensor],
+    second: Tensor,
+    seen: tuple[layers.Seen, layers.Seen],
+    roll: int,
+    of_z: bool,
+    needed: Sequence[bool],
+    backend: str,
+    to_second: Tensor | None = None,
+) -> Found:
+    """From grad [B], as far as the parameters that are `needed`, or z, want it.
+
+    The gradient to W₂ is added to `to_second` if that is given.
+    """
+    a, c, norm, x, y, other_norm, last, slope = kept
+    grad_y, other_facts = layers.output_gradient(
+        y, other_norm, last, slope, grad, seen[1], any(needed[5:9]), backend
+    )
+    to_last = None
+    if needed[9]:
+        if grad.stride(0) == 0:  # the mean over images
+            to_last = slope.sum() * grad[0]
         else:
-            correction = torch.zeros_like(norm[:2])
-        if ctx.needs_input_grad[4]:
-            answers[4] = slope.view(-1, pairs).sum(1).dot(grad).unsqueeze(0)
-        if ctx.needs_input_grad[0]:
-            answers[0] = ops.output_backward(y, norm, last, slope, grad, correction, pairs, backend)
-        return *wanted(answers, ctx.needs_input_grad), *(None,) * 8
+            to_last = slope.view(len(grad), -1).sum(1).dot(grad)
+    if needed[4]:
+        if to_second is None:
+            to_second = products.weight_gradient(grad_y, x, torch.empty_like(second))
+        else:
+            products.add_weight_gradient(grad_y, x, to_second)
+    if not of_z and not any(needed[:4]):
+        return None, None, None, other_facts, to_second, to_last
+    grad_x = products.input_gradient(grad_y, second)
+    del grad_y
+    grad_a, grad_c, facts = layers.hidden_gradient(grad_x, a, c, norm, seen[0], roll, backend)
+    return grad_a, grad_c, facts, other_facts, to_second, to_last
 
 
-def folded(
-    weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, like: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Batch norm as (mean, scale, bias) [3, H], and 1/√(var + ε) [H]; fp32, fp64 for fp64."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    inverse = (var.to(dtype) + eps).rsqrt()
-    return torch.stack([mean.to(dtype), weight.to(dtype) * inverse, bias.to(dtype)]), inverse
+def of_parameters(
+    to_weight: Tensor | None,
+    facts: Tensor | None,
+    other_facts: Tensor | None,
+    to_second: Tensor | None,
+    to_last: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients in the order of the parameters."""
+    nothing = (None,) * 5
+    _, _, to_norm, to_norm_bias, to_bias = nothing if facts is None else facts.unbind()
+    assert other_facts is not None
+    _, _, to_other, to_other_bias, to_second_bias, to_last_weight = other_facts.unbind()
+    return (
+        to_weight, to_bias, to_norm, to_norm_bias, to_second, to_second_bias,
+        to_other, to_other_bias, to_last_weight.unsqueeze(0),
+        None if to_last is None else to_last.unsqueeze(0),
+    )  # fmt: skip
 
 
-def corrections(sums: Tensor, inverse: Tensor, size: int | Tensor, group: Any) -> Tensor:
-    """What the statistics' own gradients subtract, [2, H]; sums are (Σ m, Σ m·(v − mean))."""
-    if not isinstance(size, Tensor) and size == 0:
-        return torch.zeros_like(sums)
-    if group is not None:
-        sums = sums.clone()
-        dist.all_reduce(sums, group=group)
-    return torch.stack([sums[0], sums[1] * inverse.square()]) / size
-
-
-def wanted(
-    answers: tuple[Tensor | None, ...] | list[Tensor | None], needed: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """The gradients that are asked for, once differentiable."""
-    pairs = zip(answers, needed, strict=False)
-    return [differentiated_once(g) if wants and g is not None else None for g, wants in pairs]
+def guarded(ctx: Any, made: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients that are asked for, once differentiable, one for each argument."""
+    needed = ctx.needs_input_grad
+    answers = [
+        differentiated_once(gradient) if gradient is not None and wants else None
+        for gradient, wants in zip(made, needed, strict=False)
+    ]
+    return *answers, *(None,) * (len(needed) - len(made))

@@ -52,12 +52,28 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     return fast(grad.contiguous(), weight.contiguous().mT)
 
 
+def add_input_gradient(grad: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """out += grad·weight."""
+    fast = _fast(grad, weight.shape[1])
+    if fast is None:
+        return out.addmm_(grad, weight)
+    return out.add_(fast(grad.contiguous(), weight.contiguous().mT))
+
+
 def weight_gradient(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
     """out = gradᵀ·x, [M, K], of grad [N, M] and x [N, K]; out may be part of a larger matrix."""
     fast = _fast(grad, x.shape[1]) if x.shape[1] >= LEAST_COLUMNS else None
     if fast is None:
         return out.addmm_(grad.mT, x, beta=0)
     return out.copy_(fast(grad.contiguous().mT, x.contiguous().mT))
+
+
+def add_weight_gradient(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """out += gradᵀ·x."""
+    fast = _fast(grad, x.shape[1]) if x.shape[1] >= LEAST_COLUMNS else None
+    if fast is None:
+        return out.addmm_(grad.mT, x)
+    return out.add_(fast(grad.contiguous().mT, x.contiguous().mT))
 
 
 def _fast(rows: Tensor, others: int) -> Callable[..., Tensor] | None:

@@ -113,7 +113,8 @@ class LocalAffinity(nn.Sequential):
         z = self._crops(local)
         dtype = self._dtype(z)
         if has_stage(self.backend, z.device, dtype):
-            return pair_mlp.Affinity.apply(z, dtype, self.backend, *pair_mlp.of_module(self))
+            settings = pair_mlp.settings(self, dtype, self.backend)
+            return pair_mlp.Affinity.apply(z, settings, *pair_mlp.parameters(self))
         units = self._units(z)
         return self._plain(units, units, 0, "softplus")
 
@@ -147,8 +148,9 @@ class LocalAffinity(nn.Sequential):
         if logistic:
             noise = torch.randn(2, len(z), 1, self.dim, device=z.device, dtype=dtype)
         if has_stage(self.backend, z.device, dtype):
+            settings = pair_mlp.settings(self, dtype, self.backend)
             return pair_mlp.Objective.apply(
-                z, dtype, self.backend, noise, deviation, *pair_mlp.of_module(self)
+                z, settings, noise, deviation, *pair_mlp.parameters(self)
             )
         units = self._units(z)
         first, second = (units, units) if noise is None else units + noise * deviation

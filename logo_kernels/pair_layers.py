@@ -20,7 +20,6 @@ from .backends.buffers import compute_dtype
 # The running statistics mean, var and batches, or None; then batch, momentum and eps as
 # `PairStage` takes them; then the ranks that share the statistics, or None.
 State = tuple[Tensor | None, Tensor | None, Tensor | None, bool, float, float, Any]
-STATE = 7
 
 # Whether the statistics are a batch's, and where they came from parts, how many values they are of
 # over all ranks, and the ranks.
@@ -53,9 +52,11 @@ def _in_parts(of: State, wide: torch.dtype) -> bool:
 def hidden_layer(
     a: Tensor, c: Tensor, weight: Tensor, bias: Tensor, of: State, roll: int, backend: str
 ) -> tuple[Tensor, Tensor, Seen]:
-    """(X [P, H], norm [4, H], what its gradient needs to know) from a, c [B, L, H]."""
+    """(X [P, H], norm [4, H], what its gradient needs to know) from a, c [B, L, H].
+
+    weight and bias, of batch norm, are of the dtype of sums, here as below.
+    """
     wide = compute_dtype(a)
-    weight, bias = weight.to(wide), bias.to(wide)
     if _in_parts(of, wide):
         images, crops, _ = a.shape
         norm, seen = _norm(
@@ -101,7 +102,6 @@ def output_layer(
 ) -> tuple[Tensor, Tensor, Tensor, Seen]:
     """(value [P / pairs], slope [P], norm [4, H'], what its gradient needs to know)."""
     wide = compute_dtype(y)
-    weight, bias = weight.to(wide), bias.to(wide)
     if _in_parts(of, wide):
         norm, seen = _norm(ops.output_moments(y, backend), len(y), weight, bias, of)
         return *ops.output(y, norm, last, last_bias, pairs, link, backend), norm, seen

@@ -8,7 +8,7 @@ which formula, stands in backends/pairs.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,141 +22,152 @@ from .backends.buffers import compute_dtype
 from .backends.pairs import LINKS
 from .backends.unit import is_view_major
 
-# Of the MLP as `of_module` gives it: w₁, b₁, the first norm's weight and bias, w₂, b₂, the second
-# norm's, w₃, b₃; then the states of both norms.
+# Of the MLP as `parameters` gives it: w₁, b₁, the first norm's weight and bias, w₂, b₂, the second
+# norm's, w₃, b₃.
 PARAMETERS = 10
 KEPT = 8  # tensors that a pass over the pairs keeps for its backward
 
+# What is no parameter: the dtype of the products, the states of both norms, the backend.
+Settings = tuple[torch.dtype, layers.State, layers.State, str]
 
-def of_module(mlp: nn.Sequential) -> tuple[Any, ...]:
-    """The MLP's parameters and states."""
+
+def parameters(mlp: nn.Sequential) -> tuple[Tensor, ...]:
+    """Of LocalAffinity."""
     first, norm, _, second, other, _, last = mlp
     return (
         first.weight, first.bias, norm.weight, norm.bias,
         second.weight, second.bias, other.weight, other.bias, last.weight, last.bias,
-        *layers.state(norm), *layers.state(other),
     )  # fmt: skip
 
 
-class Affinity(torch.autograd.Function):
-    """[B]: each image's mean over its pairs of softplus(f), of crops z [B, L, D].
+def settings(mlp: nn.Sequential, dtype: torch.dtype, backend: str) -> Settings:
+    return dtype, layers.state(mlp[1]), layers.state(mlp[4]), backend  # type: ignore[arg-type]
 
-    Products are of `dtype`.
-    """
+
+class Affinity(torch.autograd.Function):
+    """[B]: each image's mean over its pairs of softplus(f), of crops z [B, L, D]."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, dtype: torch.dtype, backend: str, *mlp: Any) -> Tensor:
+    def forward(ctx: Any, z: Tensor, settings: Settings, *mlp: Tensor) -> Tensor:
+        dtype, *states, backend = settings
         unit, factors = ops.unit(z, dtype, backend)
         a, c, weight, second = halves(unit, mlp)
-        value, ctx.seen, kept = forward(a, c, second, mlp, 0, "softplus", backend)
+        value, ctx.seen, kept = forward(a, c, second, mlp, states, 0, "softplus", backend)
         ctx.save_for_backward(unit, factors, weight, second, *kept)
         ctx.backend, ctx.dtype, ctx.view_major = backend, z.dtype, is_view_major(z)
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        unit, factors, weight, second, *kept = ctx.saved_tensors
-        of_z, _, _, *needed = ctx.needs_input_grad
-        to_z = to_weight = None
-        with torch.no_grad():
-            found = backward(grad, kept, second, ctx.seen, 0, of_z, needed, ctx.backend)
-            if of_z or needed[0]:
-                rows, to_a, to_c = (v.flatten(0, 1) for v in (unit, *found[:2]))
-            if needed[0]:
-                to_weight = torch.empty_like(weight)
-                for half, to_half in zip(split(to_weight), (to_a, to_c), strict=True):
-                    products.weight_gradient(to_half, rows, half)
-            if of_z:
-                u, v = split(weight)
-                to_unit = products.input_gradient(to_a, u)
-                products.add_input_gradient(to_c, v, to_unit)
-                to_z = ops.unit_backward(
-                    to_unit.view_as(unit), unit, factors, ctx.dtype, ctx.view_major, ctx.backend
-                )
-            to_mlp = of_parameters(to_weight, *found[2:])
-        return guarded(ctx, (to_z, None, None, *to_mlp))
+        return once(affinity_gradients, ctx, grad)
+
+
+def affinity_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    unit, factors, weight, second, *kept = ctx.saved_tensors
+    of_z, _, *needed = ctx.needs_input_grad
+    to_z = to_weight = None
+    found = backward(grad, kept, second, ctx.seen, 0, of_z, needed, ctx.backend)
+    if of_z or needed[0]:
+        to_a, to_c = (rows_of(v) for v in found[:2])
+    if needed[0]:
+        to_weight = torch.empty_like(weight)
+        for half, to_half in zip(to_weight.chunk(2, 1), (to_a, to_c), strict=True):
+            products.weight_gradient(to_half, rows_of(unit), half)
+    if of_z:
+        u, v = weight.chunk(2, 1)
+        to_unit = products.input_gradient(to_a, u)
+        products.add_input_gradient(to_c, v, to_unit)
+        to_z = ops.unit_backward(
+            to_unit.view(unit.shape), unit, factors, ctx.dtype, ctx.view_major, ctx.backend
+        )
+    return to_z, None, *to_parameters(needed, to_weight, *found[2:])
 
 
 class Objective(torch.autograd.Function):
-    """Over images of a pair each, the mean of `unlike` − or, with noise, + `alike`: a scalar.
+    """The mean over images of `unlike` − or, with noise, + `alike`, a scalar.
 
-    Pairs of an image, to whose crops noise [2, B, 1, D] · deviation is added if it is given, and
-    pairs of an image and the next one. z [B, L, D] is a constant.
+    alike: over the pairs of an image, to whose crops noise [2, B, 1, D] · deviation is added if it
+    is given. unlike: over the pairs of an image and the next one. z [B, L, D] is a constant.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         z: Tensor,
-        dtype: torch.dtype,
-        backend: str,
+        settings: Settings,
         noise: Tensor | None,
         deviation: float,
-        *mlp: Any,
+        *mlp: Tensor,
     ) -> Tensor:
+        dtype, *states, backend = settings
         unit, _ = ops.unit(z, dtype, backend)
         a, c, weight, second = halves(unit, mlp)
         near, far = ("identity", "identity") if noise is None else ("softplus_negated", "softplus")
-        if noise is None:
-            noisy = a, c
-        else:  # a product of B rows instead of B·L
-            noisy = tuple(
-                torch.add(v, products.linear(n.flatten(0, 1), half).unsqueeze(1), alpha=deviation)
-                for v, n, half in zip((a, c), noise.unbind(), split(weight), strict=True)
-            )
-        alike, *of_alike = forward(*noisy, second, mlp, 0, near, backend)
-        unlike, *of_unlike = forward(a, c, second, mlp, 1, far, backend)
-        ctx.save_for_backward(unit, noise, weight, second, *of_alike[1], *of_unlike[1])
-        ctx.seen, ctx.backend, ctx.deviation = (of_alike[0], of_unlike[0]), backend, deviation
+        noisy_a, noisy_c = a, c
+        if noise is not None:  # a product of B rows instead of B·L
+            u, v = weight.chunk(2, 1)
+            of_a, of_c = products.linear(rows_of(noise[0]), u), products.linear(rows_of(noise[1]), v)
+            noisy_a = torch.add(a, of_a.unsqueeze(1), alpha=deviation)
+            noisy_c = torch.add(c, of_c.unsqueeze(1), alpha=deviation)
+        alike, seen, kept = forward(noisy_a, noisy_c, second, mlp, states, 0, near, backend)
+        unlike, far_seen, far_kept = forward(a, c, second, mlp, states, 1, far, backend)
+        ctx.save_for_backward(unit, noise, weight, second, *kept, *far_kept)
+        ctx.seen, ctx.backend, ctx.deviation = (seen, far_seen), backend, deviation
         return (unlike - alike if noise is None else unlike + alike).mean()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        unit, noise, weight, second, *kept = ctx.saved_tensors
-        needed = ctx.needs_input_grad[5:]
-        images = len(unit)
-        to_weight = None
-        with torch.no_grad():
-            share = grad / images
-            of_alike = (-share if noise is None else share).expand(images)
-            near = backward(
-                of_alike, kept[:KEPT], second, ctx.seen[0], 0, False, needed, ctx.backend
-            )
-            far = backward(
-                share.expand(images), kept[KEPT:], second, ctx.seen[1], 1, False, needed,
-                ctx.backend, near[4],
-            )  # fmt: skip
-            if needed[0]:
-                to_weight = torch.empty_like(weight)
-                rows = unit.flatten(0, 1)
-                for k, half in enumerate(split(to_weight)):
-                    both = (near[k] + far[k]).flatten(0, 1)
-                    products.weight_gradient(both, rows, half)
-                    if noise is not None:
-                        of_image = near[k].sum(1)
-                        half.addmm_(of_image.mT, noise[k].flatten(0, 1), alpha=ctx.deviation)
-            sums = (
-                None if one is None else one.add_(other)
-                for one, other in zip(near[2:4], far[2:4], strict=True)
-            )
-            last = None if near[5] is None else near[5] + far[5]
-            to_mlp = of_parameters(to_weight, *sums, far[4], last)
-        return guarded(ctx, (None,) * 5 + to_mlp)
+        return once(objective_gradients, ctx, grad)
 
 
-def split(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """U and V, each [H, D], of W₁ = [U, V] [H, 2 D]."""
-    u, v = weight.split(weight.shape[1] // 2, 1)
-    return u, v
+def objective_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    unit, noise, weight, second, *kept = ctx.saved_tensors
+    needed = ctx.needs_input_grad[4:]
+    images, backend = unit.shape[0], ctx.backend
+    share = grad / images
+    of_alike = (-share if noise is None else share).expand(images)
+    near = backward(of_alike, kept[:KEPT], second, ctx.seen[0], 0, False, needed, backend)
+    far = backward(
+        share.expand(images), kept[KEPT:], second, ctx.seen[1], 1, False, needed, backend, near[4]
+    )
+    to_weight = None
+    if needed[0]:
+        to_weight = torch.empty_like(weight)
+        for k, half in enumerate(to_weight.chunk(2, 1)):
+            of_near, of_far = near[k], far[k]
+            assert of_near is not None
+            assert of_far is not None
+            products.weight_gradient(rows_of(of_near + of_far), rows_of(unit), half)
+            if noise is not None:
+                half.addmm_(of_near.sum(1).mT, rows_of(noise[k]), alpha=ctx.deviation)
+    facts, other_facts = near[2], near[3].add_(far[3])
+    if facts is not None and far[2] is not None:
+        facts.add_(far[2])
+    last = near[5] + far[5] if near[5] is not None and far[5] is not None else None
+    to_mlp = to_parameters(needed, to_weight, facts, other_facts, far[4], last)
+    return None, None, None, None, *to_mlp
 
 
-def halves(unit: Tensor, mlp: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """a = U·ẑ and c = V·ẑ + b₁, [B, L, H]; and W₁ and W₂, all in the dtype of ẑ [B, L, D]."""
-    dtype = unit.dtype
-    weight, second = mlp[0].to(dtype), mlp[4].to(dtype)
-    u, v = split(weight)
-    rows, shape = unit.flatten(0, 1), (*unit.shape[:2], len(weight))
-    a, c = products.linear(rows, u), products.linear(rows, v, mlp[1].to(dtype))
+def rows_of(crops: Tensor) -> Tensor:
+    """[B·L, ..] of [B, L, ..]."""
+    return crops.flatten(0, 1)
+
+
+def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`.to`, which costs the host as much as a kernel's launch even where it does nothing."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def halves(unit: Tensor, mlp: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """a = U·ẑ and c = V·ẑ + b₁, [B, L, H]; and W₁ and W₂; all in the dtype of ẑ [B, L, D].
+
+    W₁ = [U, V].
+    """
+    dtype, (images, crops, _) = unit.dtype, unit.shape
+    weight, second = as_dtype(mlp[0], dtype), as_dtype(mlp[4], dtype)
+    u, v = weight.chunk(2, 1)
+    rows, shape = rows_of(unit), (images, crops, weight.shape[0])
+    a, c = products.linear(rows, u), products.linear(rows, v, as_dtype(mlp[1], dtype))
     return a.view(shape), c.view(shape), weight, second
 
 
@@ -164,28 +175,28 @@ def forward(
     a: Tensor,
     c: Tensor,
     second: Tensor,
-    mlp: Sequence[Any],
+    mlp: Sequence[Tensor],
+    states: Sequence[layers.State],
     roll: int,
     link: str,
     backend: str,
 ) -> tuple[Tensor, tuple[layers.Seen, layers.Seen], tuple[Tensor, ...]]:
     """(value [B], what was seen, what is kept) of one pass over pairs."""
-    _, _, weight, bias, _, second_bias, other_weight, other_bias, last, last_bias = mlp[:PARAMETERS]
-    state, other = mlp[PARAMETERS : -layers.STATE], mlp[-layers.STATE :]
+    _, _, weight, bias, _, second_bias, other_weight, other_bias, last, last_bias = mlp
     wide, pairs = compute_dtype(a), a.shape[1] * (a.shape[1] - 1)
-    last = last[0].to(wide)
-    x, norm, seen = layers.hidden_layer(a, c, weight, bias, state, roll, backend)
-    y = products.linear(x, second, second_bias.to(x.dtype))
+    last, last_bias = as_dtype(last[0], wide), as_dtype(last_bias, wide)
+    weight, bias = as_dtype(weight, wide), as_dtype(bias, wide)
+    x, norm, seen = layers.hidden_layer(a, c, weight, bias, states[0], roll, backend)
+    y = products.linear(x, second, as_dtype(second_bias, x.dtype))
+    weight, bias = as_dtype(other_weight, wide), as_dtype(other_bias, wide)
     value, slope, other_norm, other_seen = layers.output_layer(
-        y, other_weight, other_bias, other, last, last_bias.to(wide), pairs, LINKS[link], backend
+        y, weight, bias, states[1], last, last_bias, pairs, LINKS[link], backend
     )
     return value, (seen, other_seen), (a, c, norm, x, y, other_norm, last, slope)
 
 
 # Gradients to a and c; facts of the hidden layer and of the output; to W₂ and to b₃.
-Found = tuple[
-    Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None
-]
+Found = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None]
 
 
 def backward(
@@ -199,7 +210,7 @@ def backward(
     backend: str,
     to_second: Tensor | None = None,
 ) -> Found:
-    """From grad [B], as far as the parameters that are `needed`, or z, want it.
+    """From grad [B], as far as z, or the parameters that are `needed`, want it.
 
     The gradient to W₂ is added to `to_second` if that is given.
     """
@@ -209,10 +220,10 @@ def backward(
     )
     to_last = None
     if needed[9]:
-        if grad.stride(0) == 0:  # the mean over images
+        if grad.stride(0) == 0:  # upstream was a mean or a sum over images
             to_last = slope.sum() * grad[0]
         else:
-            to_last = slope.view(len(grad), -1).sum(1).dot(grad)
+            to_last = slope.view(grad.shape[0], -1).sum(1).dot(grad)
     if needed[4]:
         if to_second is None:
             to_second = products.weight_gradient(grad_y, x, torch.empty_like(second))
@@ -226,30 +237,33 @@ def backward(
     return grad_a, grad_c, facts, other_facts, to_second, to_last
 
 
-def of_parameters(
+def to_parameters(
+    needed: Sequence[bool],
     to_weight: Tensor | None,
     facts: Tensor | None,
-    other_facts: Tensor | None,
+    other_facts: Tensor,
     to_second: Tensor | None,
     to_last: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients in the order of the parameters."""
-    nothing = (None,) * 5
-    _, _, to_norm, to_norm_bias, to_bias = nothing if facts is None else facts.unbind()
-    assert other_facts is not None
+    if not any(needed):
+        return (None,) * PARAMETERS
+    _, _, to_norm, to_norm_bias, to_bias = (None,) * 5 if facts is None else facts.unbind()
     _, _, to_other, to_other_bias, to_second_bias, to_last_weight = other_facts.unbind()
-    return (
+    found = (
         to_weight, to_bias, to_norm, to_norm_bias, to_second, to_second_bias,
         to_other, to_other_bias, to_last_weight.unsqueeze(0),
         None if to_last is None else to_last.unsqueeze(0),
     )  # fmt: skip
+    return tuple(v if wants else None for v, wants in zip(found, needed, strict=True))
 
 
-def guarded(ctx: Any, made: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """The gradients that are asked for, once differentiable, one for each argument."""
-    needed = ctx.needs_input_grad
-    answers = [
-        differentiated_once(gradient) if gradient is not None and wants else None
-        for gradient, wants in zip(made, needed, strict=False)
-    ]
-    return *answers, *(None,) * (len(needed) - len(made))
+def once(
+    gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]], ctx: Any, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Those that are found, once differentiable."""
+    if not torch.is_grad_enabled():
+        return gradients(ctx, grad)
+    with torch.no_grad():
+        found = gradients(ctx, grad)
+    return tuple(None if one is None else differentiated_once(one) for one in found)

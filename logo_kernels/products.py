@@ -78,8 +78,8 @@ def add_weight_gradient(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
 
 def _fast(rows: Tensor, others: int) -> Callable[..., Tensor] | None:
     """oneDNN's product, for one of `rows` with another side of `others`, where that is faster."""
-    if torch.compiler.is_compiling() or rows.dtype != torch.float32 or rows.device.type != "cpu":
+    if rows.numel() * others < LEAST_WORK or rows.dtype != torch.float32 or not rows.is_cpu:
         return None
-    if min(*rows.shape, others) < LEAST_SIDE or rows.numel() * others < LEAST_WORK:
+    if min(*rows.shape, others) < LEAST_SIDE or torch.compiler.is_compiling():
         return None
     return onednn() if torch.backends.mkldnn.enabled else None

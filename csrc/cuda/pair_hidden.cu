@@ -61,6 +61,7 @@ __global__ void __launch_bounds__(kPairThreads, kHiddenSummingBlocks)
     pair_hidden_moments_kernel(const __grid_constant__ PairHiddenArguments arguments) {
   __shared__ double exchange[kSumsExchange<N>];
   const PairHiddenProblem& p = arguments.p;
+  count_batch(p.batch_norm);
   const PairPlace<N> place(arguments.grid, p.width);
   double sum[N] = {}, squares[N] = {};
   if (!place.idle) {
@@ -310,6 +311,11 @@ __global__ void __launch_bounds__(kFinishThreads)
   finish_sums<T, MOMENTS>(arguments);
 }
 
+__global__ void __launch_bounds__(kFoldThreads)
+    pair_hidden_fold_kernel(const __grid_constant__ FoldArguments arguments) {
+  fold_constants(arguments);
+}
+
 template <class Run>
 Status run_hidden(const char* name, const PairHiddenProblem& p,
                   std::initializer_list<const void*> arrays, const Queue& queue, Failure* failure,
@@ -332,6 +338,10 @@ Status pair_hidden_moments(const PairHiddenProblem& p, const Queue& queue, Failu
   return run_hidden("pair_hidden_moments", p, {p.a, p.c}, queue, failure,
                     [&](auto numbers, const Limits& limits) {
                       using Each = decltype(numbers);
+                      if (!p.batch_norm.batch) {
+                        return launch(pair_hidden_fold_kernel, fold_grid(p.width, queue),
+                                      {p.batch_norm, static_cast<float*>(p.norm), p.width});
+                      }
                       const PairGrid grid(p.width, Each::N, p.images, 1, kHiddenSummingBlocks,
                                           limits);
                       const PairHiddenArguments arguments(p, grid, queue.workspace);
@@ -340,8 +350,8 @@ Status pair_hidden_moments(const PairHiddenProblem& p, const Queue& queue, Failu
                       if (error != cudaSuccess) return error;
                       return launch(pair_hidden_finish_kernel<typename Each::T, true>,
                                     finish_grid(p.width, queue),
-                                    {arguments.partials, grid.row_blocks, p.width,
-                                     static_cast<float*>(p.moments), p.pairs(), p.a, p.c});
+                                    finish_moments_of(p, queue.workspace, grid.row_blocks,
+                                                      p.pairs(), p.a, p.c));
                     });
 }
 
@@ -367,8 +377,7 @@ Status pair_hidden_sums(const PairHiddenProblem& p, const Queue& queue, Failure*
         const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
         if (error != cudaSuccess) return error;
         return launch(pair_hidden_finish_kernel<float, false>, finish_grid(p.width, queue),
-                      {arguments.partials, grid.row_blocks, p.width, static_cast<float*>(p.sums), 0,
-                       nullptr, nullptr});
+                      finish_sums_of(p, queue.workspace, grid.row_blocks, nullptr));
       });
 }
 

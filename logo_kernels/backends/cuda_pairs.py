@@ -40,23 +40,19 @@ class CudaPairStage(CompiledPairStage):
         arrays: dict[str, Tensor],
     ) -> None:
         with on_device_of(like):
-            getattr(self._library(), name)(
-                self._where(like, summing), *sizes, **addresses(arrays)
-            )
+            device, stream = place(like)
+            workspace = self._workspace(like, device) if summing else None
+            where = device, stream, 0 if workspace is None else workspace.data_ptr()
+            getattr(self._library(), name)(where, *sizes, **addresses(arrays))
 
     def _call(self, name: str, like: Tensor, summing: bool, *arguments: object) -> None:
         with on_device_of(like):
-            getattr(self._library(), name)(self._where(like, summing), *arguments)
+            device, stream = place(like)
+            workspace = self._workspace(like, device) if summing else None
+            where = device, stream, 0 if workspace is None else workspace.data_ptr()
+            getattr(self._library(), name)(where, *arguments)
 
-    def _where(self, like: Tensor, summing: bool) -> tuple[int, int, int]:
-        """(device, stream, address of a workspace); called within `on_device_of`.
-
-        The workspace is for the sums of blocks. Its memory may be given away at once: whoever gets
-        it launches later on the same stream.
-        """
-        device, stream = place(like)
-        if not summing:
-            return device, stream, 0
+    def _workspace(self, like: Tensor, device: int) -> Tensor:
+        """For the sums of blocks; whoever is given its memory next, is so on this stream."""
         size = self._library().pair_workspace_bytes(device, like.shape[-1])
-        workspace = torch.empty(size, dtype=torch.uint8, device=like.device)
-        return device, stream, workspace.data_ptr()
+        return torch.empty(size, dtype=torch.uint8, device=like.device)

@@ -77,7 +77,8 @@ def kernels_of(
         return []
     folder, suffix = FOLDERS[backend]
     if operation == "affinity":
-        return [(folder / f"{part}{suffix}").as_posix() for part in ("pair_hidden", "pair_output")]
+        parts = "pair_hidden", "pair_output", "unit"
+        return [(folder / f"{part}{suffix}").as_posix() for part in parts]
     kernels = [(folder / f"{FILES[operation]}{suffix}").as_posix()]
     if operation == "cosine" and (scaled_by or backend) in FOLDERS:
         folder, suffix = FOLDERS[scaled_by or backend]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ import inputs
 import peers
 from cases import CosineCase, SimilarityCase
 from gate import TOLERANCE, Expected
-from logo_kernels import block_cosine_similarity, info_nce, logo_loss, pair_mlp
+from logo_kernels import block_cosine_similarity, info_nce, logo_loss, pair_layers
 from logo_kernels.backends import BACKENDS
 from logo_kernels.backends.pairs import LINKS
 from logo_kernels.backends.protocol import scale_factor
@@ -279,6 +279,56 @@ def contrast_difference(case: Contrast, backend: str, device: str) -> str | None
     return expected.difference(crops, partial(run, backend=backend, device=device))
 
 
+class HiddenLayer(torch.autograd.Function):
+    """The affinity's first layer by itself: x [P, H] of what the first product would give."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, c: Tensor, norm: nn.BatchNorm1d, roll: int, backend: str
+    ) -> Tensor:
+        parameters = norm.weight.detach(), norm.bias.detach()
+        state = pair_layers.state(norm)
+        x, folded, ctx.seen = pair_layers.hidden_layer(a, c, *parameters, state, roll, backend)
+        ctx.save_for_backward(a, c, folded)
+        ctx.roll, ctx.backend = roll, backend
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        to_a, to_c, _ = pair_layers.hidden_gradient(
+            grad.contiguous(), *ctx.saved_tensors, ctx.seen, ctx.roll, ctx.backend
+        )
+        return to_a, to_c, None, None, None
+
+
+class OutputLayer(torch.autograd.Function):
+    """The second one by itself: [B] of what the second product would give."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        norm: nn.BatchNorm1d,
+        last: nn.Linear,
+        pairs: int,
+        link: int,
+        backend: str,
+    ) -> Tensor:
+        weight = last.weight.detach()[0]
+        value, slope, folded, ctx.seen = pair_layers.output_layer(
+            y, norm.weight.detach(), norm.bias.detach(), pair_layers.state(norm),
+            weight, last.bias.detach(), pairs, link, backend,
+        )  # fmt: skip
+        ctx.save_for_backward(y, folded, weight, slope)
+        ctx.backend = backend
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        to_y, _ = pair_layers.output_gradient(*ctx.saved_tensors, grad, ctx.seen, True, ctx.backend)
+        return to_y, None, None, None, None, None
+
+
 def pairs_difference(case: Pairs, backend: str, device: str) -> str | None:
     """The same of the eight kernels of the pair stage, batch norm in training mode."""
     torch.manual_seed(0)
@@ -302,8 +352,8 @@ def pairs_difference(case: Pairs, backend: str, device: str) -> str | None:
 
     def ours(a: Tensor, c: Tensor, y: Tensor) -> Tensor:
         norm, other_norm, layer = (deepcopy(m).to(device) for m in (first, second, last))
-        x = pair_mlp.hidden(norm, a.to(device), c.to(device), case.roll, backend)
-        value = pair_mlp.output(other_norm, layer, y.to(device), pairs, LINKS[case.link], backend)
+        x = HiddenLayer.apply(a.to(device), c.to(device), norm, case.roll, backend)
+        value = OutputLayer.apply(y.to(device), other_norm, layer, pairs, LINKS[case.link], backend)
         return torch.cat([x.cpu().flatten().to(value.dtype), value.cpu()])
 
     crops = inputs.Inputs(leaves, [], False)

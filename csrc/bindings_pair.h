@@ -146,37 +146,37 @@ void bind_pair_hidden_layer(pybind11::module_& m) {
     moments(where, p);
     hidden(where, p);
   });
-  m.def("pair_hidden_gradient", [](const Where& where, const Sizes& sizes, bool batch, uintptr_t a,
-                                   uintptr_t c, uintptr_t norm, uintptr_t grad_x, uintptr_t to_a,
-                                   uintptr_t to_c, uintptr_t facts, uintptr_t grad_a,
-                                   uintptr_t grad_c) {
-    PairHiddenProblem p = hidden_problem(sizes, a, c, norm);
-    p.values = batch ? p.pairs() : 0;
-    p.grad_x = reinterpret_cast<void*>(grad_x);
-    p.to_a = reinterpret_cast<void*>(to_a);
-    p.to_c = reinterpret_cast<void*>(to_c);
-    p.facts = reinterpret_cast<void*>(facts);
-    p.correction = p.facts;  // its first rows
-    p.grad_a = reinterpret_cast<void*>(grad_a);
-    p.grad_c = reinterpret_cast<void*>(grad_c);
-    sums(where, p);
-    backward(where, p);
-  });
+  m.def("pair_hidden_gradient",
+        [](const Where& where, const Sizes& sizes, bool batch, uintptr_t a, uintptr_t c,
+           uintptr_t norm, uintptr_t grad_x, uintptr_t to_a, uintptr_t to_c, uintptr_t facts,
+           uintptr_t grad_a, uintptr_t grad_c) {
+          PairHiddenProblem p = hidden_problem(sizes, a, c, norm);
+          p.values = batch ? p.pairs() : 0;
+          p.grad_x = reinterpret_cast<void*>(grad_x);
+          p.to_a = reinterpret_cast<void*>(to_a);
+          p.to_c = reinterpret_cast<void*>(to_c);
+          p.facts = reinterpret_cast<void*>(facts);
+          p.correction = p.facts;  // its first rows
+          p.grad_a = reinterpret_cast<void*>(grad_a);
+          p.grad_c = reinterpret_cast<void*>(grad_c);
+          sums(where, p);
+          backward(where, p);
+        });
 }
 
 template <class Where, Run<Where, PairOutputProblem> moments, Run<Where, PairOutputProblem> output,
           Run<Where, PairOutputProblem> sums, Run<Where, PairOutputProblem> backward>
 void bind_pair_output_layer(pybind11::module_& m) {
-  m.def("pair_output_layer", [](const Where& where, const Sizes& sizes, const BatchNormTuple& of,
-                                uintptr_t y, uintptr_t norm, uintptr_t weight, uintptr_t bias,
-                                uintptr_t value, uintptr_t slope) {
-    PairOutputProblem p = output_problem(sizes, y, norm, weight, slope);
-    p.batch_norm = batch_norm(of);
-    p.bias = reinterpret_cast<void*>(bias);
-    p.value = reinterpret_cast<void*>(value);
-    moments(where, p);
-    output(where, p);
-  });
+  m.def("pair_output_layer",
+        [](const Where& where, const Sizes& sizes, const BatchNormTuple& of, uintptr_t y,
+           uintptr_t norm, uintptr_t weight, uintptr_t bias, uintptr_t value, uintptr_t slope) {
+          PairOutputProblem p = output_problem(sizes, y, norm, weight, slope);
+          p.batch_norm = batch_norm(of);
+          p.bias = reinterpret_cast<void*>(bias);
+          p.value = reinterpret_cast<void*>(value);
+          moments(where, p);
+          output(where, p);
+        });
   m.def("pair_output_gradient",
         [](const Where& where, const Sizes& sizes, bool batch, bool summed, uintptr_t y,
            uintptr_t norm, uintptr_t weight, uintptr_t slope, uintptr_t grad, int64_t grad_stride,
@@ -206,19 +206,19 @@ void bind_unit(pybind11::module_& m) {
     p.factors = reinterpret_cast<void*>(factors);
     forward(where, p);
   });
-  m.def("unit_backward", [](const Where& where, int64_t images, int64_t dim, bool wide,
-                            const RowsTuple& grad, const RowsTuple& units, uintptr_t factors,
-                            const RowsTuple& to) {
-    UnitProblem p;
-    p.images = images;
-    p.dim = dim;
-    p.wide = wide;
-    p.grad = rows(grad);
-    p.units = rows(units);
-    p.crops = rows(to);
-    p.factors = reinterpret_cast<void*>(factors);
-    backward(where, p);
-  });
+  m.def("unit_backward",
+        [](const Where& where, int64_t images, int64_t dim, bool wide, const RowsTuple& grad,
+           const RowsTuple& units, uintptr_t factors, const RowsTuple& to) {
+          UnitProblem p;
+          p.images = images;
+          p.dim = dim;
+          p.wide = wide;
+          p.grad = rows(grad);
+          p.units = rows(units);
+          p.crops = rows(to);
+          p.factors = reinterpret_cast<void*>(factors);
+          backward(where, p);
+        });
 }
 
 }  // namespace logo

@@ -106,7 +106,10 @@ class Objective(torch.autograd.Function):
         noisy_a, noisy_c = a, c
         if noise is not None:  # a product of B rows instead of B·L
             u, v = weight.chunk(2, 1)
-            of_a, of_c = products.linear(rows_of(noise[0]), u), products.linear(rows_of(noise[1]), v)
+            of_a, of_c = (
+                products.linear(rows_of(noise[0]), u),
+                products.linear(rows_of(noise[1]), v),
+            )
             noisy_a = torch.add(a, of_a.unsqueeze(1), alpha=deviation)
             noisy_c = torch.add(c, of_c.unsqueeze(1), alpha=deviation)
         alike, seen, kept = forward(noisy_a, noisy_c, second, mlp, states, 0, near, backend)

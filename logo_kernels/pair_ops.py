@@ -216,9 +216,7 @@ def _output_gradient(
     pairs: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return _stage(backend, y).output_gradient(
-        y, norm, last, slope, grad, batch, parameters, pairs
-    )
+    return _stage(backend, y).output_gradient(y, norm, last, slope, grad, batch, parameters, pairs)
 
 
 _define("unit", _unit, lambda z, dtype, _: units.unit_results(z, dtype))

@@ -86,7 +86,8 @@ template <class T>
 inline T dot(const T* x, const T* y, int64_t dim) {
   Vector<T> sums[2] = {};
   int turn = 0;
-  for_columns<T>(dim, [&](int64_t k, auto at) { sums[turn ^= 1] += at.load(x + k) * at.load(y + k); });
+  for_columns<T>(dim,
+                 [&](int64_t k, auto at) { sums[turn ^= 1] += at.load(x + k) * at.load(y + k); });
   return sum_of<T>(sums[0] + sums[1]);
 }
 
@@ -154,7 +155,8 @@ class Unit {
   }
 
   void scale(T* row, T factor) const {
-    for_columns<T>(p_.dim, [&](int64_t k, auto at) { at.store(at.load(row + k) * factor, row + k); });
+    for_columns<T>(p_.dim,
+                   [&](int64_t k, auto at) { at.store(at.load(row + k) * factor, row + k); });
   }
 
   T largest_of(const T* row) const {

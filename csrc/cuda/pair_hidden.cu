@@ -311,9 +311,10 @@ __global__ void __launch_bounds__(kFinishThreads)
   finish_sums<T, MOMENTS>(arguments);
 }
 
+template <class T>
 __global__ void __launch_bounds__(kFoldThreads)
     pair_hidden_fold_kernel(const __grid_constant__ FoldArguments arguments) {
-  fold_constants(arguments);
+  fold_constants<T>(arguments);
 }
 
 template <class Run>
@@ -335,24 +336,23 @@ int64_t pair_workspace_bytes(int64_t width, int device, Failure* failure) {
 }
 
 Status pair_hidden_moments(const PairHiddenProblem& p, const Queue& queue, Failure* failure) {
-  return run_hidden("pair_hidden_moments", p, {p.a, p.c}, queue, failure,
-                    [&](auto numbers, const Limits& limits) {
-                      using Each = decltype(numbers);
-                      if (!p.batch_norm.batch) {
-                        return launch(pair_hidden_fold_kernel, fold_grid(p.width, queue),
-                                      {p.batch_norm, static_cast<float*>(p.norm), p.width});
-                      }
-                      const PairGrid grid(p.width, Each::N, p.images, 1, kHiddenSummingBlocks,
-                                          limits);
-                      const PairHiddenArguments arguments(p, grid, queue.workspace);
-                      const auto kernel = pair_hidden_moments_kernel<typename Each::T, Each::N>;
-                      const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
-                      if (error != cudaSuccess) return error;
-                      return launch(pair_hidden_finish_kernel<typename Each::T, true>,
-                                    finish_grid(p.width, queue),
-                                    finish_moments_of(p, queue.workspace, grid.row_blocks,
-                                                      p.pairs(), p.a, p.c));
-                    });
+  return run_hidden(
+      "pair_hidden_moments", p, {p.a, p.c}, queue, failure,
+      [&](auto numbers, const Limits& limits) {
+        using Each = decltype(numbers);
+        if (!p.batch_norm.batch) {
+          return launch(pair_hidden_fold_kernel<float>, fold_grid(p.width, queue),
+                        {p.batch_norm, static_cast<float*>(p.norm), p.width});
+        }
+        const PairGrid grid(p.width, Each::N, p.images, 1, kHiddenSummingBlocks, limits);
+        const PairHiddenArguments arguments(p, grid, queue.workspace);
+        const auto kernel = pair_hidden_moments_kernel<typename Each::T, Each::N>;
+        const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
+        if (error != cudaSuccess) return error;
+        return launch(pair_hidden_finish_kernel<typename Each::T, true>,
+                      finish_grid(p.width, queue),
+                      finish_moments_of(p, queue.workspace, grid.row_blocks, p.pairs(), p.a, p.c));
+      });
 }
 
 Status pair_hidden(const PairHiddenProblem& p, const Queue& queue, Failure* failure) {

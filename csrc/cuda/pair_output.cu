@@ -65,8 +65,8 @@ struct Run {
       const int64_t there = min(row, walk.end - 1);
       y[r].load(p.y, there * p.width + column);
       slope[r] = __ldg(static_cast<const float*>(p.slope) + there);
-      grad[r] = __ldg(static_cast<const float*>(p.grad) +
-                      min(at->group, p.images - 1) * p.grad_stride);
+      grad[r] =
+          __ldg(static_cast<const float*>(p.grad) + min(at->group, p.images - 1) * p.grad_stride);
     }
   }
 };
@@ -283,9 +283,10 @@ __global__ void __launch_bounds__(kFinishThreads)
   finish_sums<T, MOMENTS>(arguments);
 }
 
+template <class T>
 __global__ void __launch_bounds__(kFoldThreads)
     pair_output_fold_kernel(const __grid_constant__ FoldArguments arguments) {
-  fold_constants(arguments);
+  fold_constants<T>(arguments);
 }
 
 template <class Run>
@@ -301,24 +302,23 @@ Status run_output(const char* name, const PairOutputProblem& p,
 }  // namespace
 
 Status pair_output_moments(const PairOutputProblem& p, const Queue& queue, Failure* failure) {
-  return run_output("pair_output_moments", p, {p.y}, queue, failure,
-                    [&](auto numbers, const Limits& limits) {
-                      using Each = decltype(numbers);
-                      if (!p.batch_norm.batch) {
-                        return launch(pair_output_fold_kernel, fold_grid(p.width, queue),
-                                      {p.batch_norm, static_cast<float*>(p.norm), p.width});
-                      }
-                      const PairGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun,
-                                          1, kMomentsBlocks, limits);
-                      const PairOutputArguments arguments(p, grid, queue.workspace);
-                      const auto kernel = pair_output_moments_kernel<typename Each::T, Each::N>;
-                      const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
-                      if (error != cudaSuccess) return error;
-                      return launch(pair_output_finish_kernel<typename Each::T, true>,
-                                    finish_grid(p.width, queue),
-                                    finish_moments_of(p, queue.workspace, grid.row_blocks,
-                                                      arguments.rows, p.y, nullptr));
-                    });
+  return run_output(
+      "pair_output_moments", p, {p.y}, queue, failure, [&](auto numbers, const Limits& limits) {
+        using Each = decltype(numbers);
+        if (!p.batch_norm.batch) {
+          return launch(pair_output_fold_kernel<float>, fold_grid(p.width, queue),
+                        {p.batch_norm, static_cast<float*>(p.norm), p.width});
+        }
+        const PairGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun, 1,
+                            kMomentsBlocks, limits);
+        const PairOutputArguments arguments(p, grid, queue.workspace);
+        const auto kernel = pair_output_moments_kernel<typename Each::T, Each::N>;
+        const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
+        if (error != cudaSuccess) return error;
+        return launch(
+            pair_output_finish_kernel<typename Each::T, true>, finish_grid(p.width, queue),
+            finish_moments_of(p, queue.workspace, grid.row_blocks, arguments.rows, p.y, nullptr));
+      });
 }
 
 Status pair_output(const PairOutputProblem& p, const Queue& queue, Failure* failure) {

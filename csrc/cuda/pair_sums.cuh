@@ -134,16 +134,32 @@ __device__ __forceinline__ void finish_sums(const FinishArguments& a) {
 template <class Problem>
 FinishArguments finish_moments_of(const Problem& p, const void* workspace, int64_t partial_count,
                                   int64_t values, const void* pivot, const void* second_pivot) {
-  return {static_cast<const double*>(workspace), partial_count, p.width,
-          static_cast<float*>(p.moments), values, pivot, second_pivot,
-          static_cast<float*>(p.norm), p.batch_norm, nullptr, nullptr};
+  return {static_cast<const double*>(workspace),
+          partial_count,
+          p.width,
+          static_cast<float*>(p.moments),
+          values,
+          pivot,
+          second_pivot,
+          static_cast<float*>(p.norm),
+          p.batch_norm,
+          nullptr,
+          nullptr};
 }
 template <class Problem>
 FinishArguments finish_sums_of(const Problem& p, const void* workspace, int64_t partial_count,
                                const void* weight) {
-  return {static_cast<const double*>(workspace), partial_count, p.width,
-          static_cast<float*>(p.sums), p.values, nullptr, nullptr, static_cast<float*>(p.norm),
-          BatchNorm(), static_cast<float*>(p.facts), static_cast<const float*>(weight)};
+  return {static_cast<const double*>(workspace),
+          partial_count,
+          p.width,
+          static_cast<float*>(p.sums),
+          p.values,
+          nullptr,
+          nullptr,
+          static_cast<float*>(p.norm),
+          BatchNorm(),
+          static_cast<float*>(p.facts),
+          static_cast<const float*>(weight)};
 }
 
 // The batches that running statistics are of, before a launch of moments reads how many.
@@ -159,9 +175,10 @@ struct FoldArguments {
 
 // A thread for each column of a batch norm by constants.
 constexpr int kFoldThreads = 128;
+template <class T>
 __device__ __forceinline__ void fold_constants(const FoldArguments& a) {
   const int64_t column = int64_t(blockIdx.x) * kFoldThreads + threadIdx.x;
-  if (column < a.width) fold_running<float>(a.batch_norm, column, a.width, a.norm);
+  if (column < a.width) fold_running<T>(a.batch_norm, column, a.width, a.norm);
 }
 
 inline Grid fold_grid(int64_t width, const Queue& queue) {

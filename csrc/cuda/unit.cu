@@ -17,87 +17,98 @@ namespace cuda {
 namespace {
 
 constexpr int kUnitThreads = 128;
-constexpr int kHeld = 4;  // vectors of a row that a thread keeps
+constexpr int kHeld = 4;  // accesses of a row that a thread keeps
 constexpr int kUnitBlocks = 8;
 
 struct UnitArguments {
   Rows crops, units, grad;
   float* factors;
   int64_t images, dim;
-  bool crops_in_vectors, others_in_vectors;
+  int threads;  // that share a row: a warp or the block
 };
 
-// A row as N numbers at a time: in one access where that is allowed.
-template <int N>
-struct UnitRow {
-  char* address;
-  DType dtype;
-  int64_t step, dim;
-  bool vectors;
+// What UNITS stands for: the dtype of units and of their gradient, or kAny, where rows are read one
+// number at a time, whatever they are.
+constexpr int kAny = 4;
+template <int UNITS>
+struct UnitsOf {
+  using Type = float;
+};
+template <>
+struct UnitsOf<int(DType::bf16)> {
+  using Type = bf16;
+};
+template <>
+struct UnitsOf<int(DType::f16)> {
+  using Type = f16;
+};
 
-  __device__ UnitRow(const Rows& rows, int64_t image, int64_t crop, int64_t dim_, bool vectors_)
-      : address(const_cast<char*>(row_address(rows, image, crop))),
-        dtype(rows.dtype),
-        step(rows.element_stride),
-        dim(dim_),
-        vectors(vectors_) {}
+// Eight numbers at a time of a row of S that lies in multiples of 16 bytes; zeros beyond it.
+template <class S>
+struct VectorRow {
+  static constexpr int N = 8;
+  S* at;
+  int64_t dim;
 
-  // Zeros beyond the row.
+  __device__ VectorRow(const Rows& rows, int64_t image, int64_t crop, int64_t dim_)
+      : at(reinterpret_cast<S*>(const_cast<char*>(row_address(rows, image, crop)))), dim(dim_) {}
+
   __device__ __forceinline__ void load(int64_t column, float (&values)[N]) const {
-    if (vectors && column + N <= dim) {
-      switch (dtype) {
-        case DType::bf16: return load_halves<bf16>(column, values);
-        case DType::f16: return load_halves<f16>(column, values);
-        default: break;
-      }
+    if constexpr (sizeof(S) == 4) {
 #pragma unroll
       for (int k = 0; k < N; k += 4) {
-        const float4 four =
-            *reinterpret_cast<const float4*>(reinterpret_cast<const float*>(address) + column + k);
+        float4 four = make_float4(0, 0, 0, 0);
+        if (column + k < dim) four = *reinterpret_cast<const float4*>(at + column + k);
         values[k] = four.x;
         values[k + 1] = four.y;
         values[k + 2] = four.z;
         values[k + 3] = four.w;
       }
-      return;
-    }
-#pragma unroll
-    for (int k = 0; k < N; ++k) {
-      values[k] = column + k < dim ? read_element({address, dtype, step}, column + k) : 0.0f;
+    } else {
+      uint4 bits = make_uint4(0, 0, 0, 0);
+      if (column < dim) bits = *reinterpret_cast<const uint4*>(at + column);
+      widen(bits, values, S());
     }
   }
-
   __device__ __forceinline__ void store(int64_t column, const float (&values)[N]) const {
-    if (vectors && column + N <= dim) {
-      switch (dtype) {
-        case DType::bf16: return store_halves<bf16>(column, values);
-        case DType::f16: return store_halves<f16>(column, values);
-        default: break;
-      }
+    if constexpr (sizeof(S) == 4) {
 #pragma unroll
       for (int k = 0; k < N; k += 4) {
-        *reinterpret_cast<float4*>(reinterpret_cast<float*>(address) + column + k) =
-            make_float4(values[k], values[k + 1], values[k + 2], values[k + 3]);
+        if (column + k >= dim) continue;
+        __stwb(reinterpret_cast<float4*>(at + column + k),
+               make_float4(values[k], values[k + 1], values[k + 2], values[k + 3]));
       }
-      return;
-    }
-#pragma unroll
-    for (int k = 0; k < N; ++k) {
-      if (column + k < dim) write_element(address, dtype, (column + k) * step, values[k]);
+    } else if (column < dim) {
+      __stwb(reinterpret_cast<uint4*>(at + column), narrow(values, S()));
     }
   }
+};
 
- private:
-  template <class Half>
-  __device__ __forceinline__ void load_halves(int64_t column, float (&values)[N]) const {
-    const uint4 bits =
-        *reinterpret_cast<const uint4*>(reinterpret_cast<const Half*>(address) + column);
-    widen(bits, values, Half());
+// One number at a time of a row of any dtype and stride.
+struct AnyRow {
+  static constexpr int N = 1;
+  RowAt at;
+  int64_t dim;
+
+  __device__ AnyRow(const Rows& rows, int64_t image, int64_t crop, int64_t dim_)
+      : at{row_address(rows, image, crop), rows.dtype, rows.element_stride}, dim(dim_) {}
+
+  __device__ __forceinline__ void load(int64_t column, float (&values)[N]) const {
+    values[0] = column < dim ? read_element(at, column) : 0.0f;
   }
-  template <class Half>
-  __device__ __forceinline__ void store_halves(int64_t column, const float (&values)[N]) const {
-    *reinterpret_cast<uint4*>(reinterpret_cast<Half*>(address) + column) = narrow(values, Half());
+  __device__ __forceinline__ void store(int64_t column, const float (&values)[N]) const {
+    if (column >= dim) return;
+    write_element(const_cast<char*>(at.address), at.dtype, column * at.element_stride, values[0]);
   }
+};
+
+template <class S, int UNITS>
+struct RowOf {
+  using Type = VectorRow<S>;
+};
+template <class S>
+struct RowOf<S, kAny> {
+  using Type = AnyRow;
 };
 
 // Over the threads that share a row, in a fixed order; all of them get it.
@@ -109,11 +120,11 @@ struct Largest {
   static __device__ __forceinline__ float of(float x, float y) { return fmaxf(x, y); }
   static __device__ __forceinline__ float warp(float x) { return warp_max(x); }
 };
-template <class Of, bool WHOLE_BLOCK>
-__device__ __forceinline__ float over_row(float value, float* exchange) {
+template <class Of>
+__device__ __forceinline__ float over_row(float value, int threads, float* exchange) {
   value = Of::warp(value);
-  if constexpr (WHOLE_BLOCK) {
-    __syncthreads();  // what a former call left there is read
+  if (threads > 32) {  // the same in the whole block, as is how often it comes here
+    __syncthreads();   // what a former call left there is read
     if (threadIdx.x % 32 == 0) exchange[threadIdx.x / 32] = value;
     __syncthreads();
     value = exchange[0];
@@ -123,159 +134,178 @@ __device__ __forceinline__ float over_row(float value, float* exchange) {
   return value;
 }
 
-constexpr int kNumbers = 8;  // of a vector: 16 bytes of halves, twice 16 of fp32
-
-// each(k, column) for the vectors of a row that a thread keeps, and for those beyond.
-template <bool WHOLE_BLOCK>
+// A thread's part of a row: the accesses that it keeps, and those beyond.
+template <int N>
 struct UnitShare {
-  static constexpr int kThreads = WHOLE_BLOCK ? kUnitThreads : 32;
-  static constexpr int kRows = kUnitThreads / kThreads;  // at once
+  int64_t first, step, dim;
+
+  __device__ UnitShare(const UnitArguments& a)
+      : first(int64_t(threadIdx.x % a.threads) * N), step(int64_t(a.threads) * N), dim(a.dim) {}
 
   template <class Each>
-  static __device__ __forceinline__ void held(const Each& each) {
+  __device__ __forceinline__ void held(const Each& each) const {
 #pragma unroll
-    for (int k = 0; k < kHeld; ++k) each(k, column(k));
+    for (int k = 0; k < kHeld; ++k) each(k, first + k * step);
   }
   template <class Each>
-  static __device__ __forceinline__ void beyond(int64_t dim, const Each& each) {
+  __device__ __forceinline__ void beyond(const Each& each) const {
 #pragma unroll 1
-    for (int64_t at = column(kHeld); at < dim; at += kThreads * kNumbers) each(at);
-  }
-  static __device__ __forceinline__ int64_t column(int k) {
-    return (int64_t(threadIdx.x % kThreads) + k * kThreads) * kNumbers;
-  }
-  static __device__ __forceinline__ int64_t first_row() {
-    return int64_t(blockIdx.x) * kRows + threadIdx.x / kThreads;
+    for (int64_t column = first + kHeld * step; column < dim; column += step) each(column);
   }
 };
 
-// Σ (factor·z)²
-__device__ __forceinline__ float squares_of(const float (&values)[kNumbers], float factor) {
-  float sum = 0;
-#pragma unroll
-  for (int k = 0; k < kNumbers; ++k) {
-    const float z = values[k] * factor;
-    sum = fmaf(z, z, sum);
-  }
-  return sum;
-}
-
-template <bool WHOLE_BLOCK>
-__global__ void __launch_bounds__(kUnitThreads)
-    unit_kernel(const __grid_constant__ UnitArguments a) {
-  __shared__ float exchange[kUnitThreads / 32];
-  using Share = UnitShare<WHOLE_BLOCK>;
+// each(row, image, crop) for the rows of this thread's warp or block.
+template <class Each>
+__device__ __forceinline__ void each_row(const UnitArguments& a, const Each& each) {
+  const int at_once = kUnitThreads / a.threads;
   const int64_t crops = a.crops.count;
 #pragma unroll 1
-  for (int64_t row = Share::first_row(); row < a.images * crops;
-       row += int64_t(gridDim.x) * Share::kRows) {
-    const int64_t image = row / crops, crop = row - image * crops;
-    const UnitRow<kNumbers> z(a.crops, image, crop, a.dim, a.crops_in_vectors);
-    const UnitRow<kNumbers> to(a.units, image, crop, a.dim, a.others_in_vectors);
-    float held[kHeld][kNumbers];
-    Share::held([&](int k, int64_t column) { z.load(column, held[k]); });
+  for (int64_t row = int64_t(blockIdx.x) * at_once + threadIdx.x / a.threads;
+       row < a.images * crops; row += int64_t(gridDim.x) * at_once) {
+    const int64_t image = row / crops;
+    each(row, image, row - image * crops);
+  }
+}
+
+template <class T, int UNITS>
+__global__ void __launch_bounds__(kUnitThreads)
+    unit_kernel(const __grid_constant__ UnitArguments a) {
+  using From = typename RowOf<T, UNITS>::Type;
+  using To = typename RowOf<typename UnitsOf<UNITS>::Type, UNITS>::Type;
+  constexpr int N = From::N;
+  __shared__ float exchange[kUnitThreads / 32];
+  const UnitShare<N> share(a);
+  each_row(a, [&](int64_t row, int64_t image, int64_t crop) {
+    const From z(a.crops, image, crop, a.dim);
+    const To to(a.units, image, crop, a.dim);
+    float held[kHeld][N];
+    share.held([&](int k, int64_t column) { z.load(column, held[k]); });
     const auto squares = [&](float factor) {
       float sum = 0;
-      Share::held([&](int k, int64_t) { sum += squares_of(held[k], factor); });
-      Share::beyond(a.dim, [&](int64_t column) {
-        float values[kNumbers];
+      const auto add = [&](const float (&values)[N]) {
+#pragma unroll
+        for (int k = 0; k < N; ++k) sum = fmaf(values[k] * factor, values[k] * factor, sum);
+      };
+      share.held([&](int k, int64_t) { add(held[k]); });
+      share.beyond([&](int64_t column) {
+        float values[N];
         z.load(column, values);
-        sum += squares_of(values, factor);
+        add(values);
       });
-      return over_row<Sum, WHOLE_BLOCK>(sum, exchange);
+      return over_row<Sum>(sum, a.threads, exchange);
     };
     float factor = 1, sum = squares(1);
     if (!ordinary(sum)) {  // alike in all threads of the row
       float most = 0;
-      const auto look = [&](const float(&values)[kNumbers]) {
+      const auto look = [&](const float (&values)[N]) {
 #pragma unroll
-        for (int k = 0; k < kNumbers; ++k) most = fmaxf(most, fabsf(values[k]));
+        for (int k = 0; k < N; ++k) most = fmaxf(most, fabsf(values[k]));
       };
-      Share::held([&](int k, int64_t) { look(held[k]); });
-      Share::beyond(a.dim, [&](int64_t column) {
-        float values[kNumbers];
+      share.held([&](int k, int64_t) { look(held[k]); });
+      share.beyond([&](int64_t column) {
+        float values[N];
         z.load(column, values);
         look(values);
       });
-      factor = towards_one(over_row<Largest, WHOLE_BLOCK>(most, exchange));
+      factor = towards_one(over_row<Largest>(most, a.threads, exchange));
       sum = squares(factor);
     }
     const UnitFactors<float> of = unit_factors(factor, sum);
-    const auto write = [&](int64_t column, float(&values)[kNumbers]) {
+    const auto write = [&](int64_t column, float (&values)[N]) {
 #pragma unroll
-      for (int k = 0; k < kNumbers; ++k) values[k] = values[k] * of.first * of.second;
+      for (int k = 0; k < N; ++k) values[k] = values[k] * of.first * of.second;
       to.store(column, values);
     };
-    Share::held([&](int k, int64_t column) { write(column, held[k]); });
-    Share::beyond(a.dim, [&](int64_t column) {
-      float values[kNumbers];
+    share.held([&](int k, int64_t column) { write(column, held[k]); });
+    share.beyond([&](int64_t column) {
+      float values[N];
       z.load(column, values);
       write(column, values);
     });
-    if (threadIdx.x % Share::kThreads == 0) {
+    if (share.first == 0) {
       a.factors[2 * row] = of.first;
       a.factors[2 * row + 1] = of.second;
     }
-  }
+  });
 }
 
 // (g − (g·ẑ) ẑ)/‖z‖; beyond the largest number of its dtype, that number.
-template <bool WHOLE_BLOCK>
+template <class T, int UNITS>
 __global__ void __launch_bounds__(kUnitThreads)
     unit_backward_kernel(const __grid_constant__ UnitArguments a) {
+  using From = typename RowOf<typename UnitsOf<UNITS>::Type, UNITS>::Type;
+  using To = typename RowOf<T, UNITS>::Type;
+  constexpr int N = From::N;
   __shared__ float exchange[kUnitThreads / 32];
-  using Share = UnitShare<WHOLE_BLOCK>;
-  const int64_t crops = a.crops.count;
+  const UnitShare<N> share(a);
   const float most = float(largest(a.crops.dtype));
-#pragma unroll 1
-  for (int64_t row = Share::first_row(); row < a.images * crops;
-       row += int64_t(gridDim.x) * Share::kRows) {
-    const int64_t image = row / crops, crop = row - image * crops;
-    const UnitRow<kNumbers> unit(a.units, image, crop, a.dim, a.others_in_vectors);
-    const UnitRow<kNumbers> grad(a.grad, image, crop, a.dim, a.others_in_vectors);
-    const UnitRow<kNumbers> to(a.crops, image, crop, a.dim, a.crops_in_vectors);
-    float units[kHeld][kNumbers], grads[kHeld][kNumbers], sum = 0;
-    const auto add = [&](const float(&u)[kNumbers], const float(&g)[kNumbers]) {
+  each_row(a, [&](int64_t row, int64_t image, int64_t crop) {
+    const From unit(a.units, image, crop, a.dim), grad(a.grad, image, crop, a.dim);
+    const To to(a.crops, image, crop, a.dim);
+    float units[kHeld][N], grads[kHeld][N], sum = 0;
+    const auto add = [&](const float (&u)[N], const float (&g)[N]) {
 #pragma unroll
-      for (int k = 0; k < kNumbers; ++k) sum = fmaf(u[k], g[k], sum);
+      for (int k = 0; k < N; ++k) sum = fmaf(u[k], g[k], sum);
     };
-    Share::held([&](int k, int64_t column) {
+    share.held([&](int k, int64_t column) {
       unit.load(column, units[k]);
       grad.load(column, grads[k]);
     });
-    Share::held([&](int k, int64_t) { add(units[k], grads[k]); });
-    Share::beyond(a.dim, [&](int64_t column) {
-      float u[kNumbers], g[kNumbers];
+    share.held([&](int k, int64_t) { add(units[k], grads[k]); });
+    share.beyond([&](int64_t column) {
+      float u[N], g[N];
       unit.load(column, u);
       grad.load(column, g);
       add(u, g);
     });
-    const float along = over_row<Sum, WHOLE_BLOCK>(sum, exchange);
+    const float along = over_row<Sum>(sum, a.threads, exchange);
     const float first = __ldg(a.factors + 2 * row), second = __ldg(a.factors + 2 * row + 1);
-    const auto write = [&](int64_t column, const float(&u)[kNumbers], float(&g)[kNumbers]) {
+    const auto write = [&](int64_t column, const float (&u)[N], float (&g)[N]) {
 #pragma unroll
-      for (int k = 0; k < kNumbers; ++k) {
+      for (int k = 0; k < N; ++k) {
         g[k] = clamp_keeping_nan(fmaf(-along, u[k], g[k]) * second * first, most);
       }
       to.store(column, g);
     };
-    Share::held([&](int k, int64_t column) { write(column, units[k], grads[k]); });
-    Share::beyond(a.dim, [&](int64_t column) {
-      float u[kNumbers], g[kNumbers];
+    share.held([&](int k, int64_t column) { write(column, units[k], grads[k]); });
+    share.beyond([&](int64_t column) {
+      float u[N], g[N];
       unit.load(column, u);
       grad.load(column, g);
       write(column, u, g);
     });
-  }
+  });
 }
 
-// N numbers in one access: what in_vectors tells of 16 bytes, where these may be 32.
-inline bool in_accesses(const Rows& rows, const UnitProblem& p) {
-  return in_vectors(rows, p.images, p.dim);
+// The dtype of the crops, and UNITS.
+template <class T_, int UNITS_>
+struct UnitKinds {
+  using T = T_;
+  static constexpr int UNITS = UNITS_;
+};
+
+// Calls run(UnitKinds<T, UNITS>()) for the kernel that the rows allow.
+template <class Run>
+cudaError_t with_rows(const UnitProblem& p, const Run& run) {
+  const bool vectors = in_vectors(p.crops, p.images, p.dim) &&
+                       in_vectors(p.units, p.images, p.dim) &&
+                       (!p.grad.present() || in_vectors(p.grad, p.images, p.dim));
+  constexpr int kF32 = int(DType::f32), kBf16 = int(DType::bf16), kF16 = int(DType::f16);
+  const int crops = int(p.crops.dtype), units = int(p.units.dtype);
+  if (vectors && crops == kF32 && units == kF32) return run(UnitKinds<float, kF32>());
+  if (vectors && crops == kF32 && units == kBf16) return run(UnitKinds<float, kBf16>());
+  if (vectors && crops == kF32 && units == kF16) return run(UnitKinds<float, kF16>());
+  if (vectors && crops == kBf16 && units == kF32) return run(UnitKinds<bf16, kF32>());
+  if (vectors && crops == kBf16 && units == kBf16) return run(UnitKinds<bf16, kBf16>());
+  if (vectors && crops == kF16 && units == kF32) return run(UnitKinds<f16, kF32>());
+  if (vectors && crops == kF16 && units == kF16) return run(UnitKinds<f16, kF16>());
+  return run(UnitKinds<float, kAny>());
 }
 
-Status run(const char* name, const UnitProblem& p, void (*of_warp)(UnitArguments),
-           void (*of_block)(UnitArguments), const Queue& queue, Failure* failure) {
+// kernel(UnitKinds<T, UNITS>) gives it.
+template <class Kernel>
+Status run(const char* name, const UnitProblem& p, const Queue& queue, Failure* failure,
+           const Kernel& kernel) {
   char shape[160];
   snprintf(shape, sizeof(shape), "B=%lld L=%lld D=%lld %s", static_cast<long long>(p.images),
            static_cast<long long>(p.crops.count), static_cast<long long>(p.dim),
@@ -283,18 +313,19 @@ Status run(const char* name, const UnitProblem& p, void (*of_warp)(UnitArguments
   Limits limits;
   const Status entered = enter(name, shape, queue, &limits, failure);
   if (entered != Status::ok) return entered;
-  const UnitArguments arguments{p.crops, p.units, p.grad, static_cast<float*>(p.factors),
-                                p.images, p.dim, in_accesses(p.crops, p),
-                                in_accesses(p.units, p) &&
-                                    (!p.grad.present() || in_accesses(p.grad, p))};
-  const bool whole_block = p.dim > int64_t(UnitShare<false>::kThreads) * kNumbers * kHeld;
   const int64_t rows = p.images * p.crops.count;
-  const int64_t at_once = whole_block ? 1 : UnitShare<false>::kRows;
-  const int64_t needed = (rows + at_once - 1) / at_once;
-  const int64_t most = int64_t(limits.multiprocessors) * kUnitBlocks;
-  const Grid grid{unsigned(needed < most ? needed : most), kUnitThreads, 0,
-                  static_cast<cudaStream_t>(queue.stream)};
-  const cudaError_t error = launch(whole_block ? of_block : of_warp, grid, arguments);
+  const cudaError_t error = with_rows(p, [&](auto kinds) {
+    using Each = decltype(kinds);
+    constexpr int per_thread = kHeld * (Each::UNITS == kAny ? 1 : 8);
+    const int threads = p.dim > 32 * per_thread ? kUnitThreads : 32;
+    const int64_t at_once = kUnitThreads / threads, needed = (rows + at_once - 1) / at_once;
+    const int64_t most = int64_t(limits.multiprocessors) * kUnitBlocks;
+    const Grid grid{unsigned(needed < most ? needed : most), kUnitThreads, 0,
+                    static_cast<cudaStream_t>(queue.stream)};
+    return launch(
+        kernel(kinds), grid,
+        {p.crops, p.units, p.grad, static_cast<float*>(p.factors), p.images, p.dim, threads});
+  });
   return error == cudaSuccess ? Status::ok
                               : fail(failure, name, shape, queue.device, cudaGetErrorString(error));
 }
@@ -302,12 +333,15 @@ Status run(const char* name, const UnitProblem& p, void (*of_warp)(UnitArguments
 }  // namespace
 
 Status unit(const UnitProblem& p, const Queue& queue, Failure* failure) {
-  return run("unit", p, &unit_kernel<false>, &unit_kernel<true>, queue, failure);
+  return run("unit", p, queue, failure, [](auto kinds) {
+    return &unit_kernel<typename decltype(kinds)::T, decltype(kinds)::UNITS>;
+  });
 }
 
 Status unit_backward(const UnitProblem& p, const Queue& queue, Failure* failure) {
-  return run("unit_backward", p, &unit_backward_kernel<false>, &unit_backward_kernel<true>, queue,
-             failure);
+  return run("unit_backward", p, queue, failure, [](auto kinds) {
+    return &unit_backward_kernel<typename decltype(kinds)::T, decltype(kinds)::UNITS>;
+  });
 }
 
 }  // namespace cuda

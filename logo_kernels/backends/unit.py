@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .buffers import compute_dtype
-from .units import Rows, saturated
+from .units import saturated
 
 
 def unit_results(z: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -40,14 +40,17 @@ def is_view_major(z: Tensor) -> bool:
 def unit(z: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(ẑ in `dtype`, factors)."""
     made, factors = unit_results(z, dtype)
-    rows = Rows(z, factors.dtype)
-    inverse = rows.norm.reciprocal()  # [B, L, 1]
-    first = torch.ones_like(inverse) if rows.largest is None else rows.largest.reciprocal()
-    both = torch.cat([first, inverse], -1).flatten(0, 1)
-    if rows.zero is not None:
-        both = both.masked_fill(rows.zero.view(-1, 1), 0)
-    factors.copy_(both)
-    return made.copy_(rows.unit), factors
+    rows = z.to(factors.dtype)
+    _, exponent = torch.frexp(rows.abs().amax(-1, keepdim=True))
+    # a power of two near 1 / largest: that of subnormal numbers would be infinite
+    most = 120 if rows.dtype == torch.float32 else 1000
+    first = torch.exp2(-exponent.clamp(-most, most).to(rows.dtype))
+    norm = torch.linalg.vector_norm(rows * first, dim=-1, keepdim=True)
+    second = norm.reciprocal()
+    second = torch.where(second > 0, second, torch.nan)  # also of infinite rows
+    both = torch.where(norm == 0, 0, torch.cat([first, second], -1))  # [B, L, 2]
+    factors.copy_(both.flatten(0, 1))
+    return made.copy_(rows * both[..., :1] * both[..., 1:]), factors
 
 
 def unit_backward(

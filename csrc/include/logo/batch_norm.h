@@ -31,8 +31,8 @@ LOGO_FUNCTION void fold_batch(const BatchNorm& n, double mean, double var, doubl
   fold_column<T>(n, mean, var, column, width, norm);
   if (n.mean == nullptr) return;
   const double share = share_of_batch(n);
-  T *const running_mean = static_cast<T*>(n.mean) + column,
-          *const running_var = static_cast<T*>(n.var) + column;
+  T *const running_mean = static_cast<T*>(n.mean) + column, *const running_var =
+                                                                static_cast<T*>(n.var) + column;
   *running_mean = T(*running_mean + share * (mean - *running_mean));
   *running_var = T(*running_var + share * (var * (values / (values - 1)) - *running_var));
 }

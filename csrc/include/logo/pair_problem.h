@@ -47,10 +47,10 @@ struct PairHiddenProblem {
   void* grad_a = nullptr;            // [B, L, H] T
   void* grad_c = nullptr;            // [B, L, H] T
   // What the sums become if it is given: see backends/pairs.py.
-  void* facts = nullptr;             // [5, H]
-  int64_t values = 0;                // that the statistics are of; 0: they are constants
+  void* facts = nullptr;  // [5, H]
+  int64_t values = 0;     // that the statistics are of; 0: they are constants
   BatchNorm batch_norm;
-  int threads = 1;                   // of the CPU
+  int threads = 1;  // of the CPU
 
   LOGO_METHOD int64_t pairs() const { return images * crops * (crops - 1); }
 };
@@ -62,11 +62,11 @@ struct PairOutputProblem {
   int64_t width = 0;   // H' ≥ 1
   Link link = Link::identity;
   DType dtype = DType::f32;
-  const void* y = nullptr;           // [P, H'] T
-  void* norm = nullptr;              // [4, H']
-  const void* weight = nullptr;      // [H']
-  const void* bias = nullptr;        // [1]
-  const void* grad = nullptr;        // [B]
+  const void* y = nullptr;       // [P, H'] T
+  void* norm = nullptr;          // [4, H']
+  const void* weight = nullptr;  // [H']
+  const void* bias = nullptr;    // [1]
+  const void* grad = nullptr;    // [B]
   int64_t grad_stride = 1;
   const void* correction = nullptr;  // [2, H']
   void* moments = nullptr;           // [2, H']
@@ -77,16 +77,16 @@ struct PairOutputProblem {
   void* facts = nullptr;             // [6, H']
   int64_t values = 0;
   BatchNorm batch_norm;
-  int threads = 1;                   // of the CPU
+  int threads = 1;  // of the CPU
 };
 
 // Rows as unit vectors z/‖z‖, or their gradient; backends/pairs.py says what `factors` are.
 struct UnitProblem {
-  int64_t images = 0;  // B
-  int64_t dim = 0;     // D
-  Rows crops;          // [B, L, D]: z, or in backward its gradient, which is written
-  Rows units;          // [B, L, D], dense
-  Rows grad;           // [B, L, D], dense: backward's upstream gradient
+  int64_t images = 0;       // B
+  int64_t dim = 0;          // D
+  Rows crops;               // [B, L, D]: z, or in backward its gradient, which is written
+  Rows units;               // [B, L, D], dense
+  Rows grad;                // [B, L, D], dense: backward's upstream gradient
   void* factors = nullptr;  // [B·L, 2] fp32, fp64 for fp64 crops or units
   bool wide = false;        // whether they are fp64
   int threads = 1;          // of the CPU

@@ -113,8 +113,8 @@ class LocalAffinity(nn.Sequential):
         z = self._crops(local)
         dtype = self._dtype(z)
         if has_stage(self.backend, z.device, dtype):
-            settings = pair_mlp.settings(self, dtype, self.backend)
-            return pair_mlp.Affinity.apply(z, settings, *pair_mlp.parameters(self))
+            settings, parameters = pair_mlp.of_module(self, dtype, self.backend)
+            return pair_mlp.Affinity.apply(z, settings, *parameters)
         units = self._units(z)
         return self._plain(units, units, 0, "softplus")
 
@@ -148,10 +148,8 @@ class LocalAffinity(nn.Sequential):
         if logistic:
             noise = torch.randn(2, len(z), 1, self.dim, device=z.device, dtype=dtype)
         if has_stage(self.backend, z.device, dtype):
-            settings = pair_mlp.settings(self, dtype, self.backend)
-            return pair_mlp.Objective.apply(
-                z, settings, noise, deviation, *pair_mlp.parameters(self)
-            )
+            settings, parameters = pair_mlp.of_module(self, dtype, self.backend)
+            return pair_mlp.Objective.apply(z, settings, noise, deviation, *parameters)
         units = self._units(z)
         first, second = (units, units) if noise is None else units + noise * deviation
         alike = self._plain(first, second, 0, "softplus_negated" if logistic else "identity")

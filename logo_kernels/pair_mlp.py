@@ -22,7 +22,7 @@ from .backends.buffers import compute_dtype
 from .backends.pairs import LINKS
 from .backends.unit import is_view_major
 
-# Of the MLP as `parameters` gives it: w₁, b₁, the first norm's weight and bias, w₂, b₂, the second
+# Of the MLP as `of_module` gives it: w₁, b₁, the first norm's weight and bias, w₂, b₂, the second
 # norm's, w₃, b₃.
 PARAMETERS = 10
 KEPT = 8  # tensors that a pass over the pairs keeps for its backward
@@ -31,17 +31,17 @@ KEPT = 8  # tensors that a pass over the pairs keeps for its backward
 Settings = tuple[torch.dtype, layers.State, layers.State, str]
 
 
-def parameters(mlp: nn.Sequential) -> tuple[Tensor, ...]:
-    """Of LocalAffinity."""
-    first, norm, _, second, other, _, last = mlp
-    return (
+def of_module(
+    mlp: nn.Sequential, dtype: torch.dtype, backend: str
+) -> tuple[Settings, tuple[Tensor, ...]]:
+    """What the Functions take of a LocalAffinity: settings, parameters."""
+    layer: Any = tuple(mlp)
+    first, norm, _, second, other, _, last = layer
+    parameters = (
         first.weight, first.bias, norm.weight, norm.bias,
         second.weight, second.bias, other.weight, other.bias, last.weight, last.bias,
     )  # fmt: skip
-
-
-def settings(mlp: nn.Sequential, dtype: torch.dtype, backend: str) -> Settings:
-    return dtype, layers.state(mlp[1]), layers.state(mlp[4]), backend  # type: ignore[arg-type]
+    return (dtype, layers.state(norm), layers.state(other), backend), parameters
 
 
 class Affinity(torch.autograd.Function):
@@ -68,7 +68,10 @@ def affinity_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     to_z = to_weight = None
     found = backward(grad, kept, second, ctx.seen, 0, of_z, needed, ctx.backend)
     if of_z or needed[0]:
-        to_a, to_c = (rows_of(v) for v in found[:2])
+        grad_a, grad_c = found[:2]
+        assert grad_a is not None
+        assert grad_c is not None
+        to_a, to_c = rows_of(grad_a), rows_of(grad_c)
     if needed[0]:
         to_weight = torch.empty_like(weight)
         for half, to_half in zip(to_weight.chunk(2, 1), (to_a, to_c), strict=True):

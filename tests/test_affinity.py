@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from emulation.backend import emulate
 from affinity_ranks import affinity_of, crops_of, rank_of_two
+from emulation.backend import emulate
 from logo_kernels import LocalAffinity, LoGoLoss, logo_loss, pair_ops, products
 from logo_kernels.backends import BACKENDS
 from support import EPS, error

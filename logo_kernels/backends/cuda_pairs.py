@@ -1,4 +1,4 @@
-"""The learned affinity's pair stage on NVIDIA GPUs: csrc/cuda/{pair_hidden, pair_output, unit}.cu."""
+"""The learned affinity's pair stage on NVIDIA GPUs: csrc/cuda/{pair_hidden,pair_output,unit}.cu."""
 
 from __future__ import annotations
 

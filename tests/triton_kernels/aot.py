@@ -30,9 +30,9 @@ from logo_kernels.backends.protocol import PairWeights
 from logo_kernels.backends.triton import cosine as cosine_module
 from logo_kernels.backends.triton import info_nce as info_nce_module
 from logo_kernels.backends.triton import pair_facts, pair_hidden, pair_moments, pair_output
-from logo_kernels.backends.triton import unit as unit_module
 from logo_kernels.backends.triton import scale as scale_module
 from logo_kernels.backends.triton import similarity as similarity_module
+from logo_kernels.backends.triton import unit as unit_module
 
 TYPES = {
     torch.float32: "*fp32",

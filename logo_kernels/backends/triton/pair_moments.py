@@ -40,9 +40,8 @@ class BatchNorm(NamedTuple):
 @triton.jit
 def count_batch(batches_ptr, COUNT: tl.constexpr):
     """Before the second launch reads how many batches the running statistics are of."""
-    if COUNT:
-        if tl.program_id(0) + tl.program_id(1) == 0:
-            tl.store(batches_ptr, tl.load(batches_ptr) + 1)
+    if COUNT and tl.program_id(0) + tl.program_id(1) == 0:
+        tl.store(batches_ptr, tl.load(batches_ptr) + 1)
 
 
 @triton.jit

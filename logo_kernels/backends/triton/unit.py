@@ -1,6 +1,6 @@
 """Rows as unit vectors, and the gradient through them: a launch each, bound by bytes.
 
-A program has a few rows, whole where D is at most BLOCK_D; of longer ones it reads the blocks again.
+A program has a few rows, whole where D is at most BLOCK_D; longer ones it reads again in blocks.
 """
 
 # Upper case marks compile-time constants in kernels; a branch on one is no expression.

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from affinity_ranks import affinity_of, crops_of, rank_of_two
 from emulation.backend import emulate
-from logo_kernels import LocalAffinity, LoGoLoss, logo_loss, pair_ops, products
+from logo_kernels import LocalAffinity, LoGoLoss, backends, logo_loss, pair_ops, products
 from logo_kernels.backends import BACKENDS
 from support import EPS, error
 from test_pair_stage import batch_norm_of, inputs, stage_of
@@ -432,8 +432,20 @@ def test_opcheck_layers(cpu_stage, batch, running):
 @pytest.mark.parametrize("name", ["cpu", "emulated"])
 def test_compiles_whole(cpu_stage, monkeypatch, name, form, training):
     """Also by a backend of which the choice calls the compiled extension, as CUDA's does."""
+    asked = []
     if name == "emulated":
-        emulate(monkeypatch, 90)
+        backend = emulate(monkeypatch, 90)
+        refuses = backend.refuses
+
+        def asking(problem):
+            backend.library.pair_workspace_bytes(0, 8)
+            asked.append(problem)
+            return refuses(problem)
+
+        monkeypatch.setattr(backend, "refuses", asking)
+    # nothing is remembered of the choice: it falls while torch traces
+    monkeypatch.setattr(pair_ops, "_stages", {})
+    backends._choose.cache_clear()
     torch._dynamo.reset()
     z = crops_of(4, 3, 16)
     eager, compiled = (Objective(affinity_of(16, (8, 8), name), form) for _ in range(2))
@@ -441,9 +453,10 @@ def test_compiles_whole(cpu_stage, monkeypatch, name, form, training):
     eager.train(training)
     x, y = z.clone().requires_grad_(), z.clone().requires_grad_()
     torch.manual_seed(4)  # of the noise
-    want = eager(x)
-    torch.manual_seed(4)
     got = step(y)
+    assert len(asked) == (name == "emulated")
+    torch.manual_seed(4)
+    want = eager(x)
     assert error(got, want) < 1e-6
     want.sum().backward()
     got.sum().backward()

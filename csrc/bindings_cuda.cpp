@@ -200,6 +200,16 @@ void bind_cuda(py::module_& m) {
   bind_output<&cuda::pair_output>(m, "pair_output");
   bind_output<&cuda::pair_output_sums>(m, "pair_output_sums");
   bind_output<&cuda::pair_output_backward>(m, "pair_output_backward");
+  bind_pair_hidden_layer<Place, &run_at<PairHiddenProblem, &cuda::pair_hidden_moments>,
+                         &run_at<PairHiddenProblem, &cuda::pair_hidden>,
+                         &run_at<PairHiddenProblem, &cuda::pair_hidden_sums>,
+                         &run_at<PairHiddenProblem, &cuda::pair_hidden_backward>>(m);
+  bind_pair_output_layer<Place, &run_at<PairOutputProblem, &cuda::pair_output_moments>,
+                         &run_at<PairOutputProblem, &cuda::pair_output>,
+                         &run_at<PairOutputProblem, &cuda::pair_output_sums>,
+                         &run_at<PairOutputProblem, &cuda::pair_output_backward>>(m);
+  bind_unit<Place, &run_at<UnitProblem, &cuda::unit>, &run_at<UnitProblem, &cuda::unit_backward>>(
+      m);
   m.def("pair_workspace_bytes", &pair_workspace_bytes,
         "Bytes, of any contents, that launches of the pair stage's moments and sums on one stream "
         "share.");

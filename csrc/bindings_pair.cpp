@@ -36,6 +36,15 @@ void bind_pair_stage(pybind11::module_& m) {
   bind_output<&cpu::pair_output>(m, "pair_output");
   bind_output<&cpu::pair_output_sums>(m, "pair_output_sums");
   bind_output<&cpu::pair_output_backward>(m, "pair_output_backward");
+  bind_pair_hidden_layer<int, &run<PairHiddenProblem, &cpu::pair_hidden_moments>,
+                         &run<PairHiddenProblem, &cpu::pair_hidden>,
+                         &run<PairHiddenProblem, &cpu::pair_hidden_sums>,
+                         &run<PairHiddenProblem, &cpu::pair_hidden_backward>>(m);
+  bind_pair_output_layer<int, &run<PairOutputProblem, &cpu::pair_output_moments>,
+                         &run<PairOutputProblem, &cpu::pair_output>,
+                         &run<PairOutputProblem, &cpu::pair_output_sums>,
+                         &run<PairOutputProblem, &cpu::pair_output_backward>>(m);
+  bind_unit<int, &run<UnitProblem, &cpu::unit>, &run<UnitProblem, &cpu::unit_backward>>(m);
 }
 
 }  // namespace logo

@@ -10,15 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checks, pair_mlp
-from .autograd import Unit
-from .backends import AUTO, BACKENDS, resolve
+from .backends import AUTO, BACKENDS
 from .backends.buffers import compute_dtype
-from .backends.pairs import LINKS
+from .pair_ops import find_stage
+from .unit import Unit
 
 OBJECTIVES = ("logistic", "difference")
 
 # Standard deviation of a positive's noise, times √D (the authors' code).
 NOISE = 0.3
+
+
+@torch.compiler.assume_constant_result
+def has_stage(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether kernels serve these pairs; for torch.compile a constant.
+
+    To find out, some backends call the compiled extension, which nothing can trace.
+    """
+    return find_stage(backend, device, dtype) is not None
 
 
 class LocalAffinity(nn.Sequential):
@@ -98,13 +107,16 @@ class LocalAffinity(nn.Sequential):
 
         Raises:
             TypeError: no floating tensor.
-            ValueError: a wrong shape, L < 2, or a single pair in training mode.
+            ValueError: a wrong shape, or L < 2.
             RuntimeError: a named backend that cannot serve the call, with its reason.
         """
-        units = self._units(local)
-        if self._is_plain(units):
-            return self._plain(units, units, 0, "softplus")
-        return self._pairs(*self._halves(units), 0, "softplus")
+        z = self._crops(local)
+        dtype = self._dtype(z)
+        if has_stage(self.backend, z.device, dtype):
+            settings, parameters = pair_mlp.of_module(self, dtype, self.backend)
+            return pair_mlp.Affinity.apply(z, settings, *parameters)
+        units = self._units(z)
+        return self._plain(units, units, 0, "softplus")
 
     def objective(self, local: Tensor | Sequence[Tensor], form: str = "logistic") -> Tensor:
         r"""What θd minimises, a scalar: crops of one image alike, crops of two images not (eq. 6).
@@ -128,37 +140,27 @@ class LocalAffinity(nn.Sequential):
             TypeError, ValueError, RuntimeError: as ``forward``; B = 1; an unknown form.
         """
         checks.one_of("form", form, OBJECTIVES)
-        units = self._units(local).detach()
-        if len(units) < 2:
+        z = self._crops(local).detach()
+        if len(z) < 2:
             raise ValueError("local must hold at least 2 images to have negatives, got B = 1")
-        logistic = form == "logistic"
-        positive = "softplus_negated" if logistic else "identity"
-        negative = "softplus" if logistic else "identity"
-        noise = None
+        dtype = self._dtype(z)
+        logistic, noise, deviation = form == "logistic", None, NOISE / self.dim**0.5
         if logistic:
-            noise = torch.randn(2, len(units), 1, self.dim, device=units.device, dtype=units.dtype)
-            noise = noise * (NOISE / self.dim**0.5)
-        if self._is_plain(units):
-            first, second = (units, units) if noise is None else units + noise
-            alike = self._plain(first, second, 0, positive)
-            unlike = self._plain(units, units, 1, negative)
-        else:
-            a, c = self._halves(units)
-            if noise is None:
-                alike = self._pairs(a, c, 0, positive)
-            else:  # a product of B rows instead of B·L
-                u, v = self._split()
-                alike = self._pairs(
-                    a + F.linear(noise[0], u), c + F.linear(noise[1], v), 0, positive
-                )
-            unlike = self._pairs(a, c, 1, negative)
+            noise = torch.randn(2, len(z), 1, self.dim, device=z.device, dtype=dtype)
+        if has_stage(self.backend, z.device, dtype):
+            settings, parameters = pair_mlp.of_module(self, dtype, self.backend)
+            return pair_mlp.Objective.apply(z, settings, noise, deviation, *parameters)
+        units = self._units(z)
+        first, second = (units, units) if noise is None else units + noise * deviation
+        alike = self._plain(first, second, 0, "softplus_negated" if logistic else "identity")
+        unlike = self._plain(units, units, 1, "softplus" if logistic else "identity")
         return (unlike + alike if logistic else unlike - alike).mean()
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, backend={self.backend!r}"
 
-    def _units(self, local: Tensor | Sequence[Tensor]) -> Tensor:
-        """ẑ [B, L, D] in the dtype of the products that follow."""
+    def _crops(self, local: Tensor | Sequence[Tensor]) -> Tensor:
+        """[B, L, D], checked."""
         z = checks.crops("local", local, "B, L, D")
         if z.shape[0] == 0:
             raise ValueError("local must not be empty, got B = 0")
@@ -171,30 +173,20 @@ class LocalAffinity(nn.Sequential):
         weight: Tensor = self[0].weight  # type: ignore[assignment]
         if z.device != weight.device:
             raise ValueError(f"local is on {z.device}, the affinity on {weight.device}; move one")
-        units = Unit.apply(z, compute_dtype(z, weight))
-        return units if torch.is_autocast_enabled(z.device.type) else units.to(weight.dtype)
+        return z
 
-    def _is_plain(self, units: Tensor) -> bool:
-        return resolve(self.backend, "pair_mlp", units).pair_stage is None
-
-    def _split(self) -> tuple[Tensor, Tensor]:
-        """W₁ = [U, V], each [H, D]."""
-        u, v = self[0].weight.split(self.dim, 1)  # type: ignore[operator]
-        return u, v
-
-    def _halves(self, units: Tensor) -> tuple[Tensor, Tensor]:
-        """a = U·ẑ and c = V·ẑ + b₁, [B, L, H]; where autocast is on, in its dtype."""
-        device, dtype = units.device.type, units.dtype
+    def _dtype(self, z: Tensor) -> torch.dtype:
+        """Of ẑ and of the products: autocast's where it is on, else that of the parameters."""
+        device = z.device.type
         if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        return pair_mlp.Halves.apply(units, self[0].weight, self[0].bias, dtype)
+            return torch.get_autocast_dtype(device)
+        return self[0].weight.dtype  # type: ignore[return-value]
 
-    def _pairs(self, a: Tensor, c: Tensor, roll: int, link: str) -> Tensor:
-        """Mean over the pairs of each image of link(f), [B]."""
-        pairs = a.shape[1] * (a.shape[1] - 1)
-        x = pair_mlp.hidden(self[1], a, c, roll, self.backend)  # type: ignore[arg-type]
-        y = pair_mlp.Product.apply(x, self[3].weight, self[3].bias)
-        return pair_mlp.output(self[4], self[6], y, pairs, LINKS[link], self.backend)  # type: ignore[arg-type]
+    def _units(self, z: Tensor) -> Tensor:
+        """ẑ for the plain form; autocast rounds it there."""
+        weight: Tensor = self[0].weight  # type: ignore[assignment]
+        autocast = torch.is_autocast_enabled(z.device.type)
+        return Unit.apply(z, compute_dtype(z, weight) if autocast else weight.dtype, self.backend)
 
     def _plain(self, first: Tensor, second: Tensor, roll: int, link: str) -> Tensor:
         """The same from [zᵢ; zⱼ], concatenated."""

@@ -16,7 +16,6 @@ from torch import Tensor
 from . import ops
 from .backends import AUTO, PairWeights, resolve
 from .backends.protocol import scale_factor
-from .backends.units import Rows, saturated, scaled_back
 
 
 class Cosine(torch.autograd.Function):
@@ -84,26 +83,6 @@ class Similarity(torch.autograd.Function):
             differentiated_once(to_b) if needs_b else None,
             None,
         )
-
-
-class Unit(torch.autograd.Function):
-    """z/‖z‖ over the last dimension in `dtype`, exact for any finite norm; 0 for a zero row."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        z = Rows(rows, dtype)
-        # the product that follows keeps the unit vectors in any case
-        ctx.save_for_backward(z.unit, z.norm, z.zero, z.largest)
-        ctx.dtype = rows.dtype
-        return z.unit
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        unit, norm, zero, largest = ctx.saved_tensors
-        along = (grad * unit).sum(-1, keepdim=True)
-        across = torch.addcmul(grad, along, unit, value=-1)
-        gradient = saturated(scaled_back(across, norm, zero, largest), ctx.dtype).to(ctx.dtype)
-        return differentiated_once(gradient), None
 
 
 class NoSecondDerivative(torch.autograd.Function):

@@ -1,274 +1,275 @@
-"""The learned affinity's pair stage as autograd Functions, batch norm included.
+"""The learned affinity's MLP over pairs as autograd Functions, batch norm included.
 
-`Halves` is the first product, `hidden` maps its two halves to the pairs' hidden layer, `Product` is
-the second one, and `output` maps it to each image's mean over its pairs. What is computed, and by
+`Affinity` and `Objective` are whole: unit vectors, the first product once per crop for each half of
+W₁, the pairs' hidden layer, the second product, and each image's mean over its pairs. One Function
+each, since a node of autograd costs the host more than a kernel's launch. What is computed, and by
 which formula, stands in backends/pairs.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from . import pair_layers as layers
 from . import pair_ops as ops
 from . import products
 from .autograd import differentiated_once
+from .backends.buffers import compute_dtype
+from .backends.pairs import LINKS
+from .backends.unit import is_view_major
+
+# Of the MLP as `of_module` gives it: w₁, b₁, the first norm's weight and bias, w₂, b₂, the second
+# norm's, w₃, b₃.
+PARAMETERS = 10
+KEPT = 8  # tensors that a pass over the pairs keeps for its backward
+
+# What is no parameter: the dtype of the products, the states of both norms, the backend.
+Settings = tuple[torch.dtype, layers.State, layers.State, str]
 
 
-def hidden(norm: BatchNorm, a: Tensor, c: Tensor, roll: int, backend: str) -> Tensor:
-    """relu(norm(h)) of all pairs: a, c [B, L, H] -> [P, H]; updates norm's running statistics."""
-    images, crops, _ = a.shape
-    seen = statistics(
-        norm,
-        lambda: ops.hidden_moments(a.detach(), c.detach(), roll, backend),
-        images * crops * (crops - 1),
-    )
-    return PairHidden.apply(a, c, norm.weight, norm.bias, *seen, norm.eps, roll, backend)
+def of_module(
+    mlp: nn.Sequential, dtype: torch.dtype, backend: str
+) -> tuple[Settings, tuple[Tensor, ...]]:
+    """What the Functions take of a LocalAffinity: settings, parameters."""
+    layer: Any = tuple(mlp)
+    first, norm, _, second, other, _, last = layer
+    parameters = (
+        first.weight, first.bias, norm.weight, norm.bias,
+        second.weight, second.bias, other.weight, other.bias, last.weight, last.bias,
+    )  # fmt: skip
+    return (dtype, layers.state(norm), layers.state(other), backend), parameters
 
 
-def output(
-    norm: BatchNorm, last: nn.Linear, y: Tensor, pairs: int, link: int, backend: str
-) -> Tensor:
-    """Mean over each image's pairs of link(last(relu(norm(y)))): [P, H'] -> [P / pairs]."""
-    seen = statistics(norm, lambda: ops.output_moments(y.detach(), backend), len(y))
-    return PairOutput.apply(
-        y, norm.weight, norm.bias, last.weight, last.bias, *seen, norm.eps, pairs, link, backend
-    )
-
-
-class Statistics(NamedTuple):
-    """By what a batch norm normalises, and what its gradient needs to know about them."""
-
-    mean: Tensor  # [H]
-    var: Tensor  # [H], biased
-    size: int | Tensor  # how many values mean and var are of, over all ranks; 0: constants
-    group: Any  # the process group that shares them, or None
-
-
-def statistics(norm: BatchNorm, moments: Callable[[], Tensor], count: int) -> Statistics:
-    """Those of the batch (and then the running ones follow), or the running ones."""
-    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
-        return Statistics(norm.running_mean, norm.running_var, 0, None)
-    group = None
-    if norm.training and isinstance(norm, nn.SyncBatchNorm) and dist.is_initialized():
-        group = norm.process_group or dist.group.WORLD
-        group = group if dist.get_world_size(group) > 1 else None
-    with torch.no_grad():
-        mean, var = moments()
-        total: int | Tensor = count
-        if group is not None:
-            mean, var, total = over_ranks(mean, var, count, group)
-        elif count == 1:
-            raise ValueError(
-                "batch norm in training mode needs more than one pair, got 1: pass more images or "
-                "crops, or call .eval()"
-            )
-        if norm.training and norm.running_mean is not None:
-            follow(norm, mean, var * (total / (total - 1)))
-    return Statistics(mean, var, total, group)
-
-
-def over_ranks(mean: Tensor, var: Tensor, count: int, group: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance and number of the values of all ranks together."""
-    own = torch.cat([mean, var, mean.new_tensor([count])])
-    every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(every, own, group)
-    width = len(mean)
-    means, variances, counts = torch.stack(every).split([width, width, 1], 1)
-    total = counts.sum()
-    mean = (counts * means).sum(0) / total
-    var = (counts * (variances + (means - mean).square())).sum(0) / total
-    return mean, var, total
-
-
-def follow(norm: BatchNorm, mean: Tensor, unbiased: Tensor) -> None:
-    """Running statistics, as torch's batch norm keeps them."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    share: Any = norm.momentum
-    if share is None:  # the mean over all batches
-        share = 1 / norm.num_batches_tracked.to(norm.running_mean.dtype)
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), share)
-
-
-class Product(torch.autograd.Function):
-    """y = x·Wᵀ + b in the dtype of x: [N, K], [M, K], [M] -> [N, M]."""
+class Affinity(torch.autograd.Function):
+    """[B]: each image's mean over its pairs of softplus(f), of crops z [B, L, D]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.dtypes = weight.dtype, bias.dtype
-        weight = weight.to(x.dtype)
-        ctx.save_for_backward(x, weight)
-        return products.linear(x, weight, bias.to(x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        answers: list[Tensor | None] = [None] * 3
-        with torch.no_grad():
-            if ctx.needs_input_grad[0]:
-                answers[0] = products.input_gradient(grad, weight)
-            if ctx.needs_input_grad[1]:
-                to_weight = products.weight_gradient(grad, x, torch.empty_like(weight))
-                answers[1] = to_weight.to(ctx.dtypes[0])
-            if ctx.needs_input_grad[2]:
-                answers[2] = grad.sum(0).to(ctx.dtypes[1])
-        return tuple(wanted(answers, ctx.needs_input_grad))
-
-
-class Halves(torch.autograd.Function):
-    """a = U·z and c = V·z + b, [B, L, H], for W = [U, V] [H, 2 D] and z [B, L, D].
-
-    By itself autograd would add two gradients to z and put that to W together from two.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        ctx.dtypes = z.dtype, weight.dtype, bias.dtype
-        rows, weight = z.to(dtype).flatten(0, 1), weight.to(dtype)
-        ctx.save_for_backward(rows, weight)
-        u, v = weight.split(z.shape[-1], 1)
-        a, c = products.linear(rows, u), products.linear(rows, v, bias.to(dtype))
-        return a.unflatten(0, z.shape[:2]), c.unflatten(0, z.shape[:2])
-
-    @staticmethod
-    def backward(ctx: Any, grad_a: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight = ctx.saved_tensors
-        dim = rows.shape[1]
-        of_z, of_weight, of_bias = ctx.dtypes
-        answers: list[Tensor | None] = [None] * 3
-        with torch.no_grad():
-            to_a, to_c = grad_a.flatten(0, 1), grad_c.flatten(0, 1)
-            if ctx.needs_input_grad[0]:
-                u, v = weight.split(dim, 1)
-                to_z = products.input_gradient(to_a, u).add_(products.input_gradient(to_c, v))
-                answers[0] = to_z.unflatten(0, grad_a.shape[:2]).to(of_z)
-            if ctx.needs_input_grad[1]:
-                to_weight = torch.empty_like(weight)
-                for half, grad in zip(to_weight.split(dim, 1), (to_a, to_c), strict=True):
-                    products.weight_gradient(grad, rows, half)
-                answers[1] = to_weight.to(of_weight)
-            if ctx.needs_input_grad[2]:
-                answers[2] = to_c.sum(0).to(of_bias)
-        return *wanted(answers, ctx.needs_input_grad), None
-
-
-class PairHidden(torch.autograd.Function):
-    """x [P, H] = relu(norm(a_i + c_j)); keeps a and c, not the pairs."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        a: Tensor,  # [B, L, H]
-        c: Tensor,  # [B, L, H]
-        weight: Tensor,  # [H]
-        bias: Tensor,  # [H]
-        mean: Tensor,
-        var: Tensor,
-        size: int | Tensor,
-        group: Any,
-        eps: float,
-        roll: int,
-        backend: str,
-    ) -> Tensor:
-        norm, inverse = folded(weight, bias, mean, var, eps, a)
-        ctx.save_for_backward(a, c, norm, inverse)
-        ctx.size, ctx.group, ctx.roll, ctx.backend = size, group, roll, backend
-        return ops.hidden(a, c, norm, roll, backend)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        a, c, norm, inverse = ctx.saved_tensors
-        to_a, to_c, sums = ops.hidden_sums(grad.contiguous(), a, c, norm, ctx.roll, ctx.backend)
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            correction = corrections(sums, inverse, ctx.size, ctx.group)
-            to_a, to_c = ops.hidden_backward(
-                to_a, to_c, a, c, norm, correction, ctx.roll, ctx.backend
-            )
-        answers = (to_a, to_c, sums[1] * inverse, sums[0])
-        return *wanted(answers, ctx.needs_input_grad), *(None,) * 7
-
-
-class PairOutput(torch.autograd.Function):
-    """value [P / pairs]: each image's mean over its pairs of link(w·relu(norm(y)) + b)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        y: Tensor,  # [P, H']
-        weight: Tensor,  # [H']
-        bias: Tensor,  # [H']
-        last_weight: Tensor,  # [1, H']
-        last_bias: Tensor,  # [1]
-        mean: Tensor,
-        var: Tensor,
-        size: int | Tensor,
-        group: Any,
-        eps: float,
-        pairs: int,
-        link: int,
-        backend: str,
-    ) -> Tensor:
-        norm, inverse = folded(weight, bias, mean, var, eps, y)
-        last = last_weight[0].to(norm.dtype)
-        value, slope = ops.output(y, norm, last, last_bias.to(norm.dtype), pairs, link, backend)
-        ctx.save_for_backward(y, norm, inverse, last, slope)
-        ctx.size, ctx.group, ctx.pairs, ctx.backend = size, group, pairs, backend
+    def forward(ctx: Any, z: Tensor, settings: Settings, *mlp: Tensor) -> Tensor:
+        dtype, *states, backend = settings
+        unit, factors = ops.unit(z, dtype, backend)
+        a, c, weight, second = halves(unit, mlp)
+        value, ctx.seen, kept = forward(a, c, second, mlp, states, 0, "softplus", backend)
+        ctx.save_for_backward(unit, factors, weight, second, *kept)
+        ctx.backend, ctx.dtype, ctx.view_major = backend, z.dtype, is_view_major(z)
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, norm, inverse, last, slope = ctx.saved_tensors
-        pairs, backend = ctx.pairs, ctx.backend
-        grad = grad.contiguous()
-        answers: list[Tensor | None] = [None] * 5
-        if isinstance(ctx.size, Tensor) or ctx.size > 0 or any(ctx.needs_input_grad[1:4]):
-            sums = ops.output_sums(y, norm, slope, grad, pairs, backend)
-            weighted = sums * last
-            answers[1], answers[2] = weighted[1] * inverse, weighted[0]
-            answers[3] = torch.addcmul(sums[1] * norm[1], sums[0], norm[2]).unsqueeze(0)
-            correction = corrections(weighted, inverse, ctx.size, ctx.group)
+        return once(affinity_gradients, ctx, grad)
+
+
+def affinity_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    unit, factors, weight, second, *kept = ctx.saved_tensors
+    of_z, _, *needed = ctx.needs_input_grad
+    to_z = to_weight = None
+    found = backward(grad, kept, second, ctx.seen, 0, of_z, needed, ctx.backend)
+    if of_z or needed[0]:
+        grad_a, grad_c = found[:2]
+        assert grad_a is not None
+        assert grad_c is not None
+        to_a, to_c = rows_of(grad_a), rows_of(grad_c)
+    if needed[0]:
+        to_weight = torch.empty_like(weight)
+        for half, to_half in zip(to_weight.chunk(2, 1), (to_a, to_c), strict=True):
+            products.weight_gradient(to_half, rows_of(unit), half)
+    if of_z:
+        u, v = weight.chunk(2, 1)
+        to_unit = products.input_gradient(to_a, u)
+        products.add_input_gradient(to_c, v, to_unit)
+        to_z = ops.unit_backward(
+            to_unit.view(unit.shape), unit, factors, ctx.dtype, ctx.view_major, ctx.backend
+        )
+    return to_z, None, *to_parameters(needed, to_weight, *found[2:])
+
+
+class Objective(torch.autograd.Function):
+    """The mean over images of `unlike` − or, with noise, + `alike`, a scalar.
+
+    alike: over the pairs of an image, to whose crops noise [2, B, 1, D] · deviation is added if it
+    is given. unlike: over the pairs of an image and the next one. z [B, L, D] is a constant.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        settings: Settings,
+        noise: Tensor | None,
+        deviation: float,
+        *mlp: Tensor,
+    ) -> Tensor:
+        dtype, *states, backend = settings
+        unit, _ = ops.unit(z, dtype, backend)
+        a, c, weight, second = halves(unit, mlp)
+        near, far = ("identity", "identity") if noise is None else ("softplus_negated", "softplus")
+        noisy_a, noisy_c = a, c
+        if noise is not None:  # a product of B rows instead of B·L
+            u, v = weight.chunk(2, 1)
+            of_a, of_c = (
+                products.linear(rows_of(noise[0]), u),
+                products.linear(rows_of(noise[1]), v),
+            )
+            noisy_a = torch.add(a, of_a.unsqueeze(1), alpha=deviation)
+            noisy_c = torch.add(c, of_c.unsqueeze(1), alpha=deviation)
+        alike, seen, kept = forward(noisy_a, noisy_c, second, mlp, states, 0, near, backend)
+        unlike, far_seen, far_kept = forward(a, c, second, mlp, states, 1, far, backend)
+        ctx.save_for_backward(unit, noise, weight, second, *kept, *far_kept)
+        ctx.seen, ctx.backend, ctx.deviation = (seen, far_seen), backend, deviation
+        return (unlike - alike if noise is None else unlike + alike).mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return once(objective_gradients, ctx, grad)
+
+
+def objective_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    unit, noise, weight, second, *kept = ctx.saved_tensors
+    needed = ctx.needs_input_grad[4:]
+    images, backend = unit.shape[0], ctx.backend
+    share = grad / images
+    of_alike = (-share if noise is None else share).expand(images)
+    near = backward(of_alike, kept[:KEPT], second, ctx.seen[0], 0, False, needed, backend)
+    far = backward(
+        share.expand(images), kept[KEPT:], second, ctx.seen[1], 1, False, needed, backend, near[4]
+    )
+    to_weight = None
+    if needed[0]:
+        to_weight = torch.empty_like(weight)
+        for k, half in enumerate(to_weight.chunk(2, 1)):
+            of_near, of_far = near[k], far[k]
+            assert of_near is not None
+            assert of_far is not None
+            products.weight_gradient(rows_of(of_near + of_far), rows_of(unit), half)
+            if noise is not None:
+                half.addmm_(of_near.sum(1).mT, rows_of(noise[k]), alpha=ctx.deviation)
+    facts, other_facts = near[2], near[3].add_(far[3])
+    if facts is not None and far[2] is not None:
+        facts.add_(far[2])
+    last = near[5] + far[5] if near[5] is not None and far[5] is not None else None
+    to_mlp = to_parameters(needed, to_weight, facts, other_facts, far[4], last)
+    return None, None, None, None, *to_mlp
+
+
+def rows_of(crops: Tensor) -> Tensor:
+    """[B·L, ..] of [B, L, ..]."""
+    return crops.flatten(0, 1)
+
+
+def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`.to`, which costs the host as much as a kernel's launch even where it does nothing."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def halves(unit: Tensor, mlp: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """a = U·ẑ and c = V·ẑ + b₁, [B, L, H]; and W₁ and W₂; all in the dtype of ẑ [B, L, D].
+
+    W₁ = [U, V].
+    """
+    dtype, (images, crops, _) = unit.dtype, unit.shape
+    weight, second = as_dtype(mlp[0], dtype), as_dtype(mlp[4], dtype)
+    u, v = weight.chunk(2, 1)
+    rows, shape = rows_of(unit), (images, crops, weight.shape[0])
+    a, c = products.linear(rows, u), products.linear(rows, v, as_dtype(mlp[1], dtype))
+    return a.view(shape), c.view(shape), weight, second
+
+
+def forward(
+    a: Tensor,
+    c: Tensor,
+    second: Tensor,
+    mlp: Sequence[Tensor],
+    states: Sequence[layers.State],
+    roll: int,
+    link: str,
+    backend: str,
+) -> tuple[Tensor, tuple[layers.Seen, layers.Seen], tuple[Tensor, ...]]:
+    """(value [B], what was seen, what is kept) of one pass over pairs."""
+    _, _, weight, bias, _, second_bias, other_weight, other_bias, last, last_bias = mlp
+    wide, pairs = compute_dtype(a), a.shape[1] * (a.shape[1] - 1)
+    last, last_bias = as_dtype(last[0], wide), as_dtype(last_bias, wide)
+    weight, bias = as_dtype(weight, wide), as_dtype(bias, wide)
+    x, norm, seen = layers.hidden_layer(a, c, weight, bias, states[0], roll, backend)
+    y = products.linear(x, second, as_dtype(second_bias, x.dtype))
+    weight, bias = as_dtype(other_weight, wide), as_dtype(other_bias, wide)
+    value, slope, other_norm, other_seen = layers.output_layer(
+        y, weight, bias, states[1], last, last_bias, pairs, LINKS[link], backend
+    )
+    return value, (seen, other_seen), (a, c, norm, x, y, other_norm, last, slope)
+
+
+# Gradients to a and c; facts of the hidden layer and of the output; to W₂ and to b₃.
+Found = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None]
+
+
+def backward(
+    grad: Tensor,
+    kept: Sequence[Tensor],
+    second: Tensor,
+    seen: tuple[layers.Seen, layers.Seen],
+    roll: int,
+    of_z: bool,
+    needed: Sequence[bool],
+    backend: str,
+    to_second: Tensor | None = None,
+) -> Found:
+    """From grad [B], as far as z, or the parameters that are `needed`, want it.
+
+    The gradient to W₂ is added to `to_second` if that is given.
+    """
+    a, c, norm, x, y, other_norm, last, slope = kept
+    grad_y, other_facts = layers.output_gradient(
+        y, other_norm, last, slope, grad, seen[1], any(needed[5:9]), backend
+    )
+    to_last = None
+    if needed[9]:
+        if grad.stride(0) == 0:  # upstream was a mean or a sum over images
+            to_last = slope.sum() * grad[0]
         else:
-            correction = torch.zeros_like(norm[:2])
-        if ctx.needs_input_grad[4]:
-            answers[4] = slope.view(-1, pairs).sum(1).dot(grad).unsqueeze(0)
-        if ctx.needs_input_grad[0]:
-            answers[0] = ops.output_backward(y, norm, last, slope, grad, correction, pairs, backend)
-        return *wanted(answers, ctx.needs_input_grad), *(None,) * 8
+            to_last = slope.view(grad.shape[0], -1).sum(1).dot(grad)
+    if needed[4]:
+        if to_second is None:
+            to_second = products.weight_gradient(grad_y, x, torch.empty_like(second))
+        else:
+            products.add_weight_gradient(grad_y, x, to_second)
+    if not of_z and not any(needed[:4]):
+        return None, None, None, other_facts, to_second, to_last
+    grad_x = products.input_gradient(grad_y, second)
+    del grad_y
+    grad_a, grad_c, facts = layers.hidden_gradient(grad_x, a, c, norm, seen[0], roll, backend)
+    return grad_a, grad_c, facts, other_facts, to_second, to_last
 
 
-def folded(
-    weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, like: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Batch norm as (mean, scale, bias) [3, H], and 1/√(var + ε) [H]; fp32, fp64 for fp64."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    inverse = (var.to(dtype) + eps).rsqrt()
-    return torch.stack([mean.to(dtype), weight.to(dtype) * inverse, bias.to(dtype)]), inverse
+def to_parameters(
+    needed: Sequence[bool],
+    to_weight: Tensor | None,
+    facts: Tensor | None,
+    other_facts: Tensor,
+    to_second: Tensor | None,
+    to_last: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients in the order of the parameters."""
+    if not any(needed):
+        return (None,) * PARAMETERS
+    _, _, to_norm, to_norm_bias, to_bias = (None,) * 5 if facts is None else facts.unbind()
+    _, _, to_other, to_other_bias, to_second_bias, to_last_weight = other_facts.unbind()
+    found = (
+        to_weight, to_bias, to_norm, to_norm_bias, to_second, to_second_bias,
+        to_other, to_other_bias, to_last_weight.unsqueeze(0),
+        None if to_last is None else to_last.unsqueeze(0),
+    )  # fmt: skip
+    return tuple(v if wants else None for v, wants in zip(found, needed, strict=True))
 
 
-def corrections(sums: Tensor, inverse: Tensor, size: int | Tensor, group: Any) -> Tensor:
-    """What the statistics' own gradients subtract, [2, H]; sums are (Σ m, Σ m·(v − mean))."""
-    if not isinstance(size, Tensor) and size == 0:
-        return torch.zeros_like(sums)
-    if group is not None:
-        sums = sums.clone()
-        dist.all_reduce(sums, group=group)
-    return torch.stack([sums[0], sums[1] * inverse.square()]) / size
-
-
-def wanted(
-    answers: tuple[Tensor | None, ...] | list[Tensor | None], needed: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """The gradients that are asked for, once differentiable."""
-    pairs = zip(answers, needed, strict=False)
-    return [differentiated_once(g) if wants and g is not None else None for g, wants in pairs]
+def once(
+    gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]], ctx: Any, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Those that are found, once differentiable."""
+    if not torch.is_grad_enabled():
+        return gradients(ctx, grad)
+    with torch.no_grad():
+        found = gradients(ctx, grad)
+    return tuple(None if one is None else differentiated_once(one) for one in found)

@@ -52,6 +52,14 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     return fast(grad.contiguous(), weight.contiguous().mT)
 
 
+def add_input_gradient(grad: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """out += grad·weight."""
+    fast = _fast(grad, weight.shape[1])
+    if fast is None:
+        return out.addmm_(grad, weight)
+    return out.add_(fast(grad.contiguous(), weight.contiguous().mT))
+
+
 def weight_gradient(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
     """out = gradᵀ·x, [M, K], of grad [N, M] and x [N, K]; out may be part of a larger matrix."""
     fast = _fast(grad, x.shape[1]) if x.shape[1] >= LEAST_COLUMNS else None
@@ -60,10 +68,18 @@ def weight_gradient(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
     return out.copy_(fast(grad.contiguous().mT, x.contiguous().mT))
 
 
+def add_weight_gradient(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """out += gradᵀ·x."""
+    fast = _fast(grad, x.shape[1]) if x.shape[1] >= LEAST_COLUMNS else None
+    if fast is None:
+        return out.addmm_(grad.mT, x)
+    return out.add_(fast(grad.contiguous().mT, x.contiguous().mT))
+
+
 def _fast(rows: Tensor, others: int) -> Callable[..., Tensor] | None:
     """oneDNN's product, for one of `rows` with another side of `others`, where that is faster."""
-    if torch.compiler.is_compiling() or rows.dtype != torch.float32 or rows.device.type != "cpu":
+    if rows.numel() * others < LEAST_WORK or rows.dtype != torch.float32 or not rows.is_cpu:
         return None
-    if min(*rows.shape, others) < LEAST_SIDE or rows.numel() * others < LEAST_WORK:
+    if min(*rows.shape, others) < LEAST_SIDE or torch.compiler.is_compiling():
         return None
     return onednn() if torch.backends.mkldnn.enabled else None

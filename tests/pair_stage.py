@@ -84,3 +84,64 @@ class Definition(PairStage):
         return scale * (
             m - correction[0].to(self.dtype) - correction[1].to(self.dtype) * (y - mean)
         )
+
+    def unit(self, z, dtype):
+        z = z.to(self.dtype)
+        norm = z.norm(dim=-1, keepdim=True)
+        inverse = torch.where(norm == 0, 0, 1 / norm)
+        return z * inverse, torch.cat([torch.ones_like(inverse), inverse], -1).flatten(0, 1)
+
+    def unit_backward(self, grad, unit, factors, dtype, view_major):
+        grad, unit = grad.to(self.dtype), unit.to(self.dtype)
+        inverse = factors.to(self.dtype).prod(1).view(*grad.shape[:2], 1)
+        return (grad - (grad * unit).sum(-1, keepdim=True) * unit) * inverse
+
+    def norm(self, moments, weight, bias, mean, var, batches, batch, momentum, eps, count):
+        if batch:
+            mine, variance = moments()
+            if mean is not None:
+                batches += 1
+                share = momentum if momentum >= 0 else 1 / float(batches)
+                mean.lerp_(mine.to(mean.dtype), share)
+                var.lerp_((variance * count / (count - 1)).to(var.dtype), share)
+        else:
+            mine, variance = mean.to(self.dtype), var.to(self.dtype)
+        inverse = (variance + eps).rsqrt()
+        scale = weight.to(self.dtype) * inverse
+        return torch.stack([mine, scale, bias.to(self.dtype), inverse])
+
+    def correction(self, sums, inverse, count, batch):
+        return torch.stack([sums[0], sums[1] * inverse**2]) / count * batch
+
+    def hidden_layer(self, a, c, *of_norm_and_roll):
+        *of_norm, roll = of_norm_and_roll
+        count = a.shape[0] * a.shape[1] * (a.shape[1] - 1)
+        norm = self.norm(lambda: self.hidden_moments(a, c, roll), *of_norm, count)
+        return self.hidden(a, c, norm[:3], roll), norm
+
+    def hidden_gradient(self, grad, a, c, norm, batch, roll):
+        norm = norm.to(self.dtype)
+        to_a, to_c, sums = self.hidden_sums(grad, a, c, norm[:3], roll)
+        correction = self.correction(sums, norm[3], len(grad), batch)
+        to_a, to_c = self.hidden_backward(to_a, to_c, a, c, norm[:3], correction, roll)
+        before = sums[0] * norm[1] * (not batch)
+        return to_a, to_c, torch.stack([*correction, sums[1] * norm[3], sums[0], before])
+
+    def output_layer(self, y, *given):
+        *of_norm, last, last_bias, pairs, link = given
+        norm = self.norm(lambda: self.output_moments(y), *of_norm, len(y))
+        return *self.output(y, norm[:3], last, last_bias, pairs, link), norm
+
+    def output_gradient(self, y, norm, last, slope, grad, batch, parameters, pairs):
+        norm, last = norm.to(self.dtype), last.to(self.dtype)
+        sums = self.output_sums(y, norm[:3], slope, grad, pairs)
+        weighted = sums * last
+        correction = self.correction(weighted, norm[3], len(y), batch)
+        to_y = self.output_backward(y, norm[:3], last, slope, grad, correction, pairs)
+        facts = torch.stack(
+            [
+                *correction, weighted[1] * norm[3], weighted[0],
+                weighted[0] * norm[1] * (not batch), sums[1] * norm[1] + sums[0] * norm[2],
+            ]
+        )  # fmt: skip
+        return to_y, facts if batch or parameters else torch.zeros_like(facts)

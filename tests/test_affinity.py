@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from affinity_ranks import affinity_of, crops_of, rank_of_two
-from logo_kernels import LocalAffinity, LoGoLoss, logo_loss, pair_ops, products
+from emulation.backend import emulate
+from logo_kernels import LocalAffinity, LoGoLoss, backends, logo_loss, pair_ops, products
 from logo_kernels.backends import BACKENDS
 from support import EPS, error
-from test_pair_stage import stage_of
+from test_pair_stage import batch_norm_of, inputs, stage_of
 
 FORMS = ["forward", "logistic", "difference"]
 # B, L, D, hidden: two pairs of each image, H no multiple of a vector; more crops, two widths
@@ -152,14 +153,41 @@ class Calls(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.results = []
+        self.names, self.results = [], []
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         result = function(*arguments, **(options or {}))
+        self.names.append(function.overloadpacket.__name__)
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, torch.Tensor):
                 self.results.append((function.overloadpacket.__name__, tuple(tensor.shape)))
         return result
+
+
+# On a GPU these launch nothing: views, memory, and what autograd does with a loss.
+FREE = {
+    "alias", "as_strided", "chunk", "detach", "empty", "empty_like", "empty_strided", "expand",
+    "flatten", "new_empty", "new_empty_strided", "select", "slice", "split", "split_with_sizes",
+    "squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view",
+}  # fmt: skip
+
+# Operators of a step and those of the same step before they were one Function: 59, 124, 182. What
+# is left are the products (6, 14, 20), the kernels, randn, loss, and sums of two gradients.
+STEPS = {"encoder": 14, "objective": 41, "both": 55}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_operators_of_a_step(cpu_stage, step):
+    affinity = affinity_of(16, (24, 7), "cpu")
+    z = crops_of(3, 2, 16).requires_grad_()
+    with Calls() as calls:
+        if step != "encoder":
+            affinity.objective(z).backward()
+        affinity.requires_grad_(False)
+        if step != "objective":
+            affinity(z).sum().backward()
+    operators = [name for name in calls.names if name not in FREE]
+    assert len(operators) <= STEPS[step], operators
 
 
 def test_frozen_parameters_cost_nothing(backend):
@@ -358,8 +386,6 @@ class Objective(nn.Module):
 
 
 def test_opcheck(cpu_stage):
-    from test_pair_stage import inputs
-
     v = inputs((3, 3, 8, 1), torch.float32)
     norm, correction = v.norm, v.correction
     for operator, arguments in (
@@ -375,14 +401,62 @@ def test_opcheck(cpu_stage):
         torch.library.opcheck(operator, (*arguments, "cpu"))
 
 
-@pytest.mark.parametrize("form", ["forward", "difference"])
-def test_compiles_whole(cpu_stage, form):
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("running", [True, False])
+def test_opcheck_layers(cpu_stage, batch, running):
+    """Those of unit vectors and of whole layers, which write to the running statistics."""
+    if not batch and not running:
+        pytest.skip("some statistics there must be")
+    v = inputs((3, 3, 8, 1), torch.float32)
+    *of, mean, var, batches = batch_norm_of(8, torch.float32)
+    of += [mean, var, batches] if running else [None] * 3
+    norm = torch.cat([v.norm, v.norm[1:2]])
+    z = v.a.transpose(0, 1).contiguous().transpose(0, 1)
+    unit, factors = pair_ops.unit(z, torch.bfloat16, "cpu")
+    for operator, arguments in (
+        (pair_ops.unit, (z, torch.bfloat16)),
+        (pair_ops.unit_backward, (unit, unit, factors, torch.float32, True)),
+        (pair_ops.hidden_layer, (v.a, v.c, *of, batch, 0.1, 1e-5, 1)),
+        (pair_ops.hidden_gradient, (v.grad_x, v.a, v.c, norm, batch, 1)),
+        (pair_ops.output_layer, (v.y, *of, batch, 0.1, 1e-5, v.weight, v.bias, v.pairs, 1)),
+        (
+            pair_ops.output_gradient,
+            (v.y, norm, v.weight, v.slope, v.grad, batch, False, v.pairs),
+        ),
+    ):
+        torch.library.opcheck(operator, (*arguments, "cpu"))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["cpu", "emulated"])
+def test_compiles_whole(cpu_stage, monkeypatch, name, form, training):
+    """Also by a backend of which the choice calls the compiled extension, as CUDA's does."""
+    asked = []
+    if name == "emulated":
+        backend = emulate(monkeypatch, 90)
+        refuses = backend.refuses
+
+        def asking(problem):
+            backend.library.pair_workspace_bytes(0, 8)
+            asked.append(problem)
+            return refuses(problem)
+
+        monkeypatch.setattr(backend, "refuses", asking)
+    # nothing is remembered of the choice: it falls while torch traces
+    monkeypatch.setattr(pair_ops, "_stages", {})
+    backends._choose.cache_clear()
     torch._dynamo.reset()
     z = crops_of(4, 3, 16)
-    eager, compiled = (Objective(affinity_of(16, (8, 8), "cpu"), form) for _ in range(2))
-    step = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    eager, compiled = (Objective(affinity_of(16, (8, 8), name), form) for _ in range(2))
+    step = torch.compile(compiled.train(training), fullgraph=True, backend="aot_eager")
+    eager.train(training)
     x, y = z.clone().requires_grad_(), z.clone().requires_grad_()
-    want, got = eager(x), step(y)
+    torch.manual_seed(4)  # of the noise
+    got = step(y)
+    assert len(asked) == (name == "emulated")
+    torch.manual_seed(4)
+    want = eager(x)
     assert error(got, want) < 1e-6
     want.sum().backward()
     got.sum().backward()
@@ -393,6 +467,30 @@ def test_compiles_whole(cpu_stage, form):
     for ours, plain in zip(compiled.buffers(), eager.buffers(), strict=True):
         assert error(ours, plain) < 1e-6
     torch._dynamo.reset()
+
+
+def test_autograd_sees_that_running_statistics_change(cpu_stage):
+    """A gradient that needs what they were raises, as with torch's batch norm."""
+    affinity = affinity_of(16, (8, 8), "cpu")
+    scale = torch.ones(8, requires_grad=True)
+    value = (scale * affinity[1].running_mean).sum()
+    affinity(crops_of(4, 3, 16))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_module_of_bf16(cpu_stage, form, monkeypatch):
+    """Its running statistics are no numbers of a kernel: operators of torch let them follow."""
+    same_noise(monkeypatch)
+    found = []
+    for kind, dtype in (
+        ("reference", torch.float64), ("reference", torch.bfloat16), ("cpu", torch.bfloat16),
+    ):  # fmt: skip
+        affinity = affinity_of(16, (8, 8), kind, dtype=torch.bfloat16).to(dtype)
+        found.append(evaluate(affinity, crops_of(6, 3, 16, torch.bfloat16).to(dtype), form))
+    exact, peer, ours = found
+    hold_against(ours, peer, exact, EPS[torch.bfloat16])
 
 
 Z = torch.ones(3, 3, 8)

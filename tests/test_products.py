@@ -56,10 +56,16 @@ def test_products(by, rows, columns, outputs):
     out = torch.full((outputs, columns + 1), torch.nan)[:, 1:]  # a part of a larger matrix
     assert products.weight_gradient(grad, x, out) is out
     close(out, grad.double().T @ x.double(), rows)
+    more = torch.randn(out.shape, generator=generator)
+    exact = more.double() + grad.double().T @ x.double()
+    close(products.add_weight_gradient(grad, x, more), exact, rows)
+    more = torch.randn(x.shape, generator=generator)
+    exact = more.double() + grad.double() @ weight.double()
+    close(products.add_input_gradient(grad, weight, more), exact, outputs)
     kind, calls = by
     large = rows * columns * outputs >= products.LEAST_WORK and min(rows, columns, outputs) >= 16
     wide = columns >= products.LEAST_COLUMNS
-    assert len(calls) == (3 + wide if kind == "onednn" and large else 0)
+    assert len(calls) == (4 + 2 * wide if kind == "onednn" and large else 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

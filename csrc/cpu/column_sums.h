@@ -4,6 +4,7 @@
 #include "cpu/columns.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
+#include "logo/batch_norm.h"
 
 namespace logo {
 namespace cpu {
@@ -87,15 +88,27 @@ inline void write_sums(const double* sums, int64_t width, T* to) {
 }
 
 // The mean and the biased variance of each column, from the sums of d and d² of `rows` rows, d the
-// distance from `shift`.
+// distance from `shift`: as norm [4, width] if the batch norm is given, else as moments [2, width].
 template <class T>
-inline void write_moments(const double* sums, const T* shift, double rows, int64_t width, T* mean,
-                          T* variance) {
+inline void write_moments(const double* sums, const T* shift, double rows, int64_t width,
+                          const BatchNorm& batch_norm, void* norm, T* moments) {
+  if (batch_norm.batches != nullptr) ++*batch_norm.batches;
   for (int64_t k = 0; k < width; ++k) {
-    const double off = sums[k] / rows, var = sums[width + k] / rows - off * off;
-    mean[k] = T(double(shift[k]) + off);
-    variance[k] = T(var < 0 ? 0 : var);  // NaN stays
+    const double off = sums[k] / rows, mean = double(shift[k]) + off;
+    double var = sums[width + k] / rows - off * off;
+    if (var < 0) var = 0;  // NaN stays
+    if (batch_norm.weight != nullptr) {
+      fold_batch<T>(batch_norm, mean, var, rows, k, width, norm);
+    } else {
+      moments[k] = T(mean);
+      moments[width + k] = T(var);
+    }
   }
+}
+
+template <class T>
+inline void fold_constants(const BatchNorm& batch_norm, int64_t width, void* norm) {
+  for (int64_t k = 0; k < width; ++k) fold_running<T>(batch_norm, k, width, norm);
 }
 
 }  // namespace

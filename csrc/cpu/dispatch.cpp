@@ -65,6 +65,8 @@ LOGO_DISPATCH(pair_output_moments, PairOutputProblem)
 LOGO_DISPATCH(pair_output, PairOutputProblem)
 LOGO_DISPATCH(pair_output_sums, PairOutputProblem)
 LOGO_DISPATCH(pair_output_backward, PairOutputProblem)
+LOGO_DISPATCH(unit, UnitProblem)
+LOGO_DISPATCH(unit_backward, UnitProblem)
 
 }  // namespace cpu
 }  // namespace logo

@@ -6,6 +6,7 @@
 #include "cpu/column_sums.h"
 #include "cpu/columns.h"
 #include "cpu/variants.h"
+#include "logo/batch_norm.h"
 
 namespace logo {
 namespace cpu {
@@ -30,6 +31,10 @@ class Hidden {
   //   Σ_{i≠j} (a_i + c_j − shift)² = L (L − 1) m² + (L − 2) Σ (a''² + c''²) + Σ (a''_i − c''_i)²,
   // sums without cancellation over L rows instead of L (L − 1).
   Status moments() const {
+    if (!p_.batch_norm.batch) {
+      fold_constants<T>(p_.batch_norm, width_, p_.norm);
+      return Status::ok;
+    }
     Scratch scratch, shifts;
     if (!shifts.reserve(Scratch::bytes<T>(width_))) return Status::out_of_memory;
     T* const shift = shifts.take<T>(width_);
@@ -46,8 +51,8 @@ class Hidden {
     if (status != Status::ok) return status;
     const double pairs = double(crops_ * (crops_ - 1));
     for (int64_t k = 0; k < width_; ++k) sums[k] *= pairs;
-    T* const out = static_cast<T*>(p_.moments);
-    write_moments(sums, shift, double(p_.pairs()), width_, out, out + width_);
+    write_moments(sums, shift, double(p_.pairs()), width_, p_.batch_norm, p_.norm,
+                  static_cast<T*>(p_.moments));
     return Status::ok;
   }
 
@@ -78,7 +83,14 @@ class Hidden {
     const Status status =
         sum_columns<T>(p_.images, crops_ * (crops_ - 1), width_, p_.threads, scratch, &sums, add);
     if (status != Status::ok) return status;
-    write_sums(sums, width_, static_cast<T*>(p_.sums));
+    if (p_.facts == nullptr) {
+      write_sums(sums, width_, static_cast<T*>(p_.sums));
+    } else {
+      for (int64_t k = 0; k < width_; ++k) {
+        write_facts(mean_, sums[k], sums[width_ + k], p_.values, k, width_,
+                    static_cast<T*>(p_.facts));
+      }
+    }
     return Status::ok;
   }
 

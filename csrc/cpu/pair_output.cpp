@@ -5,6 +5,7 @@
 #include "cpu/columns.h"
 #include "cpu/link.h"
 #include "cpu/variants.h"
+#include "logo/batch_norm.h"
 
 namespace logo {
 namespace cpu {
@@ -29,6 +30,10 @@ class Output {
         slope_(static_cast<T*>(p.slope)) {}
 
   Status moments() const {
+    if (!p_.batch_norm.batch) {
+      fold_constants<T>(p_.batch_norm, width_, p_.norm);
+      return Status::ok;
+    }
     Scratch scratch, shifts;
     if (!shifts.reserve(Scratch::bytes<T>(width_))) return Status::out_of_memory;
     T* const shift = shifts.take<T>(width_);
@@ -42,8 +47,8 @@ class Output {
     };
     const Status status = sum_columns<T>(rows_, 1, width_, p_.threads, scratch, &sums, add);
     if (status != Status::ok) return status;
-    T* const out = static_cast<T*>(p_.moments);
-    write_moments(sums, shift, double(rows_), width_, out, out + width_);
+    write_moments(sums, shift, double(rows_), width_, p_.batch_norm, p_.norm,
+                  static_cast<T*>(p_.moments));
     return Status::ok;
   }
 
@@ -82,7 +87,14 @@ class Output {
     };
     const Status status = sum_columns<T>(rows_, 1, width_, p_.threads, scratch, &sums, add);
     if (status != Status::ok) return status;
-    write_sums(sums, width_, static_cast<T*>(p_.sums));
+    if (p_.facts == nullptr) {
+      write_sums(sums, width_, static_cast<T*>(p_.sums));
+    } else {
+      for (int64_t k = 0; k < width_; ++k) {
+        write_output_facts(mean_, weight_, sums[k], sums[width_ + k], p_.values, k, width_,
+                           static_cast<T*>(p_.facts));
+      }
+    }
     return Status::ok;
   }
 
@@ -102,7 +114,9 @@ class Output {
 
  private:
   // t of a pair.
-  T pull(int64_t row) const { return static_cast<const T*>(p_.grad)[row / p_.pairs] * slope_[row]; }
+  T pull(int64_t row) const {
+    return static_cast<const T*>(p_.grad)[row / p_.pairs * p_.grad_stride] * slope_[row];
+  }
 
   template <int N>
   void write_affinity(int64_t row) const {

@@ -19,6 +19,8 @@
   Status pair_output(const PairOutputProblem& problem);          \
   Status pair_output_sums(const PairOutputProblem& problem);     \
   Status pair_output_backward(const PairOutputProblem& problem); \
+  Status unit(const UnitProblem& problem);                       \
+  Status unit_backward(const UnitProblem& problem);              \
   }
 
 namespace logo {

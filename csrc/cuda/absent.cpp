@@ -48,6 +48,8 @@ Status pair_output_sums(const PairOutputProblem&, const Queue&, Failure* failure
 Status pair_output_backward(const PairOutputProblem&, const Queue&, Failure* failure) {
   return absent(failure);
 }
+Status unit(const UnitProblem&, const Queue&, Failure* failure) { return absent(failure); }
+Status unit_backward(const UnitProblem&, const Queue&, Failure* failure) { return absent(failure); }
 int64_t workspace_bytes(int, Failure* failure) {
   absent(failure);
   return 0;

@@ -61,6 +61,7 @@ __global__ void __launch_bounds__(kPairThreads, kHiddenSummingBlocks)
     pair_hidden_moments_kernel(const __grid_constant__ PairHiddenArguments arguments) {
   __shared__ double exchange[kSumsExchange<N>];
   const PairHiddenProblem& p = arguments.p;
+  count_batch(p.batch_norm);
   const PairPlace<N> place(arguments.grid, p.width);
   double sum[N] = {}, squares[N] = {};
   if (!place.idle) {
@@ -310,6 +311,12 @@ __global__ void __launch_bounds__(kFinishThreads)
   finish_sums<T, MOMENTS>(arguments);
 }
 
+template <class T>
+__global__ void __launch_bounds__(kFoldThreads)
+    pair_hidden_fold_kernel(const __grid_constant__ FoldArguments arguments) {
+  fold_constants<T>(arguments);
+}
+
 template <class Run>
 Status run_hidden(const char* name, const PairHiddenProblem& p,
                   std::initializer_list<const void*> arrays, const Queue& queue, Failure* failure,
@@ -329,20 +336,23 @@ int64_t pair_workspace_bytes(int64_t width, int device, Failure* failure) {
 }
 
 Status pair_hidden_moments(const PairHiddenProblem& p, const Queue& queue, Failure* failure) {
-  return run_hidden("pair_hidden_moments", p, {p.a, p.c}, queue, failure,
-                    [&](auto numbers, const Limits& limits) {
-                      using Each = decltype(numbers);
-                      const PairGrid grid(p.width, Each::N, p.images, 1, kHiddenSummingBlocks,
-                                          limits);
-                      const PairHiddenArguments arguments(p, grid, queue.workspace);
-                      const auto kernel = pair_hidden_moments_kernel<typename Each::T, Each::N>;
-                      const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
-                      if (error != cudaSuccess) return error;
-                      return launch(pair_hidden_finish_kernel<typename Each::T, true>,
-                                    finish_grid(p.width, queue),
-                                    {arguments.partials, grid.row_blocks, p.width,
-                                     static_cast<float*>(p.moments), p.pairs(), p.a, p.c});
-                    });
+  return run_hidden(
+      "pair_hidden_moments", p, {p.a, p.c}, queue, failure,
+      [&](auto numbers, const Limits& limits) {
+        using Each = decltype(numbers);
+        if (!p.batch_norm.batch) {
+          return launch(pair_hidden_fold_kernel<float>, fold_grid(p.width, queue),
+                        {p.batch_norm, static_cast<float*>(p.norm), p.width});
+        }
+        const PairGrid grid(p.width, Each::N, p.images, 1, kHiddenSummingBlocks, limits);
+        const PairHiddenArguments arguments(p, grid, queue.workspace);
+        const auto kernel = pair_hidden_moments_kernel<typename Each::T, Each::N>;
+        const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
+        if (error != cudaSuccess) return error;
+        return launch(pair_hidden_finish_kernel<typename Each::T, true>,
+                      finish_grid(p.width, queue),
+                      finish_moments_of(p, queue.workspace, grid.row_blocks, p.pairs(), p.a, p.c));
+      });
 }
 
 Status pair_hidden(const PairHiddenProblem& p, const Queue& queue, Failure* failure) {
@@ -367,8 +377,7 @@ Status pair_hidden_sums(const PairHiddenProblem& p, const Queue& queue, Failure*
         const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
         if (error != cudaSuccess) return error;
         return launch(pair_hidden_finish_kernel<float, false>, finish_grid(p.width, queue),
-                      {arguments.partials, grid.row_blocks, p.width, static_cast<float*>(p.sums), 0,
-                       nullptr, nullptr});
+                      finish_sums_of(p, queue.workspace, grid.row_blocks, nullptr));
       });
 }
 

@@ -65,7 +65,8 @@ struct Run {
       const int64_t there = min(row, walk.end - 1);
       y[r].load(p.y, there * p.width + column);
       slope[r] = __ldg(static_cast<const float*>(p.slope) + there);
-      grad[r] = __ldg(static_cast<const float*>(p.grad) + min(at->group, p.images - 1));
+      grad[r] =
+          __ldg(static_cast<const float*>(p.grad) + min(at->group, p.images - 1) * p.grad_stride);
     }
   }
 };
@@ -77,6 +78,7 @@ __global__ void __launch_bounds__(kPairThreads, kMomentsBlocks)
     pair_output_moments_kernel(const __grid_constant__ PairOutputArguments arguments) {
   __shared__ double exchange[kSumsExchange<N>];
   const PairOutputProblem& p = arguments.p;
+  count_batch(p.batch_norm);
   const PairPlace<N> place(arguments.grid, p.width);
   const RowWalk walk(place, arguments);
   double sum[N] = {}, squares[N] = {};
@@ -281,6 +283,12 @@ __global__ void __launch_bounds__(kFinishThreads)
   finish_sums<T, MOMENTS>(arguments);
 }
 
+template <class T>
+__global__ void __launch_bounds__(kFoldThreads)
+    pair_output_fold_kernel(const __grid_constant__ FoldArguments arguments) {
+  fold_constants<T>(arguments);
+}
+
 template <class Run>
 Status run_output(const char* name, const PairOutputProblem& p,
                   std::initializer_list<const void*> arrays, const Queue& queue, Failure* failure,
@@ -294,20 +302,23 @@ Status run_output(const char* name, const PairOutputProblem& p,
 }  // namespace
 
 Status pair_output_moments(const PairOutputProblem& p, const Queue& queue, Failure* failure) {
-  return run_output("pair_output_moments", p, {p.y}, queue, failure,
-                    [&](auto numbers, const Limits& limits) {
-                      using Each = decltype(numbers);
-                      const PairGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun,
-                                          1, kMomentsBlocks, limits);
-                      const PairOutputArguments arguments(p, grid, queue.workspace);
-                      const auto kernel = pair_output_moments_kernel<typename Each::T, Each::N>;
-                      const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
-                      if (error != cudaSuccess) return error;
-                      return launch(pair_output_finish_kernel<typename Each::T, true>,
-                                    finish_grid(p.width, queue),
-                                    {arguments.partials, grid.row_blocks, p.width,
-                                     static_cast<float*>(p.moments), arguments.rows, p.y, nullptr});
-                    });
+  return run_output(
+      "pair_output_moments", p, {p.y}, queue, failure, [&](auto numbers, const Limits& limits) {
+        using Each = decltype(numbers);
+        if (!p.batch_norm.batch) {
+          return launch(pair_output_fold_kernel<float>, fold_grid(p.width, queue),
+                        {p.batch_norm, static_cast<float*>(p.norm), p.width});
+        }
+        const PairGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun, 1,
+                            kMomentsBlocks, limits);
+        const PairOutputArguments arguments(p, grid, queue.workspace);
+        const auto kernel = pair_output_moments_kernel<typename Each::T, Each::N>;
+        const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
+        if (error != cudaSuccess) return error;
+        return launch(
+            pair_output_finish_kernel<typename Each::T, true>, finish_grid(p.width, queue),
+            finish_moments_of(p, queue.workspace, grid.row_blocks, arguments.rows, p.y, nullptr));
+      });
 }
 
 Status pair_output(const PairOutputProblem& p, const Queue& queue, Failure* failure) {
@@ -337,8 +348,7 @@ Status pair_output_sums(const PairOutputProblem& p, const Queue& queue, Failure*
                       if (error != cudaSuccess) return error;
                       return launch(pair_output_finish_kernel<float, false>,
                                     finish_grid(p.width, queue),
-                                    {arguments.partials, grid.row_blocks, p.width,
-                                     static_cast<float*>(p.sums), 0, nullptr, nullptr});
+                                    finish_sums_of(p, queue.workspace, grid.row_blocks, p.weight));
                     });
 }
 

@@ -7,6 +7,7 @@
 
 #include "cuda/pair_tiles.cuh"
 #include "cuda/warp.cuh"
+#include "logo/batch_norm.h"
 
 namespace logo {
 namespace cuda {
@@ -81,31 +82,108 @@ __device__ __forceinline__ void add_partials(const double* partials, int64_t cou
 struct FinishArguments {
   const double* partials;
   int64_t partial_count, width;
-  float* to;  // [2, width]
+  float* to;  // [2, width]: moments or sums, where they do not become what follows
   // Moments only: values that the sums are of, and what was taken off each of them, the sum of the
   // first rows of these; the second may be absent.
   int64_t values;
   const void *pivot, *second_pivot;
+  float* norm;           // moments: written if the batch norm has a weight; sums: read for facts
+  BatchNorm batch_norm;  // of moments
+  float* facts;          // of sums, may be null
+  const float* weight;   // w₃; null: facts are those of the hidden layer
 };
 
-// MOMENTS: from Σ d and Σ d² to mean and biased variance; else the sums themselves.
+template <class T>
+__device__ __forceinline__ void finish_moments(const FinishArguments& a, int64_t column,
+                                               double first, double second) {
+  double mean = first / double(a.values);
+  double var = second / double(a.values) - mean * mean;
+  if (var < 0) var = 0;  // by rounding; NaN stays
+  mean += double(to_float(static_cast<const T*>(a.pivot)[column]));
+  if (a.second_pivot != nullptr) {
+    mean += double(to_float(static_cast<const T*>(a.second_pivot)[column]));
+  }
+  if (a.batch_norm.weight != nullptr) {
+    fold_batch<float>(a.batch_norm, mean, var, double(a.values), column, a.width, a.norm);
+    return;
+  }
+  a.to[column] = float(mean);
+  a.to[a.width + column] = float(var);
+}
+
+// MOMENTS: from Σ d and Σ d² to mean and biased variance, or to what batch norm makes of them; else
+// the sums themselves, or the facts.
 template <class T, bool MOMENTS>
 __device__ __forceinline__ void finish_sums(const FinishArguments& a) {
   int64_t column;
   double first, second;
   add_partials(a.partials, a.partial_count, a.width, &column, &first, &second);
   if (threadIdx.x % 32 != 0 || column >= a.width) return;
-  if (MOMENTS) {
-    const double mean = first / double(a.values);
-    second = second / double(a.values) - mean * mean;
-    if (second < 0) second = 0;  // by rounding; NaN stays
-    first = mean + double(to_float(static_cast<const T*>(a.pivot)[column]));
-    if (a.second_pivot != nullptr) {
-      first += double(to_float(static_cast<const T*>(a.second_pivot)[column]));
-    }
+  if (MOMENTS) return finish_moments<T>(a, column, first, second);
+  if (a.facts == nullptr) {
+    a.to[column] = float(first);
+    a.to[a.width + column] = float(second);
+  } else if (a.weight == nullptr) {
+    write_facts(a.norm, first, second, a.values, column, a.width, a.facts);
+  } else {
+    write_output_facts(a.norm, a.weight, first, second, a.values, column, a.width, a.facts);
   }
-  a.to[column] = float(first);
-  a.to[a.width + column] = float(second);
+}
+
+// What a launch of moments becomes, and of sums.
+template <class Problem>
+FinishArguments finish_moments_of(const Problem& p, const void* workspace, int64_t partial_count,
+                                  int64_t values, const void* pivot, const void* second_pivot) {
+  return {static_cast<const double*>(workspace),
+          partial_count,
+          p.width,
+          static_cast<float*>(p.moments),
+          values,
+          pivot,
+          second_pivot,
+          static_cast<float*>(p.norm),
+          p.batch_norm,
+          nullptr,
+          nullptr};
+}
+template <class Problem>
+FinishArguments finish_sums_of(const Problem& p, const void* workspace, int64_t partial_count,
+                               const void* weight) {
+  return {static_cast<const double*>(workspace),
+          partial_count,
+          p.width,
+          static_cast<float*>(p.sums),
+          p.values,
+          nullptr,
+          nullptr,
+          static_cast<float*>(p.norm),
+          BatchNorm(),
+          static_cast<float*>(p.facts),
+          static_cast<const float*>(weight)};
+}
+
+// The batches that running statistics are of, before a launch of moments reads how many.
+__device__ __forceinline__ void count_batch(const BatchNorm& batch_norm) {
+  if (batch_norm.batches != nullptr && blockIdx.x == 0 && threadIdx.x == 0) ++*batch_norm.batches;
+}
+
+struct FoldArguments {
+  BatchNorm batch_norm;
+  float* norm;
+  int64_t width;
+};
+
+// A thread for each column of a batch norm by constants.
+constexpr int kFoldThreads = 128;
+template <class T>
+__device__ __forceinline__ void fold_constants(const FoldArguments& a) {
+  const int64_t column = int64_t(blockIdx.x) * kFoldThreads + threadIdx.x;
+  if (column < a.width) fold_running<T>(a.batch_norm, column, a.width, a.norm);
+}
+
+inline Grid fold_grid(int64_t width, const Queue& queue) {
+  return {unsigned((width + kFoldThreads - 1) / kFoldThreads), kFoldThreads, 0,
+          static_cast<cudaStream_t>(queue.stream)};
 }
 
 inline Grid finish_grid(int64_t width, const Queue& queue) {

@@ -7,8 +7,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from .arguments import DTYPES
-from .buffers import wide_empty
+from . import unit as units
+from .arguments import DTYPES, rows
+from .buffers import compute_dtype, wide_empty
 from .pairs import PairStage
 
 
@@ -17,8 +18,162 @@ def addresses(arrays: dict[str, Tensor]) -> dict[str, int]:
     return {name: array.data_ptr() for name, array in arrays.items()}
 
 
+def hidden_layer_results(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Unwritten."""
+    images, crops, width = a.shape
+    x = a.new_empty((images * crops * (crops - 1), width))
+    return x, a.new_empty((4, width), dtype=compute_dtype(a))
+
+
+def hidden_gradient_results(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    facts = a.new_empty((5, a.shape[2]), dtype=compute_dtype(a))
+    return a.new_empty(a.shape), a.new_empty(a.shape), facts
+
+
+def output_layer_results(y: Tensor, pairs: int) -> tuple[Tensor, Tensor, Tensor]:
+    count, width = y.shape
+    wide = compute_dtype(y)
+    return (
+        y.new_empty(count // pairs, dtype=wide),
+        y.new_empty(count, dtype=wide),
+        y.new_empty((4, width), dtype=wide),
+    )
+
+
+def output_gradient_results(y: Tensor) -> tuple[Tensor, Tensor]:
+    return y.new_empty(y.shape), y.new_empty((6, y.shape[1]), dtype=compute_dtype(y))
+
+
+def _batch_norm(
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    batches: Tensor | None,
+    batch: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[int | bool | float, ...]:
+    """What csrc/bindings_pair.h takes for it."""
+    running = (0, 0) if mean is None or var is None else (mean.data_ptr(), var.data_ptr())
+    return (
+        weight.data_ptr(), bias.data_ptr(), batch, *running,
+        0 if batches is None else batches.data_ptr(), momentum, eps,
+    )  # fmt: skip
+
+
 class CompiledPairStage(PairStage):
     """The arrays by the names that csrc/include/logo/pair_problem.h gives them."""
+
+    @abstractmethod
+    def _call(self, name: str, like: Tensor, summing: bool, *arguments: object) -> None:
+        """Calls a launcher whose arguments go by their places; otherwise as `_launch`."""
+
+    def unit(self, z: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        made, factors = units.unit_results(z, dtype)
+        self._call(
+            "unit", z, False, z.shape[0], z.shape[2], factors.dtype == torch.float64,
+            rows(z), rows(made), factors.data_ptr(),
+        )  # fmt: skip
+        return made, factors
+
+    def unit_backward(
+        self, grad: Tensor, unit: Tensor, factors: Tensor, dtype: torch.dtype, view_major: bool
+    ) -> Tensor:
+        to_rows = units.gradient_result(grad, dtype, view_major)
+        self._call(
+            "unit_backward", grad, False, grad.shape[0], grad.shape[2],
+            factors.dtype == torch.float64, rows(grad), rows(unit), factors.data_ptr(),
+            rows(to_rows),
+        )  # fmt: skip
+        return to_rows
+
+    def hidden_layer(
+        self,
+        a: Tensor,
+        c: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        batches: Tensor | None,
+        batch: bool,
+        momentum: float,
+        eps: float,
+        roll: int,
+    ) -> tuple[Tensor, Tensor]:
+        x, norm = hidden_layer_results(a)
+        images, crops, width = a.shape
+        self._call(
+            "pair_hidden_layer", a, batch, (images, crops, width, roll % images, DTYPES[a.dtype]),
+            _batch_norm(weight, bias, mean, var, batches, batch, momentum, eps),
+            a.data_ptr(), c.data_ptr(), norm.data_ptr(), x.data_ptr(),
+        )  # fmt: skip
+        return x, norm
+
+    def hidden_gradient(
+        self, grad: Tensor, a: Tensor, c: Tensor, norm: Tensor, batch: bool, roll: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_a, grad_c, facts = hidden_gradient_results(a)
+        images, crops, width = a.shape
+        sums = a.new_empty((2, *a.shape), dtype=facts.dtype)
+        self._call(
+            "pair_hidden_gradient", a, True,
+            (images, crops, width, roll % images, DTYPES[a.dtype]), batch,
+            a.data_ptr(), c.data_ptr(), norm.data_ptr(), grad.data_ptr(),
+            sums.data_ptr(), sums.data_ptr() + a.numel() * sums.element_size(),
+            facts.data_ptr(), grad_a.data_ptr(), grad_c.data_ptr(),
+        )  # fmt: skip
+        return grad_a, grad_c, facts
+
+    def output_layer(
+        self,
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        batches: Tensor | None,
+        batch: bool,
+        momentum: float,
+        eps: float,
+        last: Tensor,
+        last_bias: Tensor,
+        pairs: int,
+        link: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        value, slope, norm = output_layer_results(y, pairs)
+        count, width = y.shape
+        self._call(
+            "pair_output_layer", y, batch, (count // pairs, pairs, width, link, DTYPES[y.dtype]),
+            _batch_norm(weight, bias, mean, var, batches, batch, momentum, eps),
+            y.data_ptr(), norm.data_ptr(), last.data_ptr(), last_bias.data_ptr(),
+            value.data_ptr(), slope.data_ptr(),
+        )  # fmt: skip
+        return value, slope, norm
+
+    def output_gradient(
+        self,
+        y: Tensor,
+        norm: Tensor,
+        last: Tensor,
+        slope: Tensor,
+        grad: Tensor,
+        batch: bool,
+        parameters: bool,
+        pairs: int,
+    ) -> tuple[Tensor, Tensor]:
+        grad_y, facts = output_gradient_results(y)
+        count, width = y.shape
+        summed = batch or parameters
+        if not summed:
+            facts.zero_()
+        self._call(
+            "pair_output_gradient", y, summed, (count // pairs, pairs, width, 0, DTYPES[y.dtype]),
+            batch, summed, y.data_ptr(), norm.data_ptr(), last.data_ptr(), slope.data_ptr(),
+            grad.data_ptr(), grad.stride(0), facts.data_ptr(), grad_y.data_ptr(),
+        )  # fmt: skip
+        return grad_y, facts
 
     @abstractmethod
     def _launch(

@@ -1,4 +1,4 @@
-"""The learned affinity's pair stage on the CPU: csrc/cpu/pair_hidden.cpp and pair_output.cpp."""
+"""The learned affinity's pair stage on the CPU: csrc/cpu/{pair_hidden, pair_output, unit}.cpp."""
 
 from __future__ import annotations
 
@@ -19,3 +19,6 @@ class CpuPairStage(CompiledPairStage):
         arrays: dict[str, Tensor],
     ) -> None:
         getattr(extension, name)(torch.get_num_threads(), *sizes, **addresses(arrays))
+
+    def _call(self, name: str, like: Tensor, summing: bool, *arguments: object) -> None:
+        getattr(extension, name)(torch.get_num_threads(), *arguments)

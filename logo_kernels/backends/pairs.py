@@ -17,6 +17,12 @@ Between the sums and the backward of each half, the statistics' part of the grad
 `pair_mlp.py` as correction [2, H] = (Σ m / N, Σ m·(v − mean) / (N·(var + ε))), zeros where the
 statistics are constants; m is the gradient that arrives at n(v).
 
+A layer is such a half whole, its statistics included; its norm [4, H] ends with 1/√(var + ε). Its
+gradient comes with facts, [5, H], after the second product [6, H']: the correction's two rows, then
+the gradients to the norm's weight and bias, that to a bias added to v (zero, where the statistics
+are the batch's), and that to w₃. Between ranks there are the single kernels: the sums of all ranks
+come in between.
+
 Sums are in fp32 or better and the same on every run. Tensors are contiguous; a and c share a dtype
 T (fp32, bf16, fp16, where a backend has it fp64), as do x and y; numbers without a dtype below are
 fp32, fp64 for fp64.
@@ -26,6 +32,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 # link(f) of `PairStage.output`, by number: f, softplus(f), softplus(−f).
@@ -33,7 +40,73 @@ LINKS = {"identity": 0, "softplus": 1, "softplus_negated": 2}
 
 
 class PairStage(ABC):
-    """The eight kernels; a and c are [B, L, H] T."""
+    """Unit vectors, the two layers whole, and their eight kernels; a and c are [B, L, H] T."""
+
+    @abstractmethod
+    def unit(self, z: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(ẑ [B, L, D] in `dtype`, factors) of z of any strides; see unit.py."""
+
+    @abstractmethod
+    def unit_backward(
+        self, grad: Tensor, unit: Tensor, factors: Tensor, dtype: torch.dtype, view_major: bool
+    ) -> Tensor:
+        """Gradient to z, [B, L, D] in `dtype`, from grad and unit, which share theirs."""
+
+    @abstractmethod
+    def hidden_layer(
+        self,
+        a: Tensor,
+        c: Tensor,
+        weight: Tensor,  # [H] of batch norm
+        bias: Tensor,
+        mean: Tensor | None,  # [H] the running statistics, and
+        var: Tensor | None,
+        batches: Tensor | None,  # [] int64, how many batches they are of
+        batch: bool,  # by the statistics of these pairs, which those given follow; else by those
+        momentum: float,  # negative: that of every batch alike
+        eps: float,
+        roll: int,
+    ) -> tuple[Tensor, Tensor]:
+        """(X [P, H] T, norm [4, H])."""
+
+    @abstractmethod
+    def hidden_gradient(
+        self, grad: Tensor, a: Tensor, c: Tensor, norm: Tensor, batch: bool, roll: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """From grad [P, H] T: gradients to a and c, and facts [5, H]."""
+
+    @abstractmethod
+    def output_layer(
+        self,
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        batches: Tensor | None,
+        batch: bool,
+        momentum: float,
+        eps: float,
+        last: Tensor,  # w₃ [H']
+        last_bias: Tensor,  # b₃ [1]
+        pairs: int,
+        link: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(value [P / pairs], slope [P], norm [4, H'])."""
+
+    @abstractmethod
+    def output_gradient(
+        self,
+        y: Tensor,
+        norm: Tensor,
+        last: Tensor,
+        slope: Tensor,
+        grad: Tensor,  # [P / pairs] of any stride
+        batch: bool,
+        parameters: bool,  # whether anybody wants their gradients; else facts may be zeros
+        pairs: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient to y [P, H'] T, and facts [6, H']."""
 
     @abstractmethod
     def hidden_moments(self, a: Tensor, c: Tensor, roll: int) -> Tensor:

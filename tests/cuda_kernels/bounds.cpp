@@ -82,7 +82,21 @@ void run_info_nce(int64_t count, int64_t negatives, int64_t dim, DType owed, DTy
   }
 }
 
-// The eight kernels of the pair stage, on arrays that begin `offset` elements into theirs.
+// A layer's batch norm, by its batch or by constants; its running statistics are [2, width].
+BatchNorm batch_norm(const Tensor& weight, const Tensor& running, int64_t* batches, bool batch) {
+  BatchNorm n;
+  n.weight = n.bias = weight.rows().data;
+  n.batch = batch;
+  n.mean = running.rows().data;
+  n.var = static_cast<float*>(running.rows().data) + running.rows().image_stride / 2;
+  n.batches = batches;
+  n.momentum = -1;
+  n.eps = 20;  // these variances are of either sign
+  return n;
+}
+
+// The kernels of the pair stage by themselves and as layers, on arrays that begin `offset` elements
+// into theirs.
 void run_pairs(int64_t images, int64_t crops, int64_t width, DType dtype, int offset) {
   const int64_t pairs = crops * (crops - 1), rows = images * crops;
   const auto tensor = [&](int64_t count) {
@@ -96,7 +110,10 @@ void run_pairs(int64_t images, int64_t crops, int64_t width, DType dtype, int of
   check(bytes > 0 ? Status::ok : Status::launch_failed, failure);
   const std::unique_ptr<unsigned char[]> workspace(new unsigned char[bytes]);
   const cuda::Queue queue{0, nullptr, workspace.get()};
-  const Tensor norm = numbers(3 * width), correction = numbers(2 * width);
+  const Tensor facts = numbers(5 * width), more_facts = numbers(6 * width);
+  const Tensor running = numbers(2 * width);
+  int64_t batches = 0;
+  const Tensor norm = numbers(4 * width), correction = numbers(2 * width);
   const Tensor results = numbers(2 * width), at_pairs = tensor(images * pairs);
 
   const Tensor a = tensor(rows), c = tensor(rows), grad_a = tensor(rows), grad_c = tensor(rows);
@@ -122,8 +139,16 @@ void run_pairs(int64_t images, int64_t crops, int64_t width, DType dtype, int of
                             cuda::pair_hidden_backward}) {
     check(launch(h, queue, &failure), failure);
   }
+  const Tensor weight = numbers(width);
+  h.facts = facts.rows().data;
+  h.values = h.pairs();
+  for (const bool batch : {true, false}) {
+    h.batch_norm = batch_norm(weight, running, &batches, batch);
+    check(cuda::pair_hidden_moments(h, queue, &failure), failure);
+  }
+  check(cuda::pair_hidden_sums(h, queue, &failure), failure);
 
-  const Tensor weight = numbers(width), bias = numbers(1), grad = numbers(images);
+  const Tensor bias = numbers(1), grad = numbers(images);
   const Tensor value = numbers(images), slope = numbers(images * pairs);
   const Tensor grad_y = tensor(images * pairs);
   PairOutputProblem o;
@@ -146,8 +171,37 @@ void run_pairs(int64_t images, int64_t crops, int64_t width, DType dtype, int of
                             cuda::pair_output_backward}) {
     check(launch(o, queue, &failure), failure);
   }
+  o.facts = more_facts.rows().data;
+  for (const bool batch : {true, false}) {
+    o.batch_norm = batch_norm(weight, running, &batches, batch);
+    check(cuda::pair_output_moments(o, queue, &failure), failure);
+  }
+  check(cuda::pair_output_sums(o, queue, &failure), failure);
   if (!std::isfinite(static_cast<float*>(value.rows().data)[images - 1])) {
     fprintf(stderr, "the mean over the pairs is not finite\n");
+    exit(3);
+  }
+}
+
+// Crops of this layout as unit vectors, and the gradient through them.
+void run_unit(int64_t dim, DType dtype, DType of_units, Layout layout, int offset) {
+  const Tensor crops(dtype, 3, 2, dim, layout, offset), to(dtype, 3, 2, dim, layout, offset);
+  const Tensor units(of_units, 3, 2, dim, Layout::contiguous, 0);
+  const Tensor grad(of_units, 3, 2, dim, Layout::contiguous, 0);
+  const std::unique_ptr<float[]> factors(new float[12]);
+  UnitProblem p;
+  p.images = 3;
+  p.dim = dim;
+  p.crops = crops.rows();
+  p.units = units.rows();
+  p.factors = factors.get();
+  cuda::Failure failure;
+  check(cuda::unit(p, {0, nullptr, nullptr}, &failure), failure);
+  p.grad = grad.rows();
+  p.crops = to.rows();
+  check(cuda::unit_backward(p, {0, nullptr, nullptr}, &failure), failure);
+  if (!std::isfinite(factors[11])) {
+    fprintf(stderr, "the norm of the last row is not finite\n");
     exit(3);
   }
 }
@@ -270,6 +324,17 @@ int main() {
     run_pairs(2, 2, 7, dtype, 0), ++runs;
     run_pairs(2, 9, 264, dtype, 0), ++runs;
     run_pairs(70, 2, 1, dtype, 0), ++runs;
+  }
+  // In vectors by a warp and by a block, of which some accesses lie beyond what it keeps; a last
+  // vector of fp32 by half; misaligned, and one number at a time.
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    for (const DType of_units : {DType::f32, dtype}) {
+      run_unit(64, dtype, of_units, Layout::view_major, 0), ++runs;
+      run_unit(4616, dtype, of_units, Layout::contiguous, 0), ++runs;
+      run_unit(68, dtype, of_units, Layout::contiguous, 0), ++runs;
+      run_unit(64, dtype, of_units, Layout::contiguous, 1), ++runs;
+      run_unit(33, dtype, of_units, Layout::every_second, 0), ++runs;
+    }
   }
   printf("%d problems within bounds\n", runs);
 }

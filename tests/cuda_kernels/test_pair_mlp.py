@@ -350,7 +350,20 @@ def test_launches(emulated):
     y, _, weight, bias = output_arguments(2, 12, 8, BF16)
     slope, upstream, correction = torch.ones(24), torch.ones(2), torch.ones(2, 8)
     fp32 = torch.ones(2, 4, 8)
+    norm4, ones, one = torch.ones(4, 8), torch.ones(8), torch.ones(1)
+    running = torch.zeros(8), torch.ones(8), torch.tensor(0)
+    follows, constants = (*running, True, 0.1, 1e-5), (*running[:2], None, False, 0.0, 1e-5)
+    unit, factors = stage.unit(fp32, BF16)
     for count, run in (
+        (1, lambda: stage.unit(fp32, BF16)),
+        (1, lambda: stage.unit_backward(unit, unit, factors, FP32, True)),
+        (3, lambda: stage.hidden_layer(a, c, ones, ones, *follows, 0)),
+        (2, lambda: stage.hidden_layer(a, c, ones, ones, *constants, 0)),
+        (3, lambda: stage.hidden_gradient(grad, a, c, norm4, True, 0)),
+        (3, lambda: stage.output_layer(y, ones, ones, *follows, ones, one, 12, 1)),
+        (2, lambda: stage.output_layer(y, ones, ones, *constants, ones, one, 12, 1)),
+        (3, lambda: stage.output_gradient(y, norm4, ones, slope, upstream, True, False, 12)),
+        (1, lambda: stage.output_gradient(y, norm4, ones, slope, upstream, False, False, 12)),
         (2, lambda: stage.hidden_moments(a, c, 0)),
         (1, lambda: stage.hidden(a, c, norm, 0)),
         (2, lambda: stage.hidden_sums(grad, a, c, norm, 0)),

@@ -33,15 +33,17 @@ from architectures import ARCHITECTURES
 from logo_kernels.backends.protocol import PairWeights
 from logo_kernels.backends.triton import cosine as cosine_module
 from logo_kernels.backends.triton import info_nce as info_nce_module
-from logo_kernels.backends.triton import pair_hidden, pair_moments, pair_output
+from logo_kernels.backends.triton import pair_facts, pair_hidden, pair_moments, pair_output
 from logo_kernels.backends.triton import scale as scale_module
 from logo_kernels.backends.triton import similarity as similarity_module
+from logo_kernels.backends.triton import unit as unit_module
 
 TYPES = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.int32: "*i32",
+    torch.int64: "*i64",
     torch.uint8: "*u8",
 }
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -212,7 +214,7 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
 
     for module in (
         cosine_module, similarity_module, scale_module, info_nce_module,
-        pair_hidden, pair_output, pair_moments,
+        pair_hidden, pair_output, pair_moments, pair_facts, unit_module,
     ):  # fmt: skip
         if hasattr(module, "launching"):
             replace(module, "launching", lambda tensor: nullcontext())
@@ -256,7 +258,8 @@ def info_nce_launch(case: Case, arch: int) -> Launch:
 
 PAIRS = (
     "hidden_moments", "hidden", "hidden_sums", "hidden_backward",
-    "output_moments", "output", "output_sums", "output_backward", "combine_moments",
+    "output_moments", "output", "output_sums", "output_backward", "unit", "unit_backward",
+    "combine_moments", "combine_sums", "fold",
 )  # fmt: skip
 
 
@@ -283,7 +286,20 @@ def pair_launch(case: Case, arch: int) -> Launch:
             pair_output.output_sums(y, norm, slope, grad, pairs)
         elif case.operation == "output_backward":
             pair_output.output_backward(y, norm, norm[0], slope, grad, norm[:2], pairs)
-        else:  # "output_moments", "combine_moments"
+        elif case.operation == "combine_moments":  # with all that becomes of them
+            batches = torch.zeros((), dtype=torch.int64)
+            of = pair_moments.BatchNorm(slope, slope, slope, slope, batches, -1.0, 1e-5)
+            pair_output.output_moments(y, of)
+        elif case.operation == "fold":
+            given = slope[:width], slope[:width], slope[:width], slope[:width], None, False
+            pair_output.output_layer(y, *given, 0.0, 1e-5, slope[:width], slope[:1], pairs, 1)
+        elif case.operation == "combine_sums":
+            pair_output.output_gradient(y, norm, norm[0], slope, grad, True, True, pairs)
+        elif case.operation == "unit":
+            unit_module.unit(torch.empty_like(a, dtype=FP32), case.dtype)
+        elif case.operation == "unit_backward":
+            unit_module.unit_backward(a, a, torch.empty(images * crops, 2), FP32, False)
+        else:
             pair_output.output_moments(y)
     name = f"{case.operation}_kernel"
     (launch,) = (made for made in launches if made.kernel.__name__ == name)
@@ -352,8 +368,9 @@ QUICK = (
     Case("norms", BF16, (512, 65536), 128),
     Case("combine", BF16, (512, 65536), 128),
     *(Case(operation, BF16, (256, 8), 256) for operation in PAIRS),
-    *(Case(operation, FP32, (256, 8), 256) for operation in PAIRS[:-1]),
+    *(Case(operation, FP32, (256, 8), 256) for operation in PAIRS[:-3]),
     Case("hidden_sums", FP16, (256, 10), 256),  # 16 crops in a tile: the most registers
+    *(Case(operation, FP32, (256, 2), 2048) for operation in ("unit", "unit_backward")),
 )
 
 # Compiled for every architecture.
@@ -363,7 +380,7 @@ MAIN = (
     Case("info_nce", BF16, (4096, 65536), 128),
     Case("info_nce", BF16, (512, 65536), 256),
     Case("info_nce", FP32, (4096, 65536), 128),
-    *(Case(operation, BF16, (256, 8), 256) for operation in PAIRS[:-1]),
+    *(Case(operation, BF16, (256, 8), 256) for operation in PAIRS[:-3]),
 )
 
 # The tiles with most shared memory, and fp32 operands: for architectures that have less of it.
@@ -411,7 +428,7 @@ FULL = (
     Case("info_nce", BF16, (4096, 65537), 100),  # scalar accesses
     *(
         Case(operation, dtype, (64, crops), width)
-        for operation in PAIRS[:-1]
+        for operation in PAIRS[:-3]
         for dtype in (BF16, FP32)
         for crops, width in ((2, 64), (6, 300), (12, 256), (16, 256), (40, 2048))
     ),

@@ -97,7 +97,7 @@ def test_wgmma_is_asynchronous(reports) -> None:
 # They write a number for each row, or partial sums.
 NARROW_STORES = (
     "similarity", "norms", "hidden_moments", "output_moments", "combine_moments", "output",
-    "output_sums",
+    "output_sums", "combine_sums",
 )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ Status pair_output_moments(const PairOutputProblem& problem);
 Status pair_output(const PairOutputProblem& problem);
 Status pair_output_sums(const PairOutputProblem& problem);
 Status pair_output_backward(const PairOutputProblem& problem);
+Status unit(const UnitProblem& problem);
+Status unit_backward(const UnitProblem& problem);
 
 // Instruction sets, widest first, that this build and this processor both have.
 enum class Simd : int { portable = 0, avx2 = 1, avx512 = 2 };
@@ -63,6 +65,8 @@ Status pair_output_moments(const PairOutputProblem& problem, const Queue& queue,
 Status pair_output(const PairOutputProblem& problem, const Queue& queue, Failure* failure);
 Status pair_output_sums(const PairOutputProblem& problem, const Queue& queue, Failure* failure);
 Status pair_output_backward(const PairOutputProblem& problem, const Queue& queue, Failure* failure);
+Status unit(const UnitProblem& problem, const Queue& queue, Failure* failure);
+Status unit_backward(const UnitProblem& problem, const Queue& queue, Failure* failure);
 
 // 0: failure says why.
 int64_t workspace_bytes(int device, Failure* failure);

@@ -16,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launching, multiprocessors
-from .pair_moments import combined
+from .pair_facts import facts
+from .pair_moments import BatchNorm, combined, count_batch, folded
 from .pair_plan import halved, image_tile, pair_tile, programs
 from .pair_tiles import (
     columns_of,
@@ -37,8 +38,9 @@ from .rows import narrow
 def hidden_moments_kernel(
     a_ptr, c_ptr,  # [B, L, H]
     parts_ptr,  # [programs, 2, H] fp32: mean and Σ (h − mean)² of `span` images each
+    batches_ptr,  # [] int64, counted up where COUNT
     images, roll, span,
-    L: tl.constexpr, H: tl.constexpr,
+    COUNT: tl.constexpr, L: tl.constexpr, H: tl.constexpr,
     DEEP: tl.constexpr, ACROSS: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """With α and γ the deviations of a and c from their means over the crops of an image,
@@ -47,6 +49,7 @@ def hidden_moments_kernel(
 
     in which nothing cancels, however much larger a and c are than their sums.
     """
+    count_batch(batches_ptr, COUNT)
     program = tl.program_id(0)
     column = columns_of(tl.program_id(1), BLOCK_H)
     begin = program.to(tl.int64) * span
@@ -208,23 +211,49 @@ def hidden_backward_kernel(
         store_rows(grad_c_ptr, c_row, there, column, narrow(to_c, DTYPE), 3, H, BLOCK_H)
 
 
-def hidden_moments(a: Tensor, c: Tensor, roll: int) -> Tensor:
-    """`PairStage.hidden_moments`."""
+def hidden_moments(a: Tensor, c: Tensor, roll: int, batch_norm: BatchNorm | None = None) -> Tensor:
+    """`PairStage.hidden_moments`; norm [4, H] where the batch norm is given."""
     images, crops, width = a.shape
     tile = halved(image_tile(crops, width, a.element_size()))
     tiles = triton.cdiv(images, tile.across)
     column_tiles = triton.cdiv(width, tile.block_h)
+    batches = None if batch_norm is None else batch_norm.batches
     with launching(a):
         most = programs(tiles, column_tiles, 2, multiprocessors(a.device.index))
         span = triton.cdiv(tiles, most) * tile.across
         count = triton.cdiv(images, span)
         parts = a.new_empty(count, 2, width, dtype=torch.float32)
         hidden_moments_kernel[(count, column_tiles)](
-            a, c, parts, images, roll % images, span,
-            L=crops, H=width, DEEP=tile.deep, ACROSS=tile.across, BLOCK_H=tile.block_h,
-            num_warps=tile.num_warps,
+            a, c, parts, parts if batches is None else batches, images, roll % images, span,
+            COUNT=batches is not None, L=crops, H=width,
+            DEEP=tile.deep, ACROSS=tile.across, BLOCK_H=tile.block_h, num_warps=tile.num_warps,
         )  # fmt: skip
-        return combined(parts, images, span, crops * (crops - 1))
+        return combined(parts, images, span, crops * (crops - 1), batch_norm)
+
+
+def hidden_layer(
+    a: Tensor,
+    c: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    batches: Tensor | None,
+    batch: bool,
+    momentum: float,
+    eps: float,
+    roll: int,
+) -> tuple[Tensor, Tensor]:
+    """`PairStage.hidden_layer`."""
+    if batch:
+        of = BatchNorm(weight, bias, mean, var, batches, momentum, eps)
+        norm = hidden_moments(a, c, roll, of)
+    else:
+        assert mean is not None
+        assert var is not None
+        with launching(a):
+            norm = folded(mean, var, weight, bias, eps)
+    return hidden(a, c, norm, roll), norm
 
 
 def hidden(a: Tensor, c: Tensor, norm: Tensor, roll: int) -> Tensor:
@@ -246,6 +275,24 @@ def hidden_sums(
     grad: Tensor, a: Tensor, c: Tensor, norm: Tensor, roll: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`PairStage.hidden_sums`."""
+    to_a, to_c, parts = _sums(grad, a, c, norm, roll)
+    return to_a, to_c, parts.sum(0)
+
+
+def hidden_gradient(
+    grad: Tensor, a: Tensor, c: Tensor, norm: Tensor, batch: bool, roll: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`PairStage.hidden_gradient`."""
+    to_a, to_c, parts = _sums(grad, a, c, norm, roll)
+    with launching(a):
+        found = facts(parts, norm, None, batch, grad.shape[0])
+    return *hidden_backward(to_a, to_c, a, c, norm, found, roll), found
+
+
+def _sums(
+    grad: Tensor, a: Tensor, c: Tensor, norm: Tensor, roll: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(Σ_j m, Σ_i m, sums [programs, 2, H])."""
     images, crops, width = a.shape
     tile = halved(pair_tile(crops, width, a.element_size(), 4))
     groups = triton.cdiv(crops, tile.deep)
@@ -260,7 +307,7 @@ def hidden_sums(
             L=crops, H=width, DEEP=tile.deep, ACROSS=tile.across, BLOCK_H=tile.block_h,
             num_warps=tile.num_warps,
         )  # fmt: skip
-        return to_a[0] if groups == 1 else to_a.sum(0), to_c, parts.sum(0)
+        return to_a[0] if groups == 1 else to_a.sum(0), to_c, parts
 
 
 def hidden_backward(

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from ..pairs import PairStage
 from . import pair_hidden, pair_output
+from . import unit as units
 
 
 class TritonPairStage(PairStage):
+    unit = staticmethod(units.unit)
+    unit_backward = staticmethod(units.unit_backward)
+    hidden_layer = staticmethod(pair_hidden.hidden_layer)
+    hidden_gradient = staticmethod(pair_hidden.hidden_gradient)
+    output_layer = staticmethod(pair_output.output_layer)
+    output_gradient = staticmethod(pair_output.output_gradient)
     hidden_moments = staticmethod(pair_hidden.hidden_moments)
     hidden = staticmethod(pair_hidden.hidden)
     hidden_sums = staticmethod(pair_hidden.hidden_sums)

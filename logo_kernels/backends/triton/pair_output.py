@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..pairs import LINKS
 from .launch import launching, multiprocessors
-from .pair_moments import combined
+from .pair_facts import facts
+from .pair_moments import BatchNorm, combined, count_batch, folded
 from .pair_plan import PairTile, column_tile, halved, programs, row_tile, segments
 from .pair_tiles import (
     columns_of,
@@ -58,21 +59,25 @@ def linked(f, LINK: tl.constexpr):
 
 
 @triton.jit
-def upstream(slope_ptr, grad_ptr, start, row, there, PAIRS: tl.constexpr):
+def upstream(slope_ptr, grad_ptr, grad_stride, start, row, there, PAIRS: tl.constexpr):
     """t of pairs start + row; `row` is of 32 bits, in which division is fast."""
     image = start // PAIRS
     within = (start - image * PAIRS).to(tl.int32) + row
     slope = tl.load(slope_ptr + start + row, there, other=0.0)
-    return slope * tl.load(grad_ptr + image + within // PAIRS, there, other=0.0)
+    image += within // PAIRS
+    return slope * tl.load(grad_ptr + image * grad_stride, there, other=0.0)
 
 
 @triton.jit(do_not_specialize=["rows", "span"])
 def output_moments_kernel(
     y_ptr,  # [P, H']
     parts_ptr,  # [programs, 2, H'] fp32: mean and Σ (y − mean)² of `span` rows each
+    batches_ptr,  # [] int64, counted up where COUNT
     rows, span,
+    COUNT: tl.constexpr,
     H: tl.constexpr, DEEP: tl.constexpr, ACROSS: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
+    count_batch(batches_ptr, COUNT)
     column = columns_of(tl.program_id(1), BLOCK_H)
     begin = tl.program_id(0).to(tl.int64) * span
     end = tl.minimum(begin + span, rows)
@@ -138,12 +143,12 @@ def output_kernel(
     tl.store(value_ptr + place * tl.num_programs(1) + tl.program_id(1), value, place < images)
 
 
-@triton.jit(do_not_specialize=["rows", "span"])
+@triton.jit(do_not_specialize=["grad_stride", "rows", "span"])
 def output_sums_kernel(
     y_ptr,  # [P, H']
     norm_ptr,  # [3, H'] fp32
     slope_ptr,  # [P] fp32
-    grad_ptr,  # [B] fp32
+    grad_ptr, grad_stride,  # [B] fp32
     parts_ptr,  # [programs, 2, H'] fp32, of `span` rows each
     rows, span,
     PAIRS: tl.constexpr, H: tl.constexpr,
@@ -160,7 +165,7 @@ def output_sums_kernel(
         row = start + row_of_tile
         there = row < end
         y = load_rows(y_ptr, row, there, column, 3, H, BLOCK_H)
-        t = upstream(slope_ptr, grad_ptr, start, row_of_tile, there, PAIRS)
+        t = upstream(slope_ptr, grad_ptr, grad_stride, start, row_of_tile, there, PAIRS)
         apart = y - mean
         m = tl.where(apart * scale + bias > 0.0, t[:, :, None], 0.0)
         total += tl.sum(m, 0)
@@ -171,13 +176,13 @@ def output_sums_kernel(
     store_rows(parts_ptr, part + 1, here, column, tl.sum(moment, 0)[None, :], 2, H, BLOCK_H)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["grad_stride", "rows"])
 def output_backward_kernel(
     y_ptr,  # [P, H']
     norm_ptr,  # [3, H'] fp32
     weight_ptr,  # [H'] fp32
     slope_ptr,  # [P] fp32
-    grad_ptr,  # [B] fp32
+    grad_ptr, grad_stride,  # [B] fp32
     correction_ptr,  # [2, H'] fp32
     out_ptr,  # [P, H']
     rows,
@@ -194,7 +199,7 @@ def output_backward_kernel(
         row = start + row_of_tile
         there = row < rows
         y = load_rows(y_ptr, row, there, column, 2, H, BLOCK_H)
-        t = upstream(slope_ptr, grad_ptr, start, row_of_tile, there, PAIRS)
+        t = upstream(slope_ptr, grad_ptr, grad_stride, start, row_of_tile, there, PAIRS)
         apart = y - mean
         m = tl.where(apart * scale + bias > 0.0, t[:, None] * weight, 0.0)
         out = scale * (m - constant - slope * apart)
@@ -203,19 +208,46 @@ def output_backward_kernel(
         )
 
 
-def output_moments(y: Tensor) -> Tensor:
-    """`PairStage.output_moments`."""
+def output_moments(y: Tensor, batch_norm: BatchNorm | None = None) -> Tensor:
+    """`PairStage.output_moments`; norm [4, H'] where the batch norm is given."""
     rows, width = y.shape
     tile = halved(column_tile(width, y.element_size(), 8))
+    batches = None if batch_norm is None else batch_norm.batches
     with launching(y):
         count, span, column_tiles = _shares(y, tile)
         parts = y.new_empty(count, 2, width, dtype=torch.float32)
         output_moments_kernel[(count, column_tiles)](
-            y, parts, rows, span,
-            H=width, DEEP=tile.deep, ACROSS=tile.across, BLOCK_H=tile.block_h,
-            num_warps=tile.num_warps,
+            y, parts, parts if batches is None else batches, rows, span,
+            COUNT=batches is not None, H=width, DEEP=tile.deep, ACROSS=tile.across,
+            BLOCK_H=tile.block_h, num_warps=tile.num_warps,
         )  # fmt: skip
-        return combined(parts, rows, span, 1)
+        return combined(parts, rows, span, 1, batch_norm)
+
+
+def output_layer(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    batches: Tensor | None,
+    batch: bool,
+    momentum: float,
+    eps: float,
+    last: Tensor,
+    last_bias: Tensor,
+    pairs: int,
+    link: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`PairStage.output_layer`."""
+    if batch:
+        norm = output_moments(y, BatchNorm(weight, bias, mean, var, batches, momentum, eps))
+    else:
+        assert mean is not None
+        assert var is not None
+        with launching(y):
+            norm = folded(mean, var, weight, bias, eps)
+    return *output(y, norm, last, last_bias, pairs, link), norm
 
 
 def output(
@@ -242,17 +274,42 @@ def output(
 
 def output_sums(y: Tensor, norm: Tensor, slope: Tensor, grad: Tensor, pairs: int) -> Tensor:
     """`PairStage.output_sums`."""
+    return _sums(y, norm, slope, grad, pairs).sum(0)
+
+
+def output_gradient(
+    y: Tensor,
+    norm: Tensor,
+    last: Tensor,
+    slope: Tensor,
+    grad: Tensor,
+    batch: bool,
+    parameters: bool,
+    pairs: int,
+) -> tuple[Tensor, Tensor]:
+    """`PairStage.output_gradient`."""
+    if batch or parameters:
+        parts = _sums(y, norm, slope, grad, pairs)
+        with launching(y):
+            found = facts(parts, norm, last, batch, y.shape[0])
+    else:
+        found = norm.new_zeros(6, y.shape[1])
+    return output_backward(y, norm, last, slope, grad, found, pairs), found
+
+
+def _sums(y: Tensor, norm: Tensor, slope: Tensor, grad: Tensor, pairs: int) -> Tensor:
+    """[programs, 2, H']."""
     rows, width = y.shape
     tile = column_tile(width, y.element_size(), 4)
     with launching(y):
         count, span, column_tiles = _shares(y, tile)
         parts = y.new_empty(count, 2, width, dtype=torch.float32)
         output_sums_kernel[(count, column_tiles)](
-            y, norm, slope, grad, parts, rows, span,
+            y, norm, slope, grad, grad.stride(0), parts, rows, span,
             PAIRS=pairs, H=width, DEEP=tile.deep, ACROSS=tile.across, BLOCK_H=tile.block_h,
             num_warps=tile.num_warps,
         )  # fmt: skip
-        return parts.sum(0)
+        return parts
 
 
 def output_backward(
@@ -273,7 +330,7 @@ def output_backward(
         tiles = triton.cdiv(rows, tile.rows)
         count = programs(tiles, column_tiles, 3, multiprocessors(y.device.index))
         output_backward_kernel[(count, column_tiles)](
-            y, norm, weight, slope, grad, correction, out, rows,
+            y, norm, weight, slope, grad, grad.stride(0), correction, out, rows,
             PAIRS=pairs, H=width, ROWS=tile.rows, BLOCK_H=tile.block_h, num_warps=4,
         )  # fmt: skip
     return out

@@ -26,12 +26,21 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from logo_kernels.backends.protocol import PairWeights
+from logo_kernels.backends.protocol import (
+    InfoNCECall,
+    InfoNCEGradients,
+    InfoNCEResult,
+    PairWeights,
+)
 from logo_kernels.backends.triton import cosine as cosine_module
 from logo_kernels.backends.triton import info_nce as info_nce_module
 from logo_kernels.backends.triton import pair_hidden, pair_moments, pair_output
 from logo_kernels.backends.triton import scale as scale_module
 from logo_kernels.backends.triton import similarity as similarity_module
+from logo_kernels.backends.triton.facts import Facts
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from architectures import ARCHITECTURES
 
 TYPES = {
     torch.float32: "*fp32",
@@ -43,8 +52,8 @@ TYPES = {
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that one program may have
-SHARED_TOTAL = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}  # of a multiprocessor
+SHARED_LIMIT = {10 * a.major + a.minor: a.shared_per_block for a in ARCHITECTURES}
+SHARED_TOTAL = {10 * a.major + a.minor: a.shared_per_multiprocessor for a in ARCHITECTURES}
 
 
 class Case(NamedTuple):
@@ -60,6 +69,7 @@ class Case(NamedTuple):
     temperature: float = 0.07
     transposed: bool = False  # of info_nce: negatives [D, K] in memory
     batch: bool = False  # of info_nce: each query has negatives of its own image, not to be seen
+    learned: bool = False  # of info_nce: the temperature is a tensor, with a gradient
 
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.").replace("float", "fp").replace("bfp", "bf")
@@ -68,6 +78,7 @@ class Case(NamedTuple):
             f" q:{self.queries}" * (self.queries is not None)
             + " batch" * self.batch
             + " transposed" * self.transposed
+            + " learned" * self.learned
         )
         extra += f" τ={self.temperature}" * (self.temperature != 0.07)
         return f"{self.operation} {name} {self.rows[0]}+{self.rows[1]} D={self.dim}{extra}"
@@ -193,14 +204,15 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
         for name in list(vars(module)):
             if name.endswith("_kernel"):
                 replace(module, name, Recorder(getattr(module, name), launches))
-    replace(
-        cosine_module,
-        "reduction_workspace",
-        lambda like, images, groups: (torch.empty(1), torch.zeros(1, dtype=torch.int32)),
-    )
-    for module in (scale_module, info_nce_module, pair_hidden, pair_output):
+    for module in (cosine_module, info_nce_module):
+        replace(
+            module,
+            "reduction_workspace",
+            lambda like, images, groups: (torch.empty(1), torch.zeros(1, dtype=torch.int32)),
+        )
+    for module in (scale_module, pair_hidden, pair_output):
         replace(module, "multiprocessors", lambda device: 132)
-    replace(info_nce_module, "major_capability", lambda device: arch // 10)
+    replace(info_nce_module, "facts_of", lambda device: Facts(132, arch // 10, SHARED_LIMIT[arch]))
     try:
         yield launches
     finally:
@@ -208,21 +220,38 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
             setattr(module, name, value)
 
 
-INFO_NCE = {"norms": "norms_kernel", "info_nce": "info_nce_kernel", "combine": "combine_kernel"}
+INFO_NCE = {
+    "prologue": "prologue_kernel",
+    "info_nce": "info_nce_kernel",
+    "epilogue": "epilogue_kernel",
+    "info_nce_backward": "backward_kernel",
+}
+
+SMALL_INFO_NCE = tuple(INFO_NCE.keys() - {"info_nce"})
 
 
 def info_nce_launch(case: Case, arch: int) -> Launch:
     """The launch of the kernel that the case names; memory is reserved, and never touched."""
     n, k = case.rows
-    queries = torch.empty(n, case.dim)
-    negatives = torch.empty(k, case.dim, dtype=case.dtype)
+    crops = k // n * 2 if case.batch else 1
+    local = torch.empty(n // crops, crops, case.dim, dtype=case.queries or case.dtype)
+    positives = torch.empty(n // crops, 2, case.dim, dtype=case.dtype)
+    negatives = None if case.batch else torch.empty(k, case.dim, dtype=case.dtype)
     if case.transposed:
         negatives = torch.empty(case.dim, k, dtype=case.dtype).T
+    temperature = torch.empty([]) if case.learned else None
+    call = InfoNCECall(
+        None, local, positives, negatives, case.temperature, temperature, 0.0, 1.0, "mean"
+    )
+    result = InfoNCEResult.empty(call)
+    gradients = InfoNCEGradients(
+        torch.empty(0, dtype=local.dtype),
+        torch.empty_like(local),
+        torch.empty([] if case.learned else 0),
+    )
     with recorded(arch) as launches:
-        info_nce_module.info_nce(
-            queries, negatives, case.temperature, case.queries or case.dtype,
-            (8, 2) if case.batch else None,
-        )  # fmt: skip
+        info_nce_module.info_nce(call, result)
+        info_nce_module.info_nce_backward(call, result.total, result.pull, result.mean, gradients)
     name = INFO_NCE[case.operation]
     (launch,) = (made for made in launches if made.kernel.__name__ == name)
     return launch
@@ -267,7 +296,7 @@ def pair_launch(case: Case, arch: int) -> Launch:
 def launch_of(case: Case, arch: int, images: int = 64) -> Launch:
     """The one launch that the backend makes for the case: more would be a failure.
 
-    Of the three of info_nce, the one that the operation names: "info_nce", "norms", "combine".
+    Of the four of info_nce, the one that the operation names.
     """
     first, second = case.rows
     if case.operation in INFO_NCE:
@@ -320,8 +349,13 @@ QUICK = (
     Case("info_nce", FP16, (4096, 65536), 128),
     Case("cosine", FP32, (2, 62), 2048),  # fp32 products in parts
     Case("similarity_backward", FP32, (64, 64), 2048),
-    Case("norms", BF16, (512, 65536), 128),
-    Case("combine", BF16, (512, 65536), 128),
+    Case("info_nce", BF16, (4096, 65536), 64),
+    Case("info_nce", BF16, (4096, 65536), 128, learned=True),
+    Case("prologue", BF16, (512, 65536), 128),
+    Case("prologue", BF16, (512, 65536), 128, queries=FP32),
+    Case("epilogue", BF16, (512, 65536), 128),
+    Case("info_nce_backward", BF16, (512, 65536), 128),
+    Case("info_nce_backward", FP32, (512, 65536), 2048, learned=True),
     *(Case(operation, BF16, (256, 8), 256) for operation in PAIRS),
     *(Case(operation, FP32, (256, 8), 256) for operation in PAIRS[:-1]),
     Case("hidden_sums", FP16, (256, 10), 256),  # 16 crops in a tile: the most registers
@@ -413,7 +447,7 @@ def main() -> None:
                     "arch": arch,
                     "half": case.dtype != FP32 and case.features != FP32,
                     "products": case.operation
-                    not in ("scale", "scale_rows", "norms", "combine", *PAIRS),
+                    not in ("scale", "scale_rows", *SMALL_INFO_NCE, *PAIRS),
                     "shared_limit": SHARED_LIMIT[arch],
                     "programs": programs,
                     "acquire_release": "atom.global.gpu.acq_rel" in compiled.asm["ptx"]

@@ -73,7 +73,7 @@ def test_wgmma_is_asynchronous(reports) -> None:
 
 # They write a number for each row, or partial sums.
 NARROW_STORES = (
-    "similarity", "norms", "hidden_moments", "output_moments", "combine_moments", "output",
+    "similarity", "hidden_moments", "output_moments", "combine_moments", "output",
     "output_sums",
 )  # fmt: skip
 

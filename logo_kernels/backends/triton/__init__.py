@@ -11,8 +11,6 @@ import functools
 import torch
 from torch import Tensor
 
-from .. import contrast
-from ..contrast import Attention
 from ..pairs import PairStage
 from ..protocol import (
     Backend,
@@ -106,7 +104,9 @@ class TritonBackend(Backend):
         return similarity_backward(grad, a, b, grad_a, grad_b)
 
     def info_nce(self, call: InfoNCECall, result: InfoNCEResult) -> None:
-        contrast.fill(self.attend, call, result)
+        from .info_nce import info_nce
+
+        info_nce(call, result)
 
     def info_nce_backward(
         self,
@@ -116,19 +116,9 @@ class TritonBackend(Backend):
         mean: Tensor,
         gradients: InfoNCEGradients,
     ) -> None:
-        contrast.fill_gradients(call, upstream, pull, mean, gradients)
+        from .info_nce import info_nce_backward
 
-    def attend(
-        self,
-        queries: Tensor,
-        negatives: Tensor,
-        temperature: float | Tensor,
-        dtype: torch.dtype,
-        own: tuple[int, int] | None,
-    ) -> Attention:
-        from .info_nce import info_nce
-
-        return info_nce(queries, negatives, temperature, dtype, own)
+        info_nce_backward(call, upstream, pull, mean, gradients)
 
     def scale_(self, gradient: Tensor, upstream: Tensor, row_scale: Tensor | None) -> Tensor:
         from .scale import scale_

@@ -44,40 +44,21 @@ def operands_for(queries: torch.dtype, negatives: torch.dtype) -> int:
     return TWO_HALVES if queries == torch.float32 else HALF
 
 
-class Ranges(NamedTuple):
-    """Powers of two and scales that keep every operand in its dtype's range.
-
-    t = (query_scale·q̂ · n)·column − base is the exponent of a probability 2^t, where column is
-    column_scale/‖n‖ and base is the running maximum, or 0, less `lift`. 2^t·column is the weight of
-    n in the mean, times column_scale·Σ 2^t: no factor is left to multiply by in the inner loop.
-    """
-
-    running: bool  # whether a running maximum is subtracted
-    query_scale: float  # a power of two
-    column_scale: float  # log2(e)/τ / query_scale
-    lift: float  # an integer
+def running_maximum(temperature: float, negatives: torch.dtype) -> bool:
+    """Whether a maximum is subtracted from the logits, one that follows them."""
+    limit = FIXED_MAXIMUM_FP16 if negatives == torch.float16 else FIXED_MAXIMUM
+    return 1 / temperature > limit
 
 
-def ranges_for(temperature: float, negatives: torch.dtype) -> Ranges:
-    """For rows with `norm_limits`, or brought to about one."""
-    inverse = 1 / temperature
-    scale = inverse / math.log(2)
-    if negatives != torch.float16:
-        return Ranges(inverse > FIXED_MAXIMUM, 1.0, scale, 0.0)
-    # Normal numbers of fp16 end at 2^-14: q̂ is raised by 2^10, and weights so that the largest,
-    # of the largest probability and a norm of 2^-5, is between 32,500 and 65,000.
-    running = inverse > FIXED_MAXIMUM_FP16
-    column_scale = scale / 1024
-    bound = 0.0 if running else scale
-    lift = math.floor(math.log2(65000) - 5 - bound - math.log2(column_scale))
-    return Ranges(running, 1024.0, column_scale, float(lift))
-
-
-def norm_limits(negatives: torch.dtype) -> tuple[float, float]:
-    """Rows with other squared norms than these, and zero, are multiplied by a power of two."""
-    if negatives == torch.float16:
-        return 2.0**-10, 2.0**18
-    return 2.0**-60, 2.0**60
+# Negatives of a tile in the careful loop: so few that it takes no more registers than the other.
+CAREFUL_K = 16
+# The most rows of any tile of negatives.
+MOST_ROWS = 512
+# Positives of a query that a program of the prologue takes; of a row, that the epilogue takes at
+# once; and partial sums that the last program of a launch adds up at once.
+POSITIVES = 4
+PAIRS = 16
+CHUNK = 1024
 
 
 class Shape(NamedTuple):
@@ -138,7 +119,9 @@ def shape_for(n: int, dim: int, operands: int, major: int) -> Shape:
 
 
 @functools.cache
-def plan_for(n: int, k: int, dim: int, operands: int, multiprocessors: int, major: int) -> Plan:
+def plan_for(
+    n: int, k: int, dim: int, operands: int, multiprocessors: int, major: int, shared: int
+) -> Plan:
     """The plan for queries [n, dim] and negatives [k, dim]; `operands` of `operands_for`.
 
     The number of splits is the one with the least estimated time: rounds of programs on a
@@ -173,7 +156,20 @@ def norm_tile(dim: int, itemsize: int) -> SmallTile:
 
 
 @functools.cache
-def combine_tile(dim: int) -> SmallTile:
-    """For the sum over splits: 16 bytes to a thread of 4 warps, so that few rows occupy all."""
+def query_tile(dim: int) -> SmallTile:
+    """For queries and their gradients: 16 numbers of each of the few rows that meet to a thread of
+    4 warps; a row in one piece up to D = 2048."""
+    block_d = min(2048, max(16, power_of_two(dim)))
+    return SmallTile(2048 // block_d, block_d)
+
+
+@functools.cache
+def epilogue_tile(dim: int, splits: int) -> SmallTile:
+    """For the sum over splits: 16 bytes to a thread of 4 warps, so that few rows occupy all.
+
+    Without it there are only pairs, of as many rows whatever D is.
+    """
+    if splits == 1:
+        return SmallTile(16, 16)
     block_d = min(512, max(16, power_of_two(dim)))
     return SmallTile(512 // block_d, block_d)

@@ -38,6 +38,7 @@ from logo_kernels.backends.triton import pair_hidden, pair_moments, pair_output
 from logo_kernels.backends.triton import scale as scale_module
 from logo_kernels.backends.triton import similarity as similarity_module
 from logo_kernels.backends.triton.facts import Facts
+from logo_kernels.backends.triton.info_nce_plan import Shape, shared_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from architectures import ARCHITECTURES
@@ -423,6 +424,15 @@ def programs_at_once(launch: Launch, report: Report, arch: int) -> int:
     return min(by_registers, by_shared, 64 // warps, 32)
 
 
+def shared_estimate(launch: Launch, arch: int) -> int | None:
+    """What the plan of InfoNCE's pass reckons with; None of other kernels."""
+    if launch.kernel.__name__ != "info_nce_kernel":
+        return None
+    sizes = (launch.arguments[size] for size in ("BLOCK_N", "BLOCK_K", "BLOCK_D", "CHUNK_D"))
+    shape = Shape(*sizes, launch.options["num_warps"], launch.arguments["STAGES"], 1)
+    return shared_bytes(shape, launch.arguments["OPERANDS"], arch // 10)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the cases that tests compile")
@@ -449,6 +459,7 @@ def main() -> None:
                     "products": case.operation
                     not in ("scale", "scale_rows", *SMALL_INFO_NCE, *PAIRS),
                     "shared_limit": SHARED_LIMIT[arch],
+                    "shared_estimate": shared_estimate(launch, arch),
                     "programs": programs,
                     "acquire_release": "atom.global.gpu.acq_rel" in compiled.asm["ptx"]
                     or "atom.acq_rel.gpu.global" in compiled.asm["ptx"],

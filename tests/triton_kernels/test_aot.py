@@ -56,6 +56,17 @@ def test_shared_memory_fits(reports) -> None:
         assert report["shared"] <= report["shared_limit"], report
 
 
+def test_plans_know_their_shared_memory(reports) -> None:
+    """At least what the compiler takes; not so much more that a plan would do without for nothing."""
+    estimated = [report for report in reports if report["shared_estimate"] is not None]
+    assert {report["arch"] for report in estimated} == {80, 90, 100}
+    for report in estimated:
+        assert report["shared"] <= report["shared_estimate"] <= 3 * report["shared"], report
+    flagship = [r for r in estimated if r["case"] == "info_nce bf16 4096+65536 D=128"]
+    for report in flagship:
+        assert report["shared_estimate"] <= 1.2 * report["shared"], report
+
+
 def test_products_use_tensor_cores_where_meant(reports) -> None:
     """In half precision; in fp32 those of info_nce alone, in three tf32 parts."""
     for report in reports:

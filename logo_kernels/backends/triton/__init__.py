@@ -65,8 +65,13 @@ class TritonBackend(Backend):
                 f"it takes at most {MAX_ROWS} rows of an image (crops, targets and features "
                 f"together), and these are {problem.crops}"
             )
-        if problem.operation == "info_nce" and _lacks_bf16():
-            return "info_nce needs the tf32 and bf16 products of compute capability 8.0"
+        if problem.operation == "info_nce":
+            from .facts import facts_of
+            from .info_nce_plan import HALF, FULL, TWO_HALVES, misfit
+
+            facts = facts_of(problem.device_index)
+            reasons = (misfit(problem.dim, kind, facts) for kind in (HALF, TWO_HALVES, FULL))
+            return next((reason for reason in reasons if reason is not None), None)
         if torch.bfloat16 in problem.dtypes and _lacks_bf16():
             return "bfloat16 needs compute capability 8.0, and this device is older"
         return None

@@ -112,8 +112,8 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
     running = on_device or running_maximum(temperature, dtype)
     norms, tile = norm_tile(dim, dtype.itemsize), query_tile(dim)
     with launching(x):
-        facts = facts_of(x.device.index)
-        plan = plan_for(n, k, dim, operands, *facts)
+        dense = negatives.layout in ("dense", "images")
+        plan = plan_for(n, k, dim, operands, dense, facts_of(x.device.index))
         shape, splits = plan.shape, plan.splits
         # Whole tiles: the inner loop reads scales without a mask.
         padded = -(-k // shape.block_k) * shape.block_k

@@ -13,13 +13,11 @@ from architectures import ARCHITECTURES
 from torch import Tensor
 
 from logo_kernels.backends.protocol import Problem
-from logo_kernels.backends.triton import info_nce as module
 from logo_kernels.backends.triton.facts import Facts
 from logo_kernels.backends.triton.info_nce_plan import (
     FULL,
     HALF,
     TWO_HALVES,
-    Plan,
     misfit,
     operands_for,
     plan_for,
@@ -154,22 +152,12 @@ def test_own_negatives_are_not_seen(own, temperature, device, compare) -> None:
     compare(*problem(shape, BF16, BF16, device), temperature, own)
 
 
-def with_splits(monkeypatch, splits: int) -> None:
-    def planned(*arguments) -> Plan:
-        plan = plan_for(*arguments)
-        tiles = -(-arguments[1] // plan.shape.block_k)
-        per_split = -(-tiles // splits)
-        return plan._replace(splits=-(-tiles // per_split), tiles_per_split=per_split)
-
-    monkeypatch.setattr(module, "plan_for", planned)
-
-
 @pytest.mark.parametrize("splits", [1, 2])
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-def test_own_negatives_amid_a_split(splits, dtype, device, compare, monkeypatch) -> None:
+def test_own_negatives_amid_a_split(splits, dtype, device, compare, with_splits) -> None:
     """Whole tiles before and after those that a program's queries do not all see, and a last one
     that is not full."""
-    with_splits(monkeypatch, splits)
+    with_splits(splits)
     queries, negatives = problem((48 * 8, 48 * 21, 16), dtype, dtype, device)
     compare(queries, negatives, 0.2, (8, 21))
 
@@ -196,9 +184,7 @@ def test_any_strides(dtypes, device, kernels) -> None:
         torch.testing.assert_close(got.lse, expected.lse, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(got.mean, expected.mean, rtol=1e-5, atol=1e-6)
     got = seen(kernels, queries, repeated, 0.1)
-    assert torch.equal(
-        got.lse, seen(kernels, queries, repeated.clone(), 0.1).lse
-    )
+    assert torch.equal(got.lse, seen(kernels, queries, repeated.clone(), 0.1).lse)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.2])
@@ -255,11 +241,11 @@ def test_nan_and_inf(bad, dtypes, device, kernels) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.2])
-def test_splits_add_up(temperature, device, kernels, monkeypatch) -> None:
+def test_splits_add_up(temperature, device, kernels, with_splits) -> None:
     queries, negatives = problem((7, 300, 40), FP32, FP32, device)
     results = []
     for splits in (1, 2, 5, 10):
-        with_splits(monkeypatch, splits)
+        with_splits(splits)
         results.append(seen(kernels, queries, negatives, temperature))
     for got in results[1:]:
         torch.testing.assert_close(got.lse, results[0].lse, rtol=1e-6, atol=1e-6)

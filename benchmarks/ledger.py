@@ -52,8 +52,8 @@ def kernels(root: Path = ROOT) -> dict[str, list[Path]]:
     """Each kernel's source file -> all files that it is compiled from, its own first.
 
     In Triton a kernel is a module that launches a jitted function, of its own or of a module beside
-    it, and it is compiled from the modules beside it that it imports. In CUDA it is a .cu file that defines a __global__
-    function, and it is compiled from the project's headers that it includes.
+    it, and it is compiled from the modules beside it that it imports. In CUDA it is a .cu file that
+    defines a __global__ function, and it is compiled from the project's headers that it includes.
     """
     found: dict[str, list[Path]] = {}
     for path in sorted((root / TRITON).glob("*.py")):

@@ -258,6 +258,31 @@ def info_nce_launch(case: Case, arch: int) -> Launch:
     return launch
 
 
+def compilations() -> dict[str, int]:
+    """Of each kernel of info_nce, over steps whose numbers change: batch, weights, τ, L, P."""
+    found: dict[str, set[str]] = {name: set() for name in INFO_NCE.values()}
+    for images, locals_, positives, weight, tau in (
+        (64, 2, 2, 0.5, 0.07), (65, 2, 2, 0.25, 0.1), (96, 3, 1, 1.0, 0.2), (16, 16, 16, 2.0, 1.0)
+    ):  # fmt: skip
+        local = torch.empty(images, locals_, 128, dtype=torch.bfloat16)
+        call = InfoNCECall(
+            None, local, torch.empty(images, positives, 128, dtype=local.dtype),
+            torch.empty(65536, 128, dtype=local.dtype), tau, None, 0.0, weight, "mean",
+        )  # fmt: skip
+        result = InfoNCEResult.empty(call)
+        gradients = InfoNCEGradients(local[:0], torch.empty_like(local), torch.empty(0))
+        with recorded(90) as launches:
+            info_nce_module.info_nce(call, result)
+            info_nce_module.info_nce_backward(
+                call, result.total, result.pull, result.mean, gradients
+            )
+        for launch in launches:
+            source = specialise(launch)
+            key = source.signature, source.constants, source.attrs, launch.options
+            found[launch.kernel.__name__].add(repr(key))
+    return {name: len(keys) for name, keys in found.items()}
+
+
 PAIRS = (
     "hidden_moments", "hidden", "hidden_sums", "hidden_backward",
     "output_moments", "output", "output_sums", "output_backward", "combine_moments",
@@ -439,7 +464,11 @@ def main() -> None:
     parser.add_argument("--main", action="store_true", help="one case in bf16, one in fp32")
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--compilations", action="store_true", help="counts, and nothing else")
     options = parser.parse_args()
+    if options.compilations:
+        print(json.dumps(compilations()))
+        return
     if not options.json:
         print(f"torch {torch.__version__}, triton {triton.__version__}; accesses as bits×count")
         print(

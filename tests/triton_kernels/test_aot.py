@@ -57,7 +57,7 @@ def test_shared_memory_fits(reports) -> None:
 
 
 def test_plans_know_their_shared_memory(reports) -> None:
-    """At least what the compiler takes; not so much more that a plan would do without for nothing."""
+    """At least what the compiler takes, and not so much more that plans would be wasteful."""
     estimated = [report for report in reports if report["shared_estimate"] is not None]
     assert {report["arch"] for report in estimated} == {80, 90, 100}
     for report in estimated:
@@ -119,3 +119,11 @@ def test_sum_over_images_is_ordered(reports) -> None:
     for report in reports:
         if report["case"].startswith("cosine"):
             assert report["acquire_release"], report
+
+
+def test_numbers_that_change_compile_nothing() -> None:
+    """Batch, temperature, weights, crops and positives of InfoNCE, step by step."""
+    (counts,) = compiled("--compilations")
+    assert counts == {
+        "prologue_kernel": 1, "info_nce_kernel": 1, "epilogue_kernel": 1, "backward_kernel": 1
+    }  # fmt: skip

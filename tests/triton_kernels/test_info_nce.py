@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from architectures import ARCHITECTURES
 from torch import Tensor
 
+from architectures import ARCHITECTURES
 from logo_kernels.backends.protocol import Problem
 from logo_kernels.backends.triton.facts import Facts
 from logo_kernels.backends.triton.info_nce_plan import (
@@ -391,7 +391,7 @@ def test_partial_results_do_not_grow_with_k() -> None:
 
 
 @triton.jit
-def ranges_kernel(tau_ptr, found_ptr, OP: tl.constexpr, RUNNING: tl.constexpr):
+def ranges_kernel(tau_ptr, found_ptr, OP: tl.constexpr, RUNNING: tl.constexpr):  # noqa: N803
     column_scale = column_scale_of(value_of(tau_ptr, True), OP)
     tl.store(found_ptr, column_scale)
     tl.store(found_ptr + 1, lift_of(column_scale, OP, RUNNING))

@@ -67,7 +67,7 @@ class TritonBackend(Backend):
             )
         if problem.operation == "info_nce":
             from .facts import facts_of
-            from .info_nce_plan import HALF, FULL, TWO_HALVES, misfit
+            from .info_nce_plan import FULL, HALF, TWO_HALVES, misfit
 
             facts = facts_of(problem.device_index)
             reasons = (misfit(problem.dim, kind, facts) for kind in (HALF, TWO_HALVES, FULL))

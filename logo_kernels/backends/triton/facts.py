@@ -26,5 +26,5 @@ def facts_of(device: int | None) -> Facts:
     return Facts(
         properties.multi_processor_count,
         properties.major,
-        properties.shared_memory_per_block_optin,
+        properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
     )

@@ -1,8 +1,8 @@
 """InfoNCE against constants on the host: three launches forward, one backward.
 
 `prologue_kernel` reads every row once for what concerns it alone; `info_nce_kernel` passes over the
-negatives, in splits that run side by side; `epilogue_kernel` adds these up and makes losses of them;
-`backward_kernel` makes gradients. Nothing is looked at by the host: τ may lie on the device.
+negatives, in splits that run side by side; `epilogue_kernel` adds these up and makes losses of
+them; `backward_kernel` makes gradients. Nothing is looked at by the host: τ may lie on the device.
 """
 
 # mypy: allow-untyped-calls
@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..protocol import InfoNCECall, InfoNCEGradients, InfoNCEResult
@@ -52,7 +51,7 @@ class Negatives(NamedTuple):
     """Where negative k of [K, D] lies: (k // of_image)·image + (k % of_image)·row numbers on."""
 
     memory: Tensor
-    count: int
+    rows: int  # K
     of_image: int
     image: int
     row: int
@@ -105,11 +104,11 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
     if n == 0:
         return
     negatives = negatives_of(call)
-    k, dtype = negatives.count, negatives.memory.dtype
+    k, dtype = negatives.rows, negatives.memory.dtype
     operands, op = operands_for(x.dtype, dtype), TL_DTYPE[dtype]
     temperature = _temperature(call)
     on_device = isinstance(temperature, Tensor)
-    running = on_device or running_maximum(temperature, dtype)
+    running = isinstance(temperature, Tensor) or running_maximum(temperature, dtype)
     norms, tile = norm_tile(dim, dtype.itemsize), query_tile(dim)
     with launching(x):
         dense = negatives.layout in ("dense", "images")

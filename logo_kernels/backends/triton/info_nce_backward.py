@@ -118,7 +118,7 @@ def backward_kernel(
         # In two steps, and after all is added up: infinities would not cancel.
         gradient = gradient * inverse[:, None] * factor[:, None]
         gradient = tl.where(zero[:, None], 0.0, gradient)
-        if DTYPE != tl.float16:
+        if tl.float16 != DTYPE:
             gradient = saturate(gradient, tl.full([ROWS], 1.0, tl.float32), DTYPE, 1)
         column = first + tl.arange(0, BLOCK_D)
         mask = wanted[:, None]

@@ -5,7 +5,7 @@ What each found of sums over all images the last program adds up, in a fixed ord
 """
 
 # Upper case marks compile-time constants in kernels.
-# ruff: noqa: N803, N806
+# ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-untyped-globals
 
 from __future__ import annotations
@@ -144,13 +144,12 @@ def epilogue_kernel(
             gg += gg_found
             lg += lg_found
 
-    if REDUCTION == "images":
-        if group == 0:
+    if group == 0:
+        if REDUCTION == "images":
             tl.store(total_ptr + program, gg_weight * gg + lg_weight * lg)
             tl.store(terms_ptr + program, gg_share * gg)
             tl.store(terms_ptr + tl.num_programs(0) + program, lg_share * lg)
-    elif REDUCTION == "all":
-        if group == 0:
+        elif REDUCTION == "all":
             programs = tl.num_programs(0)
             tl.store(partials_ptr + program, gg)
             tl.store(partials_ptr + programs + program, lg)

@@ -33,7 +33,7 @@ strides and alignment (a queue kept as [D, K] is usual), and one kernel serves s
 """
 
 # Upper case marks compile-time constants in kernels; a branch on one is no expression.
-# ruff: noqa: N803, N806, SIM108
+# ruff: noqa: N803, N806
 # mypy: allow-untyped-defs, allow-untyped-globals
 
 from __future__ import annotations

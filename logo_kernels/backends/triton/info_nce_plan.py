@@ -197,9 +197,10 @@ def plan_for(n: int, k: int, dim: int, operands: int, dense: bool, facts: Facts)
 
     def time(splits: int) -> float:
         rounds, left = divmod(others * splits, places)
-        if left:
-            rounds += ALONE if shape.resident > 1 and left <= facts.multiprocessors else 1
-        return rounds * (-(-tiles // splits) + PROGRAM_COST)
+        last = 1.0 if left else 0.0
+        if shape.resident > 1 and 0 < left <= facts.multiprocessors:
+            last = ALONE
+        return (rounds + last) * (-(-tiles // splits) + PROGRAM_COST)
 
     # Beyond 4 programs to a place there is nothing to gain, whatever the rounding.
     most = max(1, 4 * places // others)

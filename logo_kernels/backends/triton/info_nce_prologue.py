@@ -9,7 +9,7 @@ and only rows outside `LOW`.. `HIGH` are done again with such a factor, which th
 """
 
 # Upper case marks compile-time constants in kernels; a branch on one is no expression.
-# ruff: noqa: N803, N806, SIM108, SIM300
+# ruff: noqa: N803, SIM300
 # mypy: allow-untyped-defs, allow-untyped-globals
 
 from __future__ import annotations

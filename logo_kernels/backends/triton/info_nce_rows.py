@@ -34,7 +34,7 @@ def value_of(temperature, ON_DEVICE: tl.constexpr):
 def column_scale_of(tau, OP: tl.constexpr):
     """log2(e)/τ over what queries are raised by; negatives of dtype OP."""
     scale = tl.div_rn(tl.full([], LOG2_E, tl.float32), tau)
-    if OP == tl.float16:
+    if tl.float16 == OP:
         scale = scale / RAISED
     return scale
 
@@ -46,7 +46,7 @@ def lift_of(column_scale, OP: tl.constexpr, RUNNING: tl.constexpr):
     In fp16 the largest weight, of the largest probability and a norm of 2^-5, comes to lie between
     32,500 and 65,000.
     """
-    if OP == tl.float16:
+    if tl.float16 == OP:
         bound = tl.log2(column_scale)
         if not RUNNING:
             bound += column_scale * RAISED

@@ -222,10 +222,10 @@ def norm_tile(dim: int, itemsize: int) -> SmallTile:
 
 @functools.cache
 def query_tile(dim: int) -> SmallTile:
-    """For queries and their gradients: 16 numbers of each of the few rows that meet to a thread of
-    4 warps; a row in one piece up to D = 2048."""
+    """For queries and their gradients: 16 bytes of half precision to a thread of 4 warps, since
+    each of the rows that meet is waited for in turn; a row in one piece up to D = 2048."""
     block_d = min(2048, max(16, power_of_two(dim)))
-    return SmallTile(2048 // block_d, block_d)
+    return SmallTile(max(1, 1024 // block_d), block_d)
 
 
 @functools.cache

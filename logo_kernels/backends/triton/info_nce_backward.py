@@ -5,7 +5,7 @@ With w = upstream · pull of a pair and δ = Σ_p w_p (O − k̂⁺_p), a query'
 """
 
 # Upper case marks compile-time constants in kernels.
-# ruff: noqa: N803, N806
+# ruff: noqa: N803, N806, SIM300
 # mypy: allow-untyped-defs, allow-untyped-globals
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def backward_kernel(
         # In two steps, and after all is added up: infinities would not cancel.
         gradient = gradient * inverse[:, None] * factor[:, None]
         gradient = tl.where(zero[:, None], 0.0, gradient)
-        if tl.float16 != DTYPE:
+        if DTYPE != tl.float16:
             gradient = saturate(gradient, tl.full([ROWS], 1.0, tl.float32), DTYPE, 1)
         column = first + tl.arange(0, BLOCK_D)
         mask = wanted[:, None]

@@ -1,7 +1,7 @@
 """Rows of queries, positives and negatives, as the kernels of InfoNCE read them; and τ."""
 
 # Upper case marks compile-time constants in kernels; a branch on one is no expression.
-# ruff: noqa: N803, SIM108
+# ruff: noqa: N803, SIM108, SIM300
 # mypy: allow-untyped-defs, allow-untyped-globals
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def value_of(temperature, ON_DEVICE: tl.constexpr):
 def column_scale_of(tau, OP: tl.constexpr):
     """log2(e)/τ over what queries are raised by; negatives of dtype OP."""
     scale = tl.div_rn(tl.full([], LOG2_E, tl.float32), tau)
-    if tl.float16 == OP:
+    if OP == tl.float16:
         scale = scale / RAISED
     return scale
 
@@ -46,7 +46,7 @@ def lift_of(column_scale, OP: tl.constexpr, RUNNING: tl.constexpr):
     In fp16 the largest weight, of the largest probability and a norm of 2^-5, comes to lie between
     32,500 and 65,000.
     """
-    if tl.float16 == OP:
+    if OP == tl.float16:
         bound = tl.log2(column_scale)
         if not RUNNING:
             bound += column_scale * RAISED

@@ -258,29 +258,35 @@ def info_nce_launch(case: Case, arch: int) -> Launch:
     return launch
 
 
-def compilations() -> dict[str, int]:
-    """Of each kernel of info_nce, over steps whose numbers change: batch, weights, τ, L, P."""
-    found: dict[str, set[str]] = {name: set() for name in INFO_NCE.values()}
-    for images, locals_, positives, weight, tau in (
-        (64, 2, 2, 0.5, 0.07), (65, 2, 2, 0.25, 0.1), (96, 3, 1, 1.0, 0.2), (16, 16, 16, 2.0, 1.0)
-    ):  # fmt: skip
-        local = torch.empty(images, locals_, 128, dtype=torch.bfloat16)
-        call = InfoNCECall(
-            None, local, torch.empty(images, positives, 128, dtype=local.dtype),
-            torch.empty(65536, 128, dtype=local.dtype), tau, None, 0.0, weight, "mean",
-        )  # fmt: skip
-        result = InfoNCEResult.empty(call)
-        gradients = InfoNCEGradients(local[:0], torch.empty_like(local), torch.empty(0))
-        with recorded(90) as launches:
-            info_nce_module.info_nce(call, result)
-            info_nce_module.info_nce_backward(
-                call, result.total, result.pull, result.mean, gradients
-            )
-        for launch in launches:
-            source = specialise(launch)
-            key = source.signature, source.constants, source.attrs, launch.options
-            found[launch.kernel.__name__].add(repr(key))
-    return {name: len(keys) for name, keys in found.items()}
+def compilations() -> dict[str, list[int]]:
+    """Of each kernel of info_nce, over steps whose numbers change: batch, weights, τ, L, P; against
+    a queue and within the batch."""
+    counts: dict[str, list[int]] = {name: [] for name in INFO_NCE.values()}
+    for queue in (torch.empty(65536, 128, dtype=torch.bfloat16), None):
+        found: dict[str, set[str]] = {name: set() for name in counts}
+        for images, locals_, positives, weight, tau in (
+            (512, 2, 2, 0.5, 0.07), (511, 2, 2, 0.25, 0.1), (400, 3, 1, 1.0, 0.2),
+            (256, 16, 16, 2.0, 1.0),
+        ):  # fmt: skip
+            local = torch.empty(images, locals_, 128, dtype=torch.bfloat16)
+            call = InfoNCECall(
+                None, local, torch.empty(images, positives, 128, dtype=local.dtype), queue,
+                tau, None, 0.0, weight, "mean",
+            )  # fmt: skip
+            result = InfoNCEResult.empty(call)
+            gradients = InfoNCEGradients(local[:0], torch.empty_like(local), torch.empty(0))
+            with recorded(90) as launches:
+                info_nce_module.info_nce(call, result)
+                info_nce_module.info_nce_backward(
+                    call, result.total, result.pull, result.mean, gradients
+                )
+            for launch in launches:
+                source = specialise(launch)
+                key = source.signature, source.constants, source.attrs, launch.options
+                found[launch.kernel.__name__].add(repr(key))
+        for name, keys in found.items():
+            counts[name].append(len(keys))
+    return counts
 
 
 PAIRS = (

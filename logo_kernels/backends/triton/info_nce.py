@@ -114,6 +114,7 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
         dense = negatives.layout in ("dense", "images")
         plan = plan_for(n, k, dim, operands, dense, facts_of(x.device.index))
         shape, splits = plan.shape, plan.splits
+        aligned = not dense and k % 16 == 0  # where rows are dense it does not matter
         # Whole tiles: the inner loop reads scales without a mask.
         padded = -(-k // shape.block_k) * shape.block_k
         norm_programs = -(-padded // norms.rows)
@@ -138,7 +139,7 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
             NORM_ROWS=norms.rows, NORM_D=norms.block_d,
             UNIT=unit_steps(x, y, t), ALIGN=alignment(x, y, t),
             LAYOUT=negatives.layout, OP=op, OPERANDS=operands, ON_DEVICE=on_device,
-            num_warps=4,
+            K_ALIGNED=aligned, num_warps=4,
         )  # fmt: skip
 
         parts = scales  # a stand-in where there is nothing to combine
@@ -154,7 +155,7 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
             STAGES=shape.num_stages, NORM_ROWS=norms.rows,
             OP=op, OPERANDS=operands, RUNNING=running,
             OWN=call.negatives is None, LAYOUT=layout, ONE_SPLIT=splits == 1,
-            ON_DEVICE=on_device, num_warps=shape.num_warps,
+            ON_DEVICE=on_device, K_ALIGNED=aligned, num_warps=shape.num_warps,
         )  # fmt: skip
 
         last = epilogue_tile(dim, splits)

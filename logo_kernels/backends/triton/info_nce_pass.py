@@ -222,11 +222,12 @@ def store_result(
     return lse
 
 
-# What the kernel is compiled anew for: divisibility of K and of the strides by 16, on which the
-# width of loads depends, and a stride of one. N and the rest are not looked at.
+# What the kernel is compiled anew for: divisibility of the strides by 16, on which the width of
+# loads depends, that of K where rows of negatives lie side by side, and a stride of one. N and the
+# rest are not looked at.
 @triton.jit(
     do_not_specialize=[
-        "n", "split_tiles", "own_v", "own_p", "temperature", "one",
+        "n", "k", "split_tiles", "own_v", "own_p", "temperature", "one",
     ]
 )  # fmt: skip
 def info_nce_kernel(
@@ -246,7 +247,10 @@ def info_nce_kernel(
     OP: tl.constexpr, OPERANDS: tl.constexpr,
     RUNNING: tl.constexpr, OWN: tl.constexpr, LAYOUT: tl.constexpr, ONE_SPLIT: tl.constexpr,
     ON_DEVICE: tl.constexpr,
+    K_ALIGNED: tl.constexpr,  # K is known to be a multiple of 16
 ):  # fmt: skip
+    if K_ALIGNED:
+        k = tl.multiple_of(k, 16)
     # Programs that run side by side walk over the same negatives: they find them in L2.
     n_start = tl.program_id(0) * BLOCK_N
     split = tl.program_id(1)

@@ -129,7 +129,7 @@ def norms(
 @triton.jit(
     do_not_specialize=[
         *(f"{v}_{of}" for v in "xyt" for of in ("image", "crop", "step")),
-        "temperature", "n", "of_image", "crops", "globals_", "positives", "query_programs",
+        "temperature", "n", "k", "of_image", "crops", "globals_", "positives", "query_programs",
     ]
 )  # fmt: skip
 def prologue_kernel(
@@ -151,7 +151,10 @@ def prologue_kernel(
     NORM_ROWS: tl.constexpr, NORM_D: tl.constexpr,
     UNIT: tl.constexpr, ALIGN: tl.constexpr,  # of x, y and t: steps of 1; bytes
     LAYOUT: tl.constexpr, OP: tl.constexpr, OPERANDS: tl.constexpr, ON_DEVICE: tl.constexpr,
+    K_ALIGNED: tl.constexpr,  # K is known to be a multiple of 16
 ):  # fmt: skip
+    if K_ALIGNED:
+        k = tl.multiple_of(k, 16)
     program = tl.program_id(0)
     tau = value_of(temperature, ON_DEVICE)
     if program >= query_programs:

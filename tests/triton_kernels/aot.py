@@ -385,6 +385,7 @@ QUICK = (
     Case("info_nce", BF16, (4096, 65536), 128, learned=True),
     Case("prologue", BF16, (512, 65536), 128),
     Case("prologue", BF16, (512, 65536), 128, queries=FP32),
+    Case("prologue", BF16, (512, 65536), 128, transposed=True),
     Case("epilogue", BF16, (512, 65536), 128),
     Case("info_nce_backward", BF16, (512, 65536), 128),
     Case("info_nce_backward", FP32, (512, 65536), 2048, learned=True),

@@ -97,6 +97,14 @@ def test_rows_are_read_and_written_in_16_bytes(reports) -> None:
             assert "128×" in report["stores"], report
 
 
+def test_the_prologue_reads_nothing_but_16_bytes(reports) -> None:
+    """Queries, positives and negatives, these along D or along K."""
+    found = [report for report in reports if report["case"].startswith("prologue")]
+    assert len(found) == 3
+    for report in found:
+        assert re.fullmatch(r"128×\d+", report["loads"]), report
+
+
 def test_rows_of_pairs_are_all_read_in_16_bytes(reports) -> None:
     """What is left over is vectors of H numbers, and a number for each row."""
     wide = {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from architectures import ARCHITECTURES
 from logo_kernels.backends.protocol import Problem
+from logo_kernels.backends.triton import facts as module
 from logo_kernels.backends.triton.facts import Facts
 from logo_kernels.backends.triton.info_nce_plan import (
     FULL,
@@ -276,11 +277,21 @@ def test_refuses(device, kernels) -> None:
     assert "float64" in kernels.refuses(problem)
 
 
+def test_refuses_a_device_without_room(device, kernels, monkeypatch) -> None:
+    """The one that the tensors are on."""
+    given = [Facts(132, 9, 227 << 10), Facts(20, 8, 48 << 10)]
+    monkeypatch.setattr(module, "facts_of", lambda index: given[index])
+    for index, served in enumerate((True, False)):
+        problem = Problem("info_nce", device.type, frozenset({BF16}), 0, 256, index)
+        assert (kernels.refuses(problem) is None) == served
+    assert "shared memory" in kernels.refuses(problem)
+
+
 OPERANDS = [HALF, TWO_HALVES, FULL]
 DIMS = (1, 8, 64, 100, 128, 256, 300, 2048)
 
 
-def facts(major: int) -> Facts:
+def device_of(major: int) -> Facts:
     """The least shared memory that a device of that generation has."""
     least = min(a.shared_per_block for a in ARCHITECTURES if a.major == major)
     return Facts(132, major, least)
@@ -294,7 +305,7 @@ def test_plans(operands, major, dense) -> None:
     for n in (1, 64, 65, 512, 4096, 16384):
         for k in (1, 63, 64, 65, 4096, 65536, 1_000_003):
             for dim in DIMS:
-                plan = plan_for(n, k, dim, operands, dense, facts(major))
+                plan = plan_for(n, k, dim, operands, dense, device_of(major))
                 shape = plan.shape
                 tiles = -(-k // shape.block_k)
                 assert (plan.splits - 1) * plan.tiles_per_split < tiles
@@ -309,7 +320,7 @@ def test_plans(operands, major, dense) -> None:
                 assert shape.num_stages >= 2
                 assert plan.splits <= 65535  # of a grid's second dimension
                 plan_for.cache_clear()
-                assert plan_for(n, k, dim, operands, dense, facts(major)) == plan
+                assert plan_for(n, k, dim, operands, dense, device_of(major)) == plan
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.id)
@@ -352,15 +363,15 @@ def test_less_shared_memory_than_any_device_has() -> None:
 def test_plans_fill_the_chip(n, operands, major) -> None:
     """A long queue: at least 4 of 5 multiprocessors at work, on average over the rounds."""
     for dim in (128, 256):
-        plan = plan_for(n, 65536, dim, operands, True, facts(major))
+        plan = plan_for(n, 65536, dim, operands, True, device_of(major))
         programs = -(-n // plan.shape.block_n) * plan.groups * plan.splits
         rounds = -(-programs // 132)
         work = -(-n // plan.shape.block_n) * plan.groups * -(-65536 // plan.shape.block_k)
         assert work >= 0.8 * 132 * rounds * plan.tiles_per_split, plan
     if n == 512 and operands == HALF and major == 9:
-        assert 24 <= plan_for(n, 65536, 128, operands, True, facts(major)).splits <= 40
+        assert 24 <= plan_for(n, 65536, 128, operands, True, device_of(major)).splits <= 40
     if n == 4096 and operands == HALF and major == 9:
-        assert plan_for(n, 65536, 128, operands, True, facts(major)).splits <= 8
+        assert plan_for(n, 65536, 128, operands, True, device_of(major)).splits <= 8
 
 
 @pytest.mark.parametrize(
@@ -379,14 +390,14 @@ def test_plans_fill_the_chip(n, operands, major) -> None:
 )
 def test_plans_are_what_was_fastest(n, k, dim, shape, splits) -> None:
     """On an H200, of those that were tried there."""
-    plan = plan_for(n, k, dim, HALF, True, facts(9))
+    plan = plan_for(n, k, dim, HALF, True, device_of(9))
     assert plan.shape[:6] == shape
     assert plan.splits == splits
 
 
 def test_partial_results_do_not_grow_with_k() -> None:
     for n in (1, 512, 4096):
-        plans = [plan_for(n, k, 128, HALF, True, facts(9)) for k in (2**16, 2**20, 2**24)]
+        plans = [plan_for(n, k, 128, HALF, True, device_of(9)) for k in (2**16, 2**20, 2**24)]
         assert max(plan.splits * n for plan in plans) <= 4 * 132 * 128
 
 

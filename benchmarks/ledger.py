@@ -49,13 +49,13 @@ class Status(NamedTuple):
 def kernels(root: Path = ROOT) -> dict[str, list[Path]]:
     """Each kernel's source file -> all files that it is compiled from, its own first.
 
-    In Triton a kernel is a module that launches a jitted function of its own, and it is compiled
-    from the modules beside it that it imports. In CUDA it is a .cu file that defines a __global__
-    function, and it is compiled from the project's headers that it includes.
+    In Triton a kernel is a module that launches a jitted function, of its own or of a module beside
+    it, and it is compiled from the modules beside it that it imports. In CUDA it is a .cu file that
+    defines a __global__ function, and it is compiled from the project's headers that it includes.
     """
     found: dict[str, list[Path]] = {}
     for path in sorted((root / TRITON).glob("*.py")):
-        if _launches_own_kernel(ast.parse(path.read_text())):
+        if _launches_kernel(ast.parse(path.read_text())):
             found[path.relative_to(root).as_posix()] = _with_imports(path)
     for path in sorted((root / CUDA).glob("*.cu")):
         if re.search(r"\b__global__\b", _without_comments(path.read_text())):
@@ -178,13 +178,21 @@ def inconsistencies(root: Path = ROOT) -> list[str]:
     return wrong
 
 
-def _launches_own_kernel(module: ast.Module) -> bool:
-    """Whether the module holds ``kernel[grid](...)`` for a jitted function that it defines."""
+def _launches_kernel(module: ast.Module) -> bool:
+    """Whether the module holds ``kernel[grid](...)`` for a jitted function that it defines, or that
+    it imports from beside it by a name that says what it is."""
     jitted = {
         node.name
         for node in ast.walk(module)
         if isinstance(node, ast.FunctionDef)
         and any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+    }
+    jitted |= {
+        alias.name
+        for node in ast.walk(module)
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+        if alias.name.endswith("_kernel")
     }
     return any(
         isinstance(node, ast.Call)

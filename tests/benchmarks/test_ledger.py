@@ -44,6 +44,21 @@ def test_kernels_are_the_files_that_launch_them(tree):
     assert [path.name for path in found[KERNEL]] == ["cosine.py", "rows.py", "tiles.py"]
 
 
+def test_a_kernel_may_be_launched_from_beside_it(tree):
+    """It belongs to the module that launches it, and so does all that this one is made of."""
+    folder = tree / "logo_kernels/backends/triton"
+    (folder / "walk.py").write_text(
+        "import triton\n\n\n@triton.jit\ndef walk_kernel(p):\n    return p\n"
+    )
+    (folder / "host.py").write_text(
+        "from .walk import walk_kernel\n\n\ndef run(x):\n    walk_kernel[(1,)](x)\n"
+    )
+    found = ledger.kernels(tree)
+    host = KERNEL.replace("cosine", "host")
+    assert [path.name for path in found[host]] == ["host.py", "walk.py"]
+    assert KERNEL.replace("cosine", "walk") not in found
+
+
 def test_a_cuda_kernel_is_compiled_from_what_it_includes(tree):
     found = ledger.kernels(tree)
     names = [path.relative_to(tree).as_posix() for path in found[CUDA_KERNEL]]

@@ -30,13 +30,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from architectures import ARCHITECTURES
-from logo_kernels.backends.protocol import PairWeights
+from logo_kernels.backends.protocol import (
+    InfoNCECall,
+    InfoNCEGradients,
+    InfoNCEResult,
+    PairWeights,
+)
 from logo_kernels.backends.triton import cosine as cosine_module
 from logo_kernels.backends.triton import info_nce as info_nce_module
 from logo_kernels.backends.triton import pair_facts, pair_hidden, pair_moments, pair_output
 from logo_kernels.backends.triton import scale as scale_module
 from logo_kernels.backends.triton import similarity as similarity_module
 from logo_kernels.backends.triton import unit as unit_module
+from logo_kernels.backends.triton.facts import Facts
+from logo_kernels.backends.triton.info_nce_plan import Shape, shared_bytes
 
 TYPES = {
     torch.float32: "*fp32",
@@ -65,6 +72,7 @@ class Case(NamedTuple):
     temperature: float = 0.07
     transposed: bool = False  # of info_nce: negatives [D, K] in memory
     batch: bool = False  # of info_nce: each query has negatives of its own image, not to be seen
+    learned: bool = False  # of info_nce: the temperature is a tensor, with a gradient
 
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.").replace("float", "fp").replace("bfp", "bf")
@@ -73,6 +81,7 @@ class Case(NamedTuple):
             f" q:{self.queries}" * (self.queries is not None)
             + " batch" * self.batch
             + " transposed" * self.transposed
+            + " learned" * self.learned
         )
         extra += f" τ={self.temperature}" * (self.temperature != 0.07)
         return f"{self.operation} {name} {self.rows[0]}+{self.rows[1]} D={self.dim}{extra}"
@@ -221,14 +230,15 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
         for name in list(vars(module)):
             if name.endswith("_kernel"):
                 replace(module, name, Recorder(getattr(module, name), launches))
-    replace(
-        cosine_module,
-        "reduction_workspace",
-        lambda like, images, groups: (torch.empty(1), torch.zeros(1, dtype=torch.int32)),
-    )
-    for module in (scale_module, info_nce_module, pair_hidden, pair_output):
+    for module in (cosine_module, info_nce_module):
+        replace(
+            module,
+            "reduction_workspace",
+            lambda like, images, groups: (torch.empty(1), torch.zeros(1, dtype=torch.int32)),
+        )
+    for module in (scale_module, pair_hidden, pair_output):
         replace(module, "multiprocessors", lambda device: 132)
-    replace(info_nce_module, "major_capability", lambda device: arch // 10)
+    replace(info_nce_module, "facts_of", lambda device: Facts(132, arch // 10, BY_NUMBER[arch].shared_per_block))
     try:
         yield launches
     finally:
@@ -236,24 +246,72 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
             setattr(module, name, value)
 
 
-INFO_NCE = {"norms": "norms_kernel", "info_nce": "info_nce_kernel", "combine": "combine_kernel"}
+INFO_NCE = {
+    "prologue": "prologue_kernel",
+    "info_nce": "info_nce_kernel",
+    "epilogue": "epilogue_kernel",
+    "info_nce_backward": "backward_kernel",
+}
+
+SMALL_INFO_NCE = tuple(INFO_NCE.keys() - {"info_nce"})
 
 
 def info_nce_launch(case: Case, arch: int) -> Launch:
     """The launch of the kernel that the case names; memory is reserved, and never touched."""
     n, k = case.rows
-    queries = torch.empty(n, case.dim)
-    negatives = torch.empty(k, case.dim, dtype=case.dtype)
+    crops = k // n * 2 if case.batch else 1
+    local = torch.empty(n // crops, crops, case.dim, dtype=case.queries or case.dtype)
+    positives = torch.empty(n // crops, 2, case.dim, dtype=case.dtype)
+    negatives = None if case.batch else torch.empty(k, case.dim, dtype=case.dtype)
     if case.transposed:
         negatives = torch.empty(case.dim, k, dtype=case.dtype).T
+    temperature = torch.empty([]) if case.learned else None
+    call = InfoNCECall(
+        None, local, positives, negatives, case.temperature, temperature, 0.0, 1.0, "mean"
+    )
+    result = InfoNCEResult.empty(call)
+    gradients = InfoNCEGradients(
+        torch.empty(0, dtype=local.dtype),
+        torch.empty_like(local),
+        torch.empty([] if case.learned else 0),
+    )
     with recorded(arch) as launches:
-        info_nce_module.info_nce(
-            queries, negatives, case.temperature, case.queries or case.dtype,
-            (8, 2) if case.batch else None,
-        )  # fmt: skip
+        info_nce_module.info_nce(call, result)
+        info_nce_module.info_nce_backward(call, result.total, result.pull, result.mean, gradients)
     name = INFO_NCE[case.operation]
     (launch,) = (made for made in launches if made.kernel.__name__ == name)
     return launch
+
+
+def compilations() -> dict[str, list[int]]:
+    """Of each kernel of info_nce, over steps whose numbers change: batch, weights, τ, L, P; against
+    a queue and within the batch."""
+    counts: dict[str, list[int]] = {name: [] for name in INFO_NCE.values()}
+    for queue in (torch.empty(65536, 128, dtype=torch.bfloat16), None):
+        found: dict[str, set[str]] = {name: set() for name in counts}
+        for images, locals_, positives, weight, tau in (
+            (512, 2, 2, 0.5, 0.07), (511, 2, 2, 0.25, 0.1), (400, 3, 1, 1.0, 0.2),
+            (256, 16, 16, 2.0, 1.0),
+        ):  # fmt: skip
+            local = torch.empty(images, locals_, 128, dtype=torch.bfloat16)
+            call = InfoNCECall(
+                None, local, torch.empty(images, positives, 128, dtype=local.dtype), queue,
+                tau, None, 0.0, weight, "mean",
+            )  # fmt: skip
+            result = InfoNCEResult.empty(call)
+            gradients = InfoNCEGradients(local[:0], torch.empty_like(local), torch.empty(0))
+            with recorded(90) as launches:
+                info_nce_module.info_nce(call, result)
+                info_nce_module.info_nce_backward(
+                    call, result.total, result.pull, result.mean, gradients
+                )
+            for launch in launches:
+                source = specialise(launch)
+                key = source.signature, source.constants, source.attrs, launch.options
+                found[launch.kernel.__name__].add(repr(key))
+        for name, keys in found.items():
+            counts[name].append(len(keys))
+    return counts
 
 
 PAIRS = (
@@ -309,7 +367,7 @@ def pair_launch(case: Case, arch: int) -> Launch:
 def launch_of(case: Case, arch: int, images: int = 64) -> Launch:
     """The one launch that the backend makes for the case: more would be a failure.
 
-    Of the three of info_nce, the one that the operation names: "info_nce", "norms", "combine".
+    Of the four of info_nce, the one that the operation names.
     """
     first, second = case.rows
     if case.operation in INFO_NCE:
@@ -365,8 +423,14 @@ QUICK = (
     Case("info_nce", FP16, (4096, 65536), 128),
     Case("cosine", FP32, (2, 62), 2048),  # fp32 products in parts
     Case("similarity_backward", FP32, (64, 64), 2048),
-    Case("norms", BF16, (512, 65536), 128),
-    Case("combine", BF16, (512, 65536), 128),
+    Case("info_nce", BF16, (4096, 65536), 64),
+    Case("info_nce", BF16, (4096, 65536), 128, learned=True),
+    Case("prologue", BF16, (512, 65536), 128),
+    Case("prologue", BF16, (512, 65536), 128, queries=FP32),
+    Case("prologue", BF16, (512, 65536), 128, transposed=True),
+    Case("epilogue", BF16, (512, 65536), 128),
+    Case("info_nce_backward", BF16, (512, 65536), 128),
+    Case("info_nce_backward", FP32, (512, 65536), 2048, learned=True),
     *(Case(operation, BF16, (256, 8), 256) for operation in PAIRS),
     *(Case(operation, FP32, (256, 8), 256) for operation in PAIRS[:-3]),
     Case("hidden_sums", FP16, (256, 10), 256),  # 16 crops in a tile: the most registers
@@ -443,6 +507,17 @@ def programs_at_once(launch: Launch, report: Report, arch: int) -> int:
     return min(by_registers, by_shared, 64 // warps, 32)
 
 
+def shared_estimate(launch: Launch, arch: int) -> int | None:
+    """What plans are checked by; None of the small kernels of InfoNCE."""
+    if launch.kernel.__name__ not in INFO_NCE.values():
+        return of_launch(launch.arguments)
+    if launch.kernel.__name__ != "info_nce_kernel":
+        return None
+    sizes = (launch.arguments[size] for size in ("BLOCK_N", "BLOCK_K", "BLOCK_D", "CHUNK_D"))
+    shape = Shape(*sizes, launch.options["num_warps"], launch.arguments["STAGES"], 1)
+    return shared_bytes(shape, launch.arguments["OPERANDS"], arch // 10)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the cases that tests compile")
@@ -450,7 +525,11 @@ def main() -> None:
     parser.add_argument("--shared", action="store_true", help="those with most shared memory")
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--compilations", action="store_true", help="counts, and nothing else")
     options = parser.parse_args()
+    if options.compilations:
+        print(json.dumps(compilations()))
+        return
     if not options.json:
         print(f"torch {torch.__version__}, triton {triton.__version__}; accesses as bits×count")
         print(
@@ -469,9 +548,9 @@ def main() -> None:
                     "case": str(case),
                     "arch": arch,
                     "products": case.operation
-                    not in ("scale", "scale_rows", "norms", "combine", *PAIRS),
+                    not in ("scale", "scale_rows", *SMALL_INFO_NCE, *PAIRS),
                     "shared_limit": BY_NUMBER[arch].shared_per_block,
-                    "shared_estimate": of_launch(launch.arguments),
+                    "shared_estimate": shared_estimate(launch, arch),
                     "programs": programs,
                     "acquire_release": "atom.global.gpu.acq_rel" in compiled.asm["ptx"]
                     or "atom.acq_rel.gpu.global" in compiled.asm["ptx"],

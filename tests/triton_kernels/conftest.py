@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,24 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", poison(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
     monkeypatch.setattr(Tensor, "new_empty", poison(Tensor.new_empty))
+
+
+@pytest.fixture
+def with_splits(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Plans of info_nce are as they are, but for so many splits, or fewer, of the negatives."""
+    from logo_kernels.backends.triton import info_nce as module
+    from logo_kernels.backends.triton.info_nce_plan import Plan, plan_for
+
+    def plan_with(splits: int) -> None:
+        def planned(*arguments: Any) -> Plan:
+            plan = plan_for(*arguments)
+            tiles = -(-arguments[1] // plan.shape.block_k)
+            per_split = -(-tiles // splits)
+            return plan._replace(splits=-(-tiles // per_split), tiles_per_split=per_split)
+
+        monkeypatch.setattr(module, "plan_for", planned)
+
+    return plan_with
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import contrast
-from ..contrast import Attention
 from ..pairs import PairStage
 from ..protocol import (
     Backend,
@@ -78,6 +76,13 @@ class TritonBackend(Backend):
                 "its products are of tf32 and bf16, which compute capability 8.0 began with, and "
                 f"cuda:{problem.device_index} has {capability[0]}.{capability[1]}"
             )
+        if problem.operation == "info_nce":
+            from .facts import facts_of
+            from .info_nce_plan import FULL, HALF, TWO_HALVES, misfit
+
+            facts = facts_of(problem.device_index)
+            reasons = (misfit(problem.dim, kind, facts) for kind in (HALF, TWO_HALVES, FULL))
+            return next((reason for reason in reasons if reason is not None), None)
         return None
 
     def cosine(
@@ -113,7 +118,9 @@ class TritonBackend(Backend):
         return similarity_backward(grad, a, b, grad_a, grad_b)
 
     def info_nce(self, call: InfoNCECall, result: InfoNCEResult) -> None:
-        contrast.fill(self.attend, call, result)
+        from .info_nce import info_nce
+
+        info_nce(call, result)
 
     def info_nce_backward(
         self,
@@ -123,19 +130,9 @@ class TritonBackend(Backend):
         mean: Tensor,
         gradients: InfoNCEGradients,
     ) -> None:
-        contrast.fill_gradients(call, upstream, pull, mean, gradients)
+        from .info_nce import info_nce_backward
 
-    def attend(
-        self,
-        queries: Tensor,
-        negatives: Tensor,
-        temperature: float | Tensor,
-        dtype: torch.dtype,
-        own: tuple[int, int] | None,
-    ) -> Attention:
-        from .info_nce import info_nce
-
-        return info_nce(queries, negatives, temperature, dtype, own)
+        info_nce_backward(call, upstream, pull, mean, gradients)
 
     def scale_(
         self,

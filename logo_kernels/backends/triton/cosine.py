@@ -39,6 +39,7 @@ from .rows import (
     row_of_image,
     store_gradients,
 )
+from .tickets import arrives_last
 from .tiles import operand_dtype, tile_for
 
 # Weights of pairs up to here cannot take W beyond bf16's or fp32's range (norms are at least 2^-30,
@@ -78,21 +79,6 @@ def sum_three(values, count, apart, CHUNK: tl.constexpr):
         lg += tl.load(values + apart + index, inside, other=0.0, cache_modifier=".cg")
         ll += tl.load(values + 2 * apart + index, inside, other=0.0, cache_modifier=".cg")
     return tl.sum(gg, 0), tl.sum(lg, 0), tl.sum(ll, 0)
-
-
-@triton.jit
-def arrives_last(counter, expected):
-    """Whether this program is the last of `expected` ones; leaves the counter at zero.
-
-    Release: what this program has stored is visible before its ticket. Acquire: the last one sees
-    what all others have stored.
-    """
-    tl.debug_barrier()
-    ticket = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
-    last = ticket == expected - 1
-    if last:
-        tl.store(counter, 0)  # ready for the next launch on this stream
-    return last
 
 
 # Integers are not specialised by value: what matters of them for the code, the alignment of rows,

@@ -1,17 +1,18 @@
-"""What the host decides for info_nce.py: tiles, splits over the negatives, ranges of numbers.
+"""What the host decides for info_nce.py: tiles, splits over the negatives, operands.
 
-Pure functions of shape, dtype, temperature, multiprocessors and compute capability; no autotuning.
-What they know of time are estimates; none has been measured.
+Pure functions of shape, dtype, temperature and what a device has; no autotuning. What was measured
+was measured on an H200, in bf16 against dense negatives, with a flushed L2: µs of a pass together
+with the norms before it and the sum over splits after it. All else is estimated.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import torch
 
+from .facts import Facts
 from .tiles import power_of_two
 
 # How operands are made of the fp32 queries and probabilities: see `operands_for`.
@@ -23,12 +24,20 @@ HALF, TWO_HALVES, FULL = 0, 1, 2
 FIXED_MAXIMUM = 50.0
 FIXED_MAXIMUM_FP16 = 5.0
 
-# What a program costs beside its tiles, in tiles of negatives: queries in and the pipeline filled;
-# a partial result of BLOCK_N·D fp32 out and in again, by L2.
-PROGRAM_COST = 16
-# A program that has its multiprocessor to itself waits for its exponentials while the tensor cores
-# idle, and the other way round: how much longer it takes than one of two that share one.
-ALONE = 1.3
+# What a program costs beside its tiles, in tiles of negatives, and how much of the time that two
+# programs take on one multiprocessor one takes that has it to itself: it waits for its exponentials
+# while the tensor cores idle, and the other way round. From these, D = 128, tiles of 64 queries and
+# 128 negatives, two programs at once on 132 multiprocessors; µs by number of splits:
+#
+#     N = 4096, K = 65536    2: 283    3: 274    4: 219    5: 325    8: 225
+#     N = 1024, K = 65536    8: 89     16: 74
+#     N = 512, K = 65536     16: 57    24: 58    32: 51    47: 64
+#
+# What is left over does not depend on the splits: 24 to 50 µs, but for 5 splits, which took 34 more
+# than that. (D = 256, one program at once, N = 4096: 4: 427, 8: 432; N = 16384, K = 16384: 1: 417,
+# 2: 433. There a program costs 10 tiles at most.)
+PROGRAM_COST = 5
+ALONE = 0.7
 
 
 def operands_for(queries: torch.dtype, negatives: torch.dtype) -> int:
@@ -44,40 +53,21 @@ def operands_for(queries: torch.dtype, negatives: torch.dtype) -> int:
     return TWO_HALVES if queries == torch.float32 else HALF
 
 
-class Ranges(NamedTuple):
-    """Powers of two and scales that keep every operand in its dtype's range.
-
-    t = (query_scale·q̂ · n)·column − base is the exponent of a probability 2^t, where column is
-    column_scale/‖n‖ and base is the running maximum, or 0, less `lift`. 2^t·column is the weight of
-    n in the mean, times column_scale·Σ 2^t: no factor is left to multiply by in the inner loop.
-    """
-
-    running: bool  # whether a running maximum is subtracted
-    query_scale: float  # a power of two
-    column_scale: float  # log2(e)/τ / query_scale
-    lift: float  # an integer
+def running_maximum(temperature: float, negatives: torch.dtype) -> bool:
+    """Whether a maximum is subtracted from the logits, one that follows them."""
+    limit = FIXED_MAXIMUM_FP16 if negatives == torch.float16 else FIXED_MAXIMUM
+    return 1 / temperature > limit
 
 
-def ranges_for(temperature: float, negatives: torch.dtype) -> Ranges:
-    """For rows with `norm_limits`, or brought to about one."""
-    inverse = 1 / temperature
-    scale = inverse / math.log(2)
-    if negatives != torch.float16:
-        return Ranges(inverse > FIXED_MAXIMUM, 1.0, scale, 0.0)
-    # Normal numbers of fp16 end at 2^-14: q̂ is raised by 2^10, and weights so that the largest,
-    # of the largest probability and a norm of 2^-5, is between 32,500 and 65,000.
-    running = inverse > FIXED_MAXIMUM_FP16
-    column_scale = scale / 1024
-    bound = 0.0 if running else scale
-    lift = math.floor(math.log2(65000) - 5 - bound - math.log2(column_scale))
-    return Ranges(running, 1024.0, column_scale, float(lift))
-
-
-def norm_limits(negatives: torch.dtype) -> tuple[float, float]:
-    """Rows with other squared norms than these, and zero, are multiplied by a power of two."""
-    if negatives == torch.float16:
-        return 2.0**-10, 2.0**18
-    return 2.0**-60, 2.0**60
+# Negatives of a tile in the careful loop: so few that it takes no more registers than the other.
+CAREFUL_K = 16
+# The most rows of any tile of negatives.
+MOST_ROWS = 512
+# Positives of a query that a program of the prologue takes; of a row, that the epilogue takes at
+# once; and partial sums that the last program of a launch adds up at once.
+POSITIVES = 4
+PAIRS = 16
+CHUNK = 1024
 
 
 class Shape(NamedTuple):
@@ -89,7 +79,7 @@ class Shape(NamedTuple):
     chunk_d: int  # columns that are multiplied at a time for the scores; D in one piece, if it can
     num_warps: int
     num_stages: int  # tiles in flight or in use
-    resident: int  # programs that a multiprocessor holds
+    resident: int  # programs that a multiprocessor holds, by registers
 
 
 class Plan(NamedTuple):
@@ -99,16 +89,14 @@ class Plan(NamedTuple):
     tiles_per_split: int  # the last split may have fewer
 
 
-def shape_for(n: int, dim: int, operands: int, major: int) -> Shape:
+def shape_for(n: int, dim: int, operands: int, dense: bool, major: int) -> Shape:
     """`major`: of the compute capability. 9: wgmma, whose operands come from shared memory; 10 and
     11: tcgen05, whose sums are in a memory of their own; others: mma.sync, all in registers.
 
-    What the numbers weigh against each other: 128 queries take 16 bytes from L2 per clock where the
-    tensor cores are busy, of some 25 that it gives; fewer queries take more. The mean's sums alone
-    are BLOCK_N·BLOCK_D/256 registers for each thread of 8 warps, the scores BLOCK_N·BLOCK_K/256 and
-    their operands half of that. None of these spills, and none makes ptxas wait for each wgmma in
-    turn, which it does silently where registers run out (cap them at 128, for two programs, and it
-    does).
+    The mean's sums alone are BLOCK_N·BLOCK_D/32 registers for each thread of one warp, the scores
+    BLOCK_N·BLOCK_K/32 and their operands half of that. None of these spills more than a few words,
+    and none makes ptxas wait for each wgmma in turn, which it does silently where registers run
+    out.
     """
     d_pad = max(16, power_of_two(dim))
     wgmma, tcgen05 = major == 9, major in (10, 11)
@@ -125,37 +113,97 @@ def shape_for(n: int, dim: int, operands: int, major: int) -> Shape:
             return Shape(128 if n > 64 else 64, 64, d_pad, d_pad, 8, 2, 1)
         return Shape(64, 64, d_pad, d_pad, 4, 2, 2)
     if d_pad <= 128:
-        if n <= 64:
-            return Shape(64, 64, d_pad, d_pad, 4, 3, 2)
-        if wgmma:
-            # As many scores as queries: with 64, operands from shared memory would be the limit.
+        if wgmma and dense:
+            # One warpgroup a program, two programs that take turns at the tensor cores. Measured,
+            # N = 4096, K = 65536, D = 128: 219 µs. 2 stages 228, 4: 286; tiles of 64 negatives 257,
+            # of 256: 446; 128 queries in 8 warps 275. N = 512: 51, and 56 with tiles of 64.
+            # D = 64: 150 with 4 stages, and 205 with 128 queries in 8 warps.
+            return Shape(64, 128, d_pad, d_pad, 4, 3 if d_pad == 128 else 4, 2)
+        if wgmma and n > 64:
+            # Addresses of other layouts take registers that the smaller tile has not left.
             return Shape(128, 128, d_pad, d_pad, 8, 3, 1)
-        return Shape(128, 64, d_pad, d_pad, 8, 3, 2 if tcgen05 else 1)
+        if tcgen05 and n > 64:
+            return Shape(128, 64, d_pad, d_pad, 8, 3, 2)
+        return Shape(64, 64, d_pad, d_pad, 4, 3, 2)
     block_n = 128 if n > 64 and (wgmma or tcgen05) else 64
     if d_pad == 256:
+        # Measured with wgmma, N = 4096, K = 65536: 427 µs; 64 queries in 4 warps 426 with 2 stages,
+        # 472 with 3, 512 with tiles of 32.
         return Shape(block_n, 64, 256, 256, 8, 3 if wgmma else 2, 1)
     return Shape(block_n, 64, 256, 64, 8, 3, 1)
 
 
+def shared_bytes(shape: Shape, operands: int, major: int) -> int:
+    """At most so much shared memory a program takes; the compiler may do with less.
+
+    As Triton 3.9 does it; test_aot.py compares.
+    """
+    itemsize, parts = (4, 1) if operands == FULL else (2, 2 if operands == TWO_HALVES else 1)
+    tile = shape.block_k * shape.block_d * itemsize
+    in_chunks = shape.chunk_d < shape.block_d or operands == FULL
+    wgmma, tcgen05 = major == 9, major in (10, 11)
+    # One more than are in flight, for products that have begun and not ended.
+    ahead = shape.num_stages + (tcgen05 or (wgmma and in_chunks))
+    if in_chunks:
+        rows = parts * shape.block_n + shape.block_k
+        return ahead * rows * shape.chunk_d * itemsize + tile
+    queries = parts * shape.block_n * shape.block_d * itemsize
+    columns = 4 * shape.block_k * (shape.num_stages - 1)
+    barriers = 16 * shape.block_k + 64 if tcgen05 else 0
+    return queries + ahead * tile + columns + barriers
+
+
+def fitting_shape(n: int, dim: int, operands: int, dense: bool, facts: Facts) -> Shape:
+    """`shape_for` with as many tiles in flight as the device's shared memory holds, one at least,
+    and as many programs at once."""
+    shape = shape_for(n, dim, operands, dense, facts.major)
+    while shape.num_stages > 1 and shared_bytes(shape, operands, facts.major) > facts.shared:
+        shape = shape._replace(num_stages=shape.num_stages - 1)
+    # A multiprocessor has 1 KiB beyond what it grants a block, and takes 1 KiB for each itself.
+    held = (facts.shared + 1024) // (shared_bytes(shape, operands, facts.major) + 1024)
+    return shape._replace(resident=max(1, min(shape.resident, held)))
+
+
 @functools.cache
-def plan_for(n: int, k: int, dim: int, operands: int, multiprocessors: int, major: int) -> Plan:
+def misfit(dim: int, operands: int, facts: Facts) -> str | None:
+    """Why programs cannot run on the device, or None."""
+    if facts.major < 8:
+        return "info_nce needs the tf32 and bf16 products of compute capability 8.0"
+    needed = max(
+        shared_bytes(fitting_shape(n, dim, operands, dense, facts), operands, facts.major)
+        for n in (1, 65)
+        for dense in (False, True)
+    )
+    if needed <= facts.shared:
+        return None
+    return (
+        f"info_nce takes up to {needed} bytes of shared memory for a block at D = {dim}, and this "
+        f"device has {facts.shared}"
+    )
+
+
+@functools.cache
+def plan_for(n: int, k: int, dim: int, operands: int, dense: bool, facts: Facts) -> Plan:
     """The plan for queries [n, dim] and negatives [k, dim]; `operands` of `operands_for`.
 
-    The number of splits is the one with the least estimated time: rounds of programs on a
-    multiprocessor, times the tiles and the fixed cost of a program.
+    The number of splits is the one with the least estimated time: rounds of programs on all
+    multiprocessors, times the tiles and the fixed cost of a program.
     """
-    shape = shape_for(n, dim, operands, major)
+    shape = fitting_shape(n, dim, operands, dense, facts)
     groups = -(-dim // shape.block_d)
     tiles = -(-k // shape.block_k)
     others = -(-n // shape.block_n) * groups
+    places = shape.resident * facts.multiprocessors
 
     def time(splits: int) -> float:
-        rounds = -(-others * splits // multiprocessors)
-        each = -(-tiles // splits) + PROGRAM_COST
-        return rounds * each * (ALONE if rounds == 1 and shape.resident > 1 else 1.0)
+        rounds, left = divmod(others * splits, places)
+        last = 1.0 if left else 0.0
+        if shape.resident > 1 and 0 < left <= facts.multiprocessors:
+            last = ALONE
+        return (rounds + last) * (-(-tiles // splits) + PROGRAM_COST)
 
     # Beyond 4 programs to a place there is nothing to gain, whatever the rounding.
-    most = max(1, 4 * shape.resident * multiprocessors // others)
+    most = max(1, 4 * places // others)
     per_split = -(-tiles // min(range(1, min(tiles, most) + 1), key=time))
     return Plan(shape, groups, -(-tiles // per_split), per_split)
 
@@ -173,7 +221,20 @@ def norm_tile(dim: int, itemsize: int) -> SmallTile:
 
 
 @functools.cache
-def combine_tile(dim: int) -> SmallTile:
-    """For the sum over splits: 16 bytes to a thread of 4 warps, so that few rows occupy all."""
+def query_tile(dim: int) -> SmallTile:
+    """For queries and their gradients: 16 bytes of half precision to a thread of 4 warps, since
+    each of the rows that meet is waited for in turn; a row in one piece up to D = 2048."""
+    block_d = min(2048, max(16, power_of_two(dim)))
+    return SmallTile(max(1, 1024 // block_d), block_d)
+
+
+@functools.cache
+def epilogue_tile(dim: int, splits: int) -> SmallTile:
+    """For the sum over splits: 16 bytes to a thread of 4 warps, so that few rows occupy all.
+
+    Without it there are only pairs, of as many rows whatever D is.
+    """
+    if splits == 1:
+        return SmallTile(16, 16)
     block_d = min(512, max(16, power_of_two(dim)))
     return SmallTile(512 // block_d, block_d)

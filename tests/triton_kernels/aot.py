@@ -238,7 +238,11 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
         )
     for module in (scale_module, pair_hidden, pair_output):
         replace(module, "multiprocessors", lambda device: 132)
-    replace(info_nce_module, "facts_of", lambda device: Facts(132, arch // 10, BY_NUMBER[arch].shared_per_block))
+    replace(
+        info_nce_module,
+        "facts_of",
+        lambda device: Facts(132, arch // 10, BY_NUMBER[arch].shared_per_block),
+    )
     try:
         yield launches
     finally:

@@ -40,6 +40,11 @@ inline double __fma_rn(double x, double y, double z) { return fma(x, y, z); }
 inline float rsqrtf(float x) { return float(1 / sqrt(double(x))); }
 inline double rsqrt(double x) { return 1 / sqrt(x); }
 
+inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
+  __extension__ using Wide = unsigned __int128;
+  return static_cast<unsigned long long>(Wide(x) * y >> 64);
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }

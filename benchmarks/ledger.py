@@ -21,8 +21,8 @@ TRITON = Path("logo_kernels/backends/triton")
 CUDA = Path("csrc/cuda")
 INCLUDED_FROM = ("csrc", "csrc/include")  # beside the folder of the including file
 
-# Where the operations are: the suffix of the backend's folder is added. Backward of the similarity
-# is in one file with forward.
+# Where the operations are: the suffix of the backend's folder is added. Backward of InfoNCE, in
+# CUDA, is in a file beside it.
 FOLDERS = {"triton": (TRITON, ".py"), "cuda": (CUDA, ".cu")}
 FILES = {
     "cosine": "cosine",
@@ -79,6 +79,9 @@ def kernels_of(
     if operation == "affinity":
         return [(folder / f"{part}{suffix}").as_posix() for part in ("pair_hidden", "pair_output")]
     kernels = [(folder / f"{FILES[operation]}{suffix}").as_posix()]
+    backward = folder / f"{FILES[operation]}_backward{suffix}"
+    if (root / backward).is_file():
+        kernels.append(backward.as_posix())
     if operation == "cosine" and (scaled_by or backend) in FOLDERS:
         folder, suffix = FOLDERS[scaled_by or backend]
         scale = (folder / f"{FILES['scale']}{suffix}").as_posix()

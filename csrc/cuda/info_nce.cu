@@ -108,18 +108,40 @@ __global__ void __launch_bounds__(kInfoNCEThreads)
   }
 }
 
-// Whether queries and weights are to have more precision than the negatives.
-bool exact(DType owed, DType kept) { return owed != kept && owed != DType::bf16; }
+// All that a plan depends on, beside the device.
+struct InfoNCESizes {
+  int64_t queries, negatives, dim;
+  DType owed;  // of the queries: what precision they are owed
+  DType kept;  // of the negatives
+};
 
-InfoNCEPlan plan_of(int64_t queries, int64_t negatives, int64_t dim, DType owed, DType kept,
-                    const Limits& limits) {
+InfoNCESizes sizes_of(const ContrastProblem& p) {
+  const bool batch = !p.negatives.present();
+  const Rows& negatives = batch ? p.positives : p.negatives;
+  return {queries_of(p).count, (batch ? p.images : 1) * negatives.count, p.dim, dtype_of_queries(p),
+          negatives.dtype};
+}
+
+// Whether queries and weights are to have more precision than the negatives.
+bool exact(const InfoNCESizes& of) { return of.owed != of.kept && of.owed != DType::bf16; }
+
+InfoNCEPlan plan_of(const InfoNCESizes& of, const Limits& limits) {
   int bytes = 2, planes = 1;
-  switch (kept) {
-    case DType::f16: planes = exact(owed, kept) ? kExactParts<f16> : 1; break;
-    case DType::bf16: planes = exact(owed, kept) ? kExactParts<bf16> : 1; break;
+  switch (of.kept) {
+    case DType::f16: planes = exact(of) ? kExactParts<f16> : 1; break;
+    case DType::bf16: planes = exact(of) ? kExactParts<bf16> : 1; break;
     default: bytes = 4;  // split into parts in registers
   }
-  return info_nce_plan(queries, negatives, dim, bytes, planes, limits);
+  return info_nce_plan(of.queries, of.negatives, of.dim, bytes, planes, limits);
+}
+
+// Its sizes are put into words only here, where something has failed.
+Status failed(const InfoNCESizes& of, int device, const char* reason, Failure* failure) {
+  char shape[160];
+  snprintf(shape, sizeof(shape), "N=%lld K=%lld D=%lld %s for %s",
+           static_cast<long long>(of.queries), static_cast<long long>(of.negatives),
+           static_cast<long long>(of.dim), name_of(of.kept), name_of(of.owed));
+  return fail(failure, "info_nce", shape, device, reason);
 }
 
 struct Kernels {
@@ -137,10 +159,10 @@ Kernels kernels_for(bool exact, bool wide) {
   return {info_nce_prologue_kernel<T>, main, info_nce_epilogue_kernel<T>};
 }
 
-Kernels kernels_of(DType owed, DType kept, bool wide) {
-  switch (kept) {
-    case DType::bf16: return kernels_for<bf16>(exact(owed, kept), wide);
-    case DType::f16: return kernels_for<f16>(exact(owed, kept), wide);
+Kernels kernels_of(const InfoNCESizes& of, bool wide) {
+  switch (of.kept) {
+    case DType::bf16: return kernels_for<bf16>(exact(of), wide);
+    case DType::f16: return kernels_for<f16>(exact(of), wide);
     default: return kernels_for<float>(true, true);
   }
 }
@@ -177,7 +199,9 @@ InfoNCEArguments arguments_of(const ContrastProblem& p) {
   const double share = p.reduction == Reduction::mean ? 1 / double(p.images) : 1;
   InfoNCEArguments a;
   a.queries = queries_of(p);
-  a.positives = QuadRows(p.positives, p.images, p.dim);
+  a.positives = p.positives;
+  a.in_quads = in_quads(p.global, p.images, p.dim) && in_quads(p.local, p.images, p.dim) &&
+               in_quads(p.positives, p.images, p.dim);
   a.negatives = batch ? Negatives(p.positives, p.images, p.dim) : Negatives(p.negatives, p.dim);
   a.images = p.images;
   a.dim = p.dim;
@@ -205,27 +229,28 @@ InfoNCEArguments arguments_of(const ContrastProblem& p) {
 
 int64_t info_nce_workspace_bytes(int64_t queries, int64_t negatives, int64_t dim, DType owed,
                                  DType kept, int device, Failure* failure) {
+  const InfoNCESizes sizes{queries, negatives, dim, owed, kept};
   Limits limits;
   const cudaError_t error = enter(device, &limits);
   if (error != cudaSuccess) {
-    fail(failure, "info_nce", "its workspace", device, cudaGetErrorString(error));
+    failed(sizes, device, cudaGetErrorString(error), failure);
     return 0;
   }
-  const int64_t bytes = plan_of(queries, negatives, dim, owed, kept, limits).workspace_bytes;
-  if (bytes == 0) fail(failure, "info_nce", "its workspace", device, kTooSmall);
+  const int64_t bytes = plan_of(sizes, limits).workspace_bytes;
+  if (bytes == 0) failed(sizes, device, kTooSmall, failure);
   return bytes;
 }
 
 Status info_nce(const ContrastProblem& p, const Queue& queue, Failure* failure) {
+  const InfoNCESizes sizes = sizes_of(p);
   Limits limits;
   cudaError_t error = enter(queue.device, &limits);
   if (error != cudaSuccess) {
-    return fail("info_nce", p, queue.device, cudaGetErrorString(error), failure);
+    return failed(sizes, queue.device, cudaGetErrorString(error), failure);
   }
   InfoNCEArguments a = arguments_of(p);
-  const DType owed = dtype_of_queries(p), kept = a.negatives.rows.dtype;
-  a.plan = plan_of(a.queries.count, a.negatives.count, p.dim, owed, kept, limits);
-  if (a.plan.threads == 0) return fail("info_nce", p, queue.device, kTooSmall, failure);
+  a.plan = plan_of(sizes, limits);
+  if (a.plan.threads == 0) return failed(sizes, queue.device, kTooSmall, failure);
   char* const workspace = static_cast<char*>(queue.workspace);
   a.inverse = reinterpret_cast<float*>(workspace);
   a.prepared = reinterpret_cast<unsigned char*>(workspace + a.plan.queries_at);
@@ -233,10 +258,9 @@ Status info_nce(const ContrastProblem& p, const Queue& queue, Failure* failure) 
   a.losses = reinterpret_cast<float*>(workspace + a.plan.losses_at);
   a.sums = reinterpret_cast<float2*>(workspace + a.plan.sums_at);
   a.means = reinterpret_cast<float*>(workspace + a.plan.means_at);
-  error = launch_all(kernels_of(owed, kept, a.plan.wide), a, queue);
-  return error == cudaSuccess
-             ? Status::ok
-             : fail("info_nce", p, queue.device, cudaGetErrorString(error), failure);
+  error = launch_all(kernels_of(sizes, a.plan.wide), a, queue);
+  return error == cudaSuccess ? Status::ok
+                              : failed(sizes, queue.device, cudaGetErrorString(error), failure);
 }
 
 }  // namespace cuda

@@ -51,7 +51,8 @@ struct Negatives {
 struct InfoNCEArguments {
   InfoNCEPlan plan;
   Queries queries;
-  QuadRows positives;
+  Rows positives;
+  bool in_quads;  // queries and positives
   Negatives negatives;
   int64_t images, dim;
   Reduction reduction;

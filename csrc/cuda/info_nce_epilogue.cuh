@@ -33,11 +33,11 @@ __device__ __forceinline__ float combine(const InfoNCEArguments& a, int64_t quer
 
   const float divisor = sum * kWeightLift<T>;
 #pragma unroll 1
-  for (int64_t begin = 0; begin < a.plan.dim; begin += kQuadStep) {
-    const int64_t column = begin + first_quad();
+  for (int64_t begin = 0; begin < a.plan.dim; begin += kColumnStep<4>) {
+    const int64_t column = begin + first_column<4>();
     const bool inside = column < a.plan.dim;
     const float* const from = a.means + query * a.plan.dim + (inside ? column : 0);
-    float4 mean = make_float4(0, 0, 0, 0);
+    Word<4> mean = {};
 #pragma unroll 1
     for (int64_t first = 0; first < splits; first += 32) {
       // A lane for the weight of each of 32 parts.
@@ -46,16 +46,15 @@ __device__ __forceinline__ float combine(const InfoNCEArguments& a, int64_t quer
       const int count = int(splits - first < 32 ? splits - first : 32);
 #pragma unroll 8
       for (int k = 0; k < count; ++k) {
-        mean =
-            fma(__shfl_sync(kAllLanes, weight, k),
-                *reinterpret_cast<const float4*>(from + (first + k) * queries * a.plan.dim), mean);
+        const float4 v =
+            *reinterpret_cast<const float4*>(from + (first + k) * queries * a.plan.dim);
+        mean = fma(__shfl_sync(kAllLanes, weight, k), Word<4>{v.x, v.y, v.z, v.w}, mean);
       }
     }
-    const float values[4] = {mean.x, mean.y, mean.z, mean.w};
     float* const to = a.mean + query * a.dim + column;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      if (column + k < a.dim) to[k] = values[k] / divisor;
+      if (column + k < a.dim) to[k] = mean.v[k] / divisor;
     }
   }
   const float lse = fmaf(maximum, kLn2, logf(sum));
@@ -67,7 +66,7 @@ __device__ __forceinline__ float combine(const InfoNCEArguments& a, int64_t quer
 __device__ __forceinline__ float find_losses(const InfoNCEArguments& a, int64_t query,
                                              const QueryAt& at, float lse) {
   const float tau = a.temperature(), weight = float(at.global ? a.gg_weight : a.lg_weight);
-  const int64_t positives = a.positives.rows.count;
+  const int64_t positives = a.positives.count;
   float sum = 0;
 #pragma unroll 1
   for (int64_t p = threadIdx.x % 32; p < positives; p += 32) {
@@ -104,7 +103,7 @@ __device__ __forceinline__ double sum_of(const float* losses, int64_t first, int
 
 // By all threads of one block.
 static __device__ __forceinline__ void sum_over_images(const InfoNCEArguments& a) {
-  const int64_t globals = a.queries.global.rows.count, locals = a.queries.local.rows.count;
+  const int64_t globals = a.queries.global.count, locals = a.queries.local.count;
   const float* const of_locals = a.losses + a.images * globals;
   if (a.reduction == Reduction::none) {  // a thread for each image
 #pragma unroll 1
@@ -136,7 +135,7 @@ static __device__ __forceinline__ void sum_over_images(const InfoNCEArguments& a
 
 // A warp for each query.
 template <class T>
-__global__ void __launch_bounds__(kEpilogueThreads)
+__global__ void __launch_bounds__(kEpilogueThreads, 4)
     info_nce_epilogue_kernel(const __grid_constant__ InfoNCEArguments a) {
   const int64_t query = int64_t(blockIdx.x) * (kEpilogueThreads / 32) + int64_t(threadIdx.x / 32);
   if (query < a.queries.count) {
@@ -144,7 +143,7 @@ __global__ void __launch_bounds__(kEpilogueThreads)
     const QueryAt at = a.queries.at(query);
     const float losses = find_losses(a, query, at, lse);
     if (threadIdx.x % 32 == 0) {
-      const int64_t globals = a.queries.global.rows.count, locals = a.queries.local.rows.count;
+      const int64_t globals = a.queries.global.count, locals = a.queries.local.count;
       a.losses[at.global ? at.image * globals + at.crop
                          : a.images * globals + at.image * locals + at.crop] = losses;
     }

@@ -14,55 +14,55 @@ namespace cuda {
 constexpr int kPrologueThreads = 256;
 
 // A query as an operand, its planes one after another; zeros up to the end of the last tile.
-template <class T>
+template <class T, int N>
 __device__ __forceinline__ void write_operand(const InfoNCEArguments& a, int64_t query,
-                                              const QuadRow& row, const Unit& unit) {
+                                              const CropRow& row, const Unit& unit) {
   const int planes = a.plan.planes;
   T* const to = reinterpret_cast<T*>(a.prepared) + query * planes * a.plan.dim;
   const bool there = query < a.queries.count;
 #pragma unroll 1
-  for (int64_t column = first_quad(); column < a.plan.dim; column += kQuadStep) {
-    float4 v = make_float4(0, 0, 0, 0);
-    if (there) v = kQueryLift<T> * unit.of(read_quad(row, column, a.dim));
-    if constexpr (std::is_same_v<T, float>) {
-      *reinterpret_cast<float4*>(to + column) = v;
-    } else {
+  for (int64_t column = first_column<N>(); column < a.plan.dim; column += kColumnStep<N>) {
+    Word<N> w = {};
+    if (there) w = kQueryLift<T> * unit.of(read<N>(row, column, a.dim));
 #pragma unroll 1
-      for (int plane = 0; plane < planes; ++plane) {
-        const uint2 bits = make_uint2(pack<T>(v.x, v.y), pack<T>(v.z, v.w));
-        *reinterpret_cast<uint2*>(to + plane * a.plan.dim + column) = bits;
-        const float2 low = unpack<T>(bits.x), high = unpack<T>(bits.y);
-        v = make_float4(v.x - low.x, v.y - low.y, v.z - high.x, v.w - high.y);
-      }
+    for (int plane = 0; plane < planes; ++plane) {
+      T* const at = to + plane * a.plan.dim + column;
+      write(w, at);
+#pragma unroll
+      for (int k = 0; k < N; ++k) w.v[k] -= to_float(at[k]);
     }
   }
 }
 
-template <class T>
+template <class T, int N>
 __device__ __forceinline__ void prepare_query(const InfoNCEArguments& a, int64_t query) {
   const QueryAt at = a.queries.at(query < a.queries.count ? query : 0);
-  const QuadRow row = a.queries.row(at);
-  const Unit unit = unit_of(row, a.dim);
-  write_operand<T>(a, query, row, unit);
+  const CropRow row = a.queries.row(at);
+  const Unit unit = unit_of<N>(row, a.dim);
+  write_operand<T, N>(a, query, row, unit);
   if (query >= a.queries.count) return;
-  const int64_t positives = a.positives.rows.count;
 #pragma unroll 1
-  for (int64_t p = 0; p < positives; ++p) {
-    const float found = cosine_with(row, unit, a.positives.row(at.image, p), a.dim);
-    if (threadIdx.x % 32 == 0) a.pull[query * positives + p] = found;  // until the epilogue
+  for (int64_t p = 0; p < a.positives.count; ++p) {
+    const float found = cosine_with<N>(row, unit, CropRow(a.positives, at.image, p), a.dim);
+    // Until the epilogue.
+    if (threadIdx.x % 32 == 0) a.pull[query * a.positives.count + p] = found;
   }
 }
 
 // A warp for each query and each negative, those that only fill the last tile included. Queries
 // take longest: they come first.
 template <class T>
-__global__ void __launch_bounds__(kPrologueThreads)
+__global__ void __launch_bounds__(kPrologueThreads, 5)
     info_nce_prologue_kernel(const __grid_constant__ InfoNCEArguments a) {
   if (blockIdx.x == 0 && threadIdx.x == 0) *a.finished = 0;
   const int64_t row = int64_t(blockIdx.x) * (kPrologueThreads / 32) + int64_t(threadIdx.x / 32);
   const int64_t queries = a.plan.query_tiles * a.plan.rows;
   if (row < queries) {
-    prepare_query<T>(a, row);
+    if (a.in_quads) {
+      prepare_query<T, 4>(a, row);
+    } else {
+      prepare_query<T, 1>(a, row);
+    }
     return;
   }
   const int64_t negative = row - queries;

@@ -1,4 +1,6 @@
-// Crops as they come, a warp to a row: read four numbers at a time, and divided by their norms.
+// Crops as they come, a warp to a row: read in words, and divided by their norms.
+//
+// A word is four numbers where all tensors of a launch allow it, else one.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,32 +8,31 @@
 #include "cuda/convert.cuh"
 #include "cuda/divider.cuh"
 #include "cuda/info_nce_norms.cuh"
-#include "cuda/input.cuh"
 #include "cuda/warp.cuh"
+#include "logo/problem.h"
 
 namespace logo {
 namespace cuda {
 
-struct QuadRow {
-  RowAt at;
-  bool together;  // four numbers lie in one aligned word
-};
+// Whether four numbers of a row lie in one aligned word. Of absent tensors, yes.
+inline bool in_quads(const Rows& rows, int64_t images, int64_t dim) {
+  const auto whole = [](int64_t count, int64_t stride) { return count <= 1 || stride % 4 == 0; };
+  return !rows.present() ||
+         (rows.element_stride == 1 && dim % 4 == 0 &&
+          reinterpret_cast<uintptr_t>(rows.data) % (4 * dtype_bytes(rows.dtype)) == 0 &&
+          whole(images, rows.image_stride) && whole(rows.count, rows.crop_stride));
+}
 
-struct QuadRows {
-  Rows rows;
-  bool together = false;
+// A row of a crop.
+struct CropRow {
+  const char* address;
+  int64_t step;  // bytes from number to number
+  DType dtype;
 
-  QuadRows() = default;
-  QuadRows(const Rows& of, int64_t images, int64_t dim) : rows(of) {
-    const auto whole = [](int64_t count, int64_t stride) { return count <= 1 || stride % 4 == 0; };
-    together = of.element_stride == 1 && dim % 4 == 0 &&
-               reinterpret_cast<uintptr_t>(of.data) % (4 * dtype_bytes(of.dtype)) == 0 &&
-               whole(images, of.image_stride) && whole(of.count, of.crop_stride);
-  }
-
-  __device__ __forceinline__ QuadRow row(int64_t image, int64_t crop) const {
-    return {{row_address(rows, image, crop), rows.dtype, rows.element_stride}, together};
-  }
+  __device__ __forceinline__ CropRow(const Rows& rows, int64_t image, int64_t crop)
+      : address(row_address(rows, image, crop)),
+        step(rows.element_stride * dtype_bytes(rows.dtype)),
+        dtype(rows.dtype) {}
 };
 
 // Where query n = b·V + v stands.
@@ -41,67 +42,100 @@ struct QueryAt {
 };
 
 struct Queries {
-  QuadRows global, local;
+  Rows global, local;
   int64_t count = 0;  // B · V
   Divider crops;      // V
 
   __device__ __forceinline__ QueryAt at(int64_t query) const {
-    const int64_t globals = global.rows.count;
     const int64_t image = crops.quotient(query), crop = query - image * crops.by;
-    return crop < globals ? QueryAt{image, crop, true} : QueryAt{image, crop - globals, false};
+    return crop < global.count ? QueryAt{image, crop, true}
+                               : QueryAt{image, crop - global.count, false};
   }
-  __device__ __forceinline__ QuadRow row(const QueryAt& at) const {
-    return (at.global ? global : local).row(at.image, at.crop);
+  __device__ __forceinline__ CropRow row(const QueryAt& at) const {
+    return {at.global ? global : local, at.image, at.crop};
   }
 };
 
-__device__ __forceinline__ float4 operator*(float factor, const float4& v) {
-  return make_float4(factor * v.x, factor * v.y, factor * v.z, factor * v.w);
-}
-__device__ __forceinline__ float4 fma(float factor, const float4& v, const float4& to) {
-  return make_float4(fmaf(factor, v.x, to.x), fmaf(factor, v.y, to.y), fmaf(factor, v.z, to.z),
-                     fmaf(factor, v.w, to.w));
-}
-__device__ __forceinline__ float dot(const float4& v, const float4& w) {
-  return fmaf(v.x, w.x, fmaf(v.y, w.y, fmaf(v.z, w.z, v.w * w.w)));
-}
+template <int N>
+struct Word {
+  float v[N];
+};
 
-// Columns of a lane: 4 · (its number), and from there on in steps of this.
-constexpr int kQuadStep = 4 * 32;
-__device__ __forceinline__ int64_t first_quad() { return 4 * (threadIdx.x % 32); }
-
-// Numbers that do not lie together.
-template <class T>
-__device__ __forceinline__ float4 gather(const RowAt& row, int64_t column, int64_t dim) {
-  const T* const at = reinterpret_cast<const T*>(row.address) + column * row.element_stride;
-  float v[4];
+// factor · w + to.
+template <int N>
+__device__ __forceinline__ Word<N> fma(float factor, Word<N> w, const Word<N>& to) {
 #pragma unroll
-  for (int k = 0; k < 4; ++k) v[k] = column + k < dim ? to_float(at[k * row.element_stride]) : 0.0f;
-  return make_float4(v[0], v[1], v[2], v[3]);
+  for (int k = 0; k < N; ++k) w.v[k] = fmaf(factor, w.v[k], to.v[k]);
+  return w;
 }
+template <int N>
+__device__ __forceinline__ Word<N> operator*(float factor, Word<N> w) {
+#pragma unroll
+  for (int k = 0; k < N; ++k) w.v[k] *= factor;
+  return w;
+}
+template <int N>
+__device__ __forceinline__ float dot(const Word<N>& w, const Word<N>& x) {
+  float sum = w.v[0] * x.v[0];
+#pragma unroll
+  for (int k = 1; k < N; ++k) sum = fmaf(w.v[k], x.v[k], sum);
+  return sum;
+}
+
+// Columns of a lane: this one, and from there on in steps.
+template <int N>
+__device__ __forceinline__ int64_t first_column() {
+  return N * (threadIdx.x % 32);
+}
+template <int N>
+constexpr int kColumnStep = N * 32;
 
 // Zeros beyond the last column.
-__device__ __forceinline__ float4 read_quad(const QuadRow& row, int64_t column, int64_t dim) {
-  const DType dtype = row.at.dtype;
-  if (!row.together) {
-    return dtype == DType::f32    ? gather<float>(row.at, column, dim)
-           : dtype == DType::bf16 ? gather<bf16>(row.at, column, dim)
-                                  : gather<f16>(row.at, column, dim);
+template <int N>
+__device__ __forceinline__ Word<N> read(const CropRow& row, int64_t column, int64_t dim) {
+  Word<N> w = {};
+  if (column >= dim) return w;
+  const char* const at = row.address + column * row.step;
+  const bool is_bf16 = row.dtype == DType::bf16;
+  const auto widen_pair = [&](uint32_t bits) {
+    return is_bf16 ? unpack<bf16>(bits) : unpack<f16>(bits);
+  };
+  if constexpr (N == 1) {
+    w.v[0] = row.dtype == DType::f32 ? *reinterpret_cast<const float*>(at)
+                                     : widen_pair(*reinterpret_cast<const uint16_t*>(at)).x;
+  } else if (row.dtype == DType::f32) {
+    const float4 v = *reinterpret_cast<const float4*>(at);
+    w = {v.x, v.y, v.z, v.w};
+  } else {
+    const uint2 bits = *reinterpret_cast<const uint2*>(at);
+    const float2 low = widen_pair(bits.x), high = widen_pair(bits.y);
+    w = {low.x, low.y, high.x, high.y};
   }
-  if (column >= dim) return make_float4(0, 0, 0, 0);
-  if (dtype == DType::f32) return *reinterpret_cast<const float4*>(row.at.address + column * 4);
-  const uint2 bits = *reinterpret_cast<const uint2*>(row.at.address + column * 2);
-  const bool is_bf16 = dtype == DType::bf16;
-  const float2 low = is_bf16 ? unpack<bf16>(bits.x) : unpack<f16>(bits.x);
-  const float2 high = is_bf16 ? unpack<bf16>(bits.y) : unpack<f16>(bits.y);
-  return make_float4(low.x, low.y, high.x, high.y);
+  return w;
+}
+
+// Rounds to nearest.
+template <class T>
+__device__ __forceinline__ void write(const Word<1>& w, T* to) {
+  from_float(w.v[0], to);
+}
+template <class T>
+__device__ __forceinline__ void write(const Word<4>& w, T* to) {
+  if constexpr (std::is_same_v<T, float>) {
+    *reinterpret_cast<float4*>(to) = make_float4(w.v[0], w.v[1], w.v[2], w.v[3]);
+  } else {
+    *reinterpret_cast<uint2*>(to) = make_uint2(pack<T>(w.v[0], w.v[1]), pack<T>(w.v[2], w.v[3]));
+  }
 }
 
 // A row over its norm is inverse · (factor · row): 0 of a zero row, NaN where it has NaN or inf.
 struct Unit {
   float factor, inverse;
 
-  __device__ __forceinline__ float4 of(const float4& v) const { return inverse * (factor * v); }
+  template <int N>
+  __device__ __forceinline__ Word<N> of(const Word<N>& w) const {
+    return inverse * (factor * w);
+  }
 };
 
 // The factor with which squares of a row neither overflow nor underflow, from their sum without.
@@ -111,43 +145,68 @@ __device__ __forceinline__ float factor_for(DType dtype, float squared) {
 }
 __device__ __forceinline__ float inverse_norm(float squared) {
   if (squared == 0) return 0;
-  return squared <= 3.4028235e38f ? 1 / sqrtf(squared) : __uint_as_float(0x7fffffff);
+  return squared <= 3.4028235e38f ? inverse_root(squared) : __uint_as_float(0x7fffffff);
 }
 
-__device__ __forceinline__ float squared_norm(const QuadRow& row, int64_t dim, float factor) {
-  float sum = 0;
-#pragma unroll 1
-  for (int64_t column = first_quad(); column < dim; column += kQuadStep) {
-    const float4 v = factor * read_quad(row, column, dim);
-    sum += dot(v, v);
-  }
-  return warp_sum(sum);
-}
-
-// By all lanes of a warp, as the next.
-__device__ __forceinline__ Unit unit_of(const QuadRow& row, int64_t dim) {
-  float squared = squared_norm(row, dim, 1);
-  const float factor = factor_for(row.at.dtype, squared);
-  if (factor != 1) squared = squared_norm(row, dim, factor);
+// From the sum of a row's squares under a factor; by all lanes of a warp, as what follows.
+template <class Squares>
+__device__ __forceinline__ Unit unit_from(DType dtype, const Squares& squares) {
+  float squared = warp_sum(squares(1.0f));
+  const float factor = factor_for(dtype, squared);
+  if (factor != 1) squared = warp_sum(squares(factor));
   return {factor, inverse_norm(squared)};
+}
+template <int N>
+__device__ __forceinline__ Unit unit_of(const CropRow& row, int64_t dim) {
+  return unit_from(row.dtype, [&](float factor) {
+    float sum = 0;
+#pragma unroll 1
+    for (int64_t column = first_column<N>(); column < dim; column += kColumnStep<N>) {
+      const Word<N> w = factor * read<N>(row, column, dim);
+      sum += dot(w, w);
+    }
+    return sum;
+  });
+}
+
+template <int N, int K>
+__device__ __forceinline__ float dot_of_words(const Word<N> (&w)[K], const Word<N> (&x)[K]) {
+  float sum = 0;
+#pragma unroll
+  for (int k = 0; k < K; ++k) sum += dot(w[k], x[k]);
+  return sum;
+}
+// Of a row of which each lane holds its words.
+template <int N, int K>
+__device__ __forceinline__ Unit unit_of_words(const Word<N> (&words)[K], DType dtype) {
+  return unit_from(dtype, [&](float factor) {
+    float sum = 0;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const Word<N> w = factor * words[k];
+      sum += dot(w, w);
+    }
+    return sum;
+  });
 }
 
 // The cosine of a row whose unit is known with another, which is read once unless its norm is out
 // of range.
-__device__ __forceinline__ float cosine_with(const QuadRow& row, const Unit& unit,
-                                             const QuadRow& other, int64_t dim) {
+template <int N>
+__device__ __forceinline__ float cosine_with(const CropRow& row, const Unit& unit,
+                                             const CropRow& other, int64_t dim) {
   float factor = 1;
   for (;;) {
     float product = 0, squared = 0;
 #pragma unroll 1
-    for (int64_t column = first_quad(); column < dim; column += kQuadStep) {
-      const float4 v = factor * read_quad(other, column, dim);
-      product += dot(unit.of(read_quad(row, column, dim)), v);
-      squared += dot(v, v);
+    for (int64_t column = first_column<N>(); column < dim; column += kColumnStep<N>) {
+      const Word<N> w = factor * read<N>(other, column, dim);
+      product += dot(unit.of(read<N>(row, column, dim)), w);
+      squared += dot(w, w);
     }
     product = warp_sum(product);
     squared = warp_sum(squared);
-    const float better = factor == 1 ? factor_for(other.at.dtype, squared) : factor;
+    const float better = factor == 1 ? factor_for(other.dtype, squared) : factor;
     if (better == factor) return product * inverse_norm(squared);
     factor = better;
   }

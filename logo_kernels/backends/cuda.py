@@ -75,8 +75,8 @@ def _of_one_image(negatives: Tensor | None) -> Rows:
 
 def _spread(upstream: Tensor) -> Rows:
     """[], [B] or [B, V, P] as rows of P numbers: the gradient of a sum is that of each summand."""
-    strides = (*upstream.stride(), 0, 0, 0)[:3]
-    return upstream.data_ptr(), DTYPES[upstream.dtype], 1, *strides
+    image, crop, element = (*upstream.stride(), 0, 0, 0)[:3]
+    return upstream.data_ptr(), DTYPES[upstream.dtype], 1, image, crop, element
 
 
 def _one_per_row(numbers: Tensor | None) -> Rows:

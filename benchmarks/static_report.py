@@ -27,7 +27,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/static"
-SOURCES = ("cosine", "similarity", "scale", "info_nce", "pair_hidden", "pair_output", "unit")
+SOURCES = (
+    "cosine", "similarity", "scale", "info_nce", "info_nce_backward",
+    "pair_hidden", "pair_output", "unit",
+)  # fmt: skip
 FLAGS = ("-O3", "-std=c++17", "-Xptxas", "-v")
 
 # Assumed, not measured: from a load's issue to its data, on a device whose DRAM is busy.

@@ -76,6 +76,26 @@ inline InfoNCEProblem info_nce_problem(int64_t dim, const RowsTuple& queries,
   return p;
 }
 
+// What forward and backward of InfoNCE have in common.
+inline ContrastProblem contrast_problem(int64_t images, int64_t dim, const RowsTuple& global,
+                                        const RowsTuple& local, const RowsTuple& positives,
+                                        const RowsTuple& negatives, double temperature,
+                                        uintptr_t temperature_at, const RowsTuple& pull,
+                                        const RowsTuple& mean) {
+  ContrastProblem p;
+  p.images = images;
+  p.dim = dim;
+  p.global = rows(global);
+  p.local = rows(local);
+  p.positives = rows(positives);
+  p.negatives = rows(negatives);
+  p.temperature = temperature;
+  p.temperature_at = reinterpret_cast<void*>(temperature_at);
+  p.pull = rows(pull);
+  p.mean = rows(mean);
+  return p;
+}
+
 // The functions of the CPU's pair stage, into a module.
 void bind_pair_stage(pybind11::module_& m);
 

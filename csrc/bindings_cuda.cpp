@@ -76,13 +76,35 @@ void scale(int device, uintptr_t stream, int64_t images, int64_t dim, const Thre
   run(&cuda::scale, p, device, stream, 0);
 }
 
-void info_nce(int device, uintptr_t stream, uintptr_t workspace, int64_t dim,
-              const RowsTuple& queries, const RowsTuple& negatives, double temperature, int owed,
-              int64_t own_queries, int64_t own_negatives, uintptr_t lse, uintptr_t mean) {
-  run(&cuda::info_nce,
-      info_nce_problem(dim, queries, negatives, temperature, owed, own_queries, own_negatives, lse,
-                       mean),
-      device, stream, workspace);
+void info_nce(int device, uintptr_t stream, uintptr_t workspace, int64_t images, int64_t dim,
+              const RowsTuple& global, const RowsTuple& local, const RowsTuple& positives,
+              const RowsTuple& negatives, double temperature, uintptr_t temperature_at,
+              double gg_weight, double lg_weight, int reduction, uintptr_t total, uintptr_t terms,
+              uintptr_t lse, const RowsTuple& pull, const RowsTuple& mean) {
+  ContrastProblem p = contrast_problem(images, dim, global, local, positives, negatives,
+                                       temperature, temperature_at, pull, mean);
+  p.gg_weight = gg_weight;
+  p.lg_weight = lg_weight;
+  p.reduction = static_cast<Reduction>(reduction);
+  p.total = reinterpret_cast<void*>(total);
+  p.terms = reinterpret_cast<void*>(terms);
+  p.lse = reinterpret_cast<void*>(lse);
+  run(&cuda::info_nce, p, device, stream, workspace);
+}
+
+void info_nce_backward(int device, uintptr_t stream, uintptr_t workspace, int64_t images,
+                       int64_t dim, const RowsTuple& global, const RowsTuple& local,
+                       const RowsTuple& positives, double temperature, uintptr_t temperature_at,
+                       const RowsTuple& upstream, const RowsTuple& pull, const RowsTuple& mean,
+                       const RowsTuple& grad_global, const RowsTuple& grad_local,
+                       uintptr_t grad_temperature) {
+  ContrastProblem p = contrast_problem(images, dim, global, local, positives, {}, temperature,
+                                       temperature_at, pull, mean);
+  p.upstream = rows(upstream);
+  p.grad_global = rows(grad_global);
+  p.grad_local = rows(grad_local);
+  p.grad_temperature = reinterpret_cast<void*>(grad_temperature);
+  run(&cuda::info_nce_backward, p, device, stream, workspace);
 }
 
 // A number of bytes, which is positive unless the device could not be asked.
@@ -107,11 +129,12 @@ int64_t shared_bytes(int device) {
   return ask([&](cuda::Failure* failure) { return cuda::shared_bytes(device, failure); });
 }
 
-int64_t info_nce_workspace_bytes(int device, int64_t dim, const RowsTuple& queries,
-                                 const RowsTuple& negatives, int owed) {
-  const InfoNCEProblem p = info_nce_problem(dim, queries, negatives, 1, owed, 0, 0, 0, 0);
-  return ask(
-      [&](cuda::Failure* failure) { return cuda::info_nce_workspace_bytes(p, device, failure); });
+int64_t info_nce_workspace_bytes(int device, int64_t queries, int64_t negatives, int64_t dim,
+                                 int owed, int kept) {
+  return ask([&](cuda::Failure* failure) {
+    return cuda::info_nce_workspace_bytes(queries, negatives, dim, static_cast<DType>(owed),
+                                          static_cast<DType>(kept), device, failure);
+  });
 }
 
 int64_t pair_workspace_bytes(int device, int64_t width) {
@@ -182,10 +205,12 @@ void bind_cuda(py::module_& m) {
   m.def("scale", &scale);
   m.def("probe", &probe, "RuntimeError where kernels of this build cannot run on this device.");
   m.def("workspace_bytes", &workspace_bytes,
-        "Bytes, zeros at first, that launches of `cosine` on one stream share.");
+        "Bytes, zeros at first, that launches of `cosine` and `info_nce_backward` on one stream "
+        "share.");
   m.def("shared_bytes", &shared_bytes,
         "Bytes of shared memory that a block may have on this device.");
   m.def("info_nce", &info_nce);
+  m.def("info_nce_backward", &info_nce_backward);
   m.def("info_nce_workspace_bytes", &info_nce_workspace_bytes,
         "Bytes, of any contents, that a launch of `info_nce` needs for its own.");
   m.def("info_nce_plan", &info_nce_plan, py::arg("queries"), py::arg("negatives"), py::arg("dim"),

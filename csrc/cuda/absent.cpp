@@ -23,7 +23,10 @@ Status similarity_backward(const SimilarityProblem&, const Queue&, Failure* fail
 }
 Status scale(const ScaleProblem&, const Queue&, Failure* failure) { return absent(failure); }
 Status probe(int, Failure* failure) { return absent(failure); }
-Status info_nce(const InfoNCEProblem&, const Queue&, Failure* failure) { return absent(failure); }
+Status info_nce(const ContrastProblem&, const Queue&, Failure* failure) { return absent(failure); }
+Status info_nce_backward(const ContrastProblem&, const Queue&, Failure* failure) {
+  return absent(failure);
+}
 Status pair_hidden_moments(const PairHiddenProblem&, const Queue&, Failure* failure) {
   return absent(failure);
 }
@@ -54,7 +57,7 @@ int64_t workspace_bytes(int, Failure* failure) {
   absent(failure);
   return 0;
 }
-int64_t info_nce_workspace_bytes(const InfoNCEProblem&, int, Failure* failure) {
+int64_t info_nce_workspace_bytes(int64_t, int64_t, int64_t, DType, DType, int, Failure* failure) {
   absent(failure);
   return 0;
 }

@@ -1,67 +1,30 @@
-// Log-sum-exp and softmax-weighted mean of unit negatives, seen from unit queries: three launches.
+// InfoNCE (eq. 1): losses of queries with positives against negatives, in three launches.
 //
-// The first prepares: inverse norms of the negatives, queries as operands of the tensor cores. The
-// second is an attention forward with keys = values: a block keeps a tile of queries and its sums,
-// and walks over negatives, each read once into shared memory for both products. Where the
-// negatives are split over several blocks, the third adds up what they found, in a fixed order.
+// The prologue prepares rows. The second launch is an attention forward with keys = values: a block
+// keeps a tile of queries and its sums, and walks over negatives, each read once into shared memory
+// for both products. Where negatives are split over several blocks, the epilogue adds up what they
+// found; it turns log-sum-exps into losses, and sums these over pairs and images.
 #include <cuda_runtime.h>
 
 #include <cmath>
 
 #include "cuda/info_nce_arguments.cuh"
-#include "cuda/info_nce_norms.cuh"
+#include "cuda/info_nce_epilogue.cuh"
+#include "cuda/info_nce_launcher.h"
 #include "cuda/info_nce_products.cuh"
+#include "cuda/info_nce_prologue.cuh"
 #include "cuda/info_nce_ring.cuh"
 #include "cuda/info_nce_softmax.cuh"
-#include "cuda/launcher.h"
 #include "cuda/shared.cuh"
 
 namespace logo {
 namespace cuda {
 namespace {
 
-constexpr int kPrepareThreads = 256;
-constexpr int kCombineThreads = 128;
-constexpr float kLn2 = 0.693147180559945309f;
 // Base-2 exponents reach log2(e)/τ; see struct Softmax.
 constexpr double kLeastFixed = 0.025;
-
-// A query as an operand, its planes one after another.
-template <class T>
-__device__ void prepare_query(const InfoNCEArguments& a, int64_t query) {
-  const int planes = a.plan.planes;
-  T* const to = reinterpret_cast<T*>(a.prepared) + query * planes * a.plan.dim;
-  const bool there = query < a.queries.count;
-  const RowAt from{row_address(a.queries, 0, there ? query : 0), a.queries.dtype,
-                   a.queries.element_stride};
-  for (int64_t k = threadIdx.x % 32; k < a.plan.dim; k += 32) {
-    float value = there && k < a.dim ? read_element(from, k) * kQueryLift<T> : 0.0f;
-    for (int plane = 0; plane < planes; ++plane) {
-      T* const at = to + plane * a.plan.dim + k;
-      from_float(value, at);
-      value -= to_float(*at);
-    }
-  }
-}
-
-// A warp for each negative and each query, those that only fill the last tile included.
-template <class T>
-__global__ void __launch_bounds__(kPrepareThreads)
-    info_nce_prepare_kernel(const __grid_constant__ InfoNCEArguments a) {
-  const int64_t row = int64_t(blockIdx.x) * (kPrepareThreads / 32) + int64_t(threadIdx.x / 32);
-  const int64_t negatives = a.plan.tiles * a.plan.tile;
-  if (row < negatives) {
-    float inverse = 0;
-    if (row < a.negatives.count) {
-      const RowAt from{row_address(a.negatives, 0, row), a.negatives.dtype,
-                       a.negatives.element_stride};
-      inverse = encode_inverse<T>(from, a.dim, a.as_is);
-    }
-    if (threadIdx.x % 32 == 0) a.inverse[row] = inverse;
-  } else if (row < negatives + a.plan.query_tiles * a.plan.rows) {
-    prepare_query<T>(a, row - negatives);
-  }
-}
+constexpr char kTooSmall[] =
+    "its shared memory does not hold a tile of queries and negatives; use another backend";
 
 template <class T, int PARTS, bool WIDE>
 __global__ void __launch_bounds__(kInfoNCEThreads)
@@ -88,6 +51,7 @@ __global__ void __launch_bounds__(kInfoNCEThreads)
   Softmax<M> softmax(a.running);
   float means[M][COLUMNS / 8][4] = {};
   const int columns = ring.columns_of(chunk);
+  const float scale = a.tau_at == nullptr ? a.scale : kLog2e / kQueryLift<T> / *a.tau_at;
 
 #pragma unroll 1
   for (int64_t tile = first; tile < end; ++tile) {
@@ -100,8 +64,8 @@ __global__ void __launch_bounds__(kInfoNCEThreads)
                                     ring.negatives(), plan.pitch, ring.columns_of(at));
     } while (at != chunk);
     softmax.template cosines<TILE>(scores, ring.inverse(), visible, query, tile * TILE);
-    if (a.running) softmax.raise(scores, a.scale, means);
-    softmax.template weigh<TILE>(scores, ring.inverse(), a.scale, kWeightLift<T>);
+    if (a.running) softmax.raise(scores, scale, means);
+    softmax.template weigh<TILE>(scores, ring.inverse(), scale, kWeightLift<T>);
     add_means<T, PARTS, M, TILE, COLUMNS>(means, scores, ring.negatives(), plan.pitch, columns);
   }
   softmax.finish();
@@ -144,46 +108,46 @@ __global__ void __launch_bounds__(kInfoNCEThreads)
   }
 }
 
-// A thread for each element of the mean.
-template <class T>
-__global__ void __launch_bounds__(kCombineThreads)
-    info_nce_combine_kernel(const __grid_constant__ InfoNCEArguments a) {
-  const int64_t index = int64_t(blockIdx.x) * kCombineThreads + threadIdx.x;
-  const int64_t query = index / a.plan.dim, column = index - query * a.plan.dim;
-  if (query >= a.queries.count || column >= a.dim) return;
-  const int64_t splits = a.plan.splits, queries = a.queries.count;
-  float maximum = -INFINITY;
-#pragma unroll 4
-  for (int64_t k = 0; k < splits; ++k) maximum = fmaxf(maximum, a.sums[k * queries + query].x);
-  float sum = 0, mean = 0;
-#pragma unroll 4
-  for (int64_t k = 0; k < splits; ++k) {
-    const float2 found = a.sums[k * queries + query];
-    const float weight = exp2f(found.x - maximum);  // 0 of a part in which nothing is seen
-    sum = fmaf(weight, found.y, sum);
-    mean = fmaf(weight, a.means[(k * queries + query) * a.plan.dim + column], mean);
-  }
-  a.mean[query * a.dim + column] = mean / (sum * kWeightLift<T>);
-  if (column == 0) a.lse[query] = fmaf(maximum, kLn2, logf(sum));
+// All that a plan depends on, beside the device.
+struct InfoNCESizes {
+  int64_t queries, negatives, dim;
+  DType owed;  // of the queries: what precision they are owed
+  DType kept;  // of the negatives
+};
+
+InfoNCESizes sizes_of(const ContrastProblem& p) {
+  const bool batch = !p.negatives.present();
+  const Rows& negatives = batch ? p.positives : p.negatives;
+  return {queries_of(p).count, (batch ? p.images : 1) * negatives.count, p.dim, dtype_of_queries(p),
+          negatives.dtype};
 }
 
 // Whether queries and weights are to have more precision than the negatives.
-bool exact(const InfoNCEProblem& p) { return p.owed != p.negatives.dtype && p.owed != DType::bf16; }
+bool exact(const InfoNCESizes& of) { return of.owed != of.kept && of.owed != DType::bf16; }
 
-InfoNCEPlan plan_of(const InfoNCEProblem& p, const Limits& limits) {
+InfoNCEPlan plan_of(const InfoNCESizes& of, const Limits& limits) {
   int bytes = 2, planes = 1;
-  switch (p.negatives.dtype) {
-    case DType::f16: planes = exact(p) ? kExactParts<f16> : 1; break;
-    case DType::bf16: planes = exact(p) ? kExactParts<bf16> : 1; break;
+  switch (of.kept) {
+    case DType::f16: planes = exact(of) ? kExactParts<f16> : 1; break;
+    case DType::bf16: planes = exact(of) ? kExactParts<bf16> : 1; break;
     default: bytes = 4;  // split into parts in registers
   }
-  return info_nce_plan(p.queries.count, p.negatives.count, p.dim, bytes, planes, limits);
+  return info_nce_plan(of.queries, of.negatives, of.dim, bytes, planes, limits);
+}
+
+// Its sizes are put into words only here, where something has failed.
+Status failed(const InfoNCESizes& of, int device, const char* reason, Failure* failure) {
+  char shape[160];
+  snprintf(shape, sizeof(shape), "N=%lld K=%lld D=%lld %s for %s",
+           static_cast<long long>(of.queries), static_cast<long long>(of.negatives),
+           static_cast<long long>(of.dim), name_of(of.kept), name_of(of.owed));
+  return fail(failure, "info_nce", shape, device, reason);
 }
 
 struct Kernels {
-  void (*prepare)(InfoNCEArguments);
+  void (*prologue)(InfoNCEArguments);
   void (*main)(InfoNCEArguments);
-  void (*combine)(InfoNCEArguments);
+  void (*epilogue)(InfoNCEArguments);
 };
 
 template <class T>
@@ -192,26 +156,16 @@ Kernels kernels_for(bool exact, bool wide) {
   if constexpr (!std::is_same_v<T, float>) {
     if (!exact) main = wide ? info_nce_kernel<T, 1, true> : info_nce_kernel<T, 1, false>;
   }
-  return {info_nce_prepare_kernel<T>, main, info_nce_combine_kernel<T>};
+  return {info_nce_prologue_kernel<T>, main, info_nce_epilogue_kernel<T>};
 }
 
-Kernels kernels_of(const InfoNCEProblem& p, const InfoNCEPlan& plan) {
-  switch (p.negatives.dtype) {
-    case DType::bf16: return kernels_for<bf16>(exact(p), plan.wide);
-    case DType::f16: return kernels_for<f16>(exact(p), plan.wide);
+Kernels kernels_of(const InfoNCESizes& of, bool wide) {
+  switch (of.kept) {
+    case DType::bf16: return kernels_for<bf16>(exact(of), wide);
+    case DType::f16: return kernels_for<f16>(exact(of), wide);
     default: return kernels_for<float>(true, true);
   }
 }
-
-struct Shape {
-  char text[160];
-
-  explicit Shape(const InfoNCEProblem& p) {
-    snprintf(text, sizeof(text), "N=%lld K=%lld D=%lld %s for %s",
-             static_cast<long long>(p.queries.count), static_cast<long long>(p.negatives.count),
-             static_cast<long long>(p.dim), name_of(p.negatives.dtype), name_of(p.owed));
-  }
-};
 
 cudaError_t launch_all(const Kernels& kernels, const InfoNCEArguments& a, const Queue& queue) {
   const InfoNCEPlan& plan = a.plan;
@@ -219,7 +173,9 @@ cudaError_t launch_all(const Kernels& kernels, const InfoNCEArguments& a, const 
     return Grid{unsigned(items), unsigned(threads), size_t(shared),
                 static_cast<cudaStream_t>(queue.stream)};
   };
-  const auto parcels = [](int64_t items, int64_t of) { return (items + of - 1) / of; };
+  const auto warps = [&](int64_t items, int threads) {
+    return grid((items + threads / 32 - 1) / (threads / 32), threads, 0);
+  };
   Plan asked;  // allows the kernel its shared memory
   asked.threads = plan.threads;
   asked.shared_bytes = plan.shared_bytes;
@@ -228,63 +184,83 @@ cudaError_t launch_all(const Kernels& kernels, const InfoNCEArguments& a, const 
   if (error == cudaSuccess && fit == 0) error = cudaErrorInvalidConfiguration;
   if (error != cudaSuccess) return error;
 
-  const int64_t rows = plan.tiles * plan.tile + plan.query_tiles * plan.rows;
-  error = launch(kernels.prepare, grid(parcels(rows, kPrepareThreads / 32), kPrepareThreads, 0), a);
+  const int64_t rows = plan.query_tiles * plan.rows + plan.tiles * plan.tile;
+  error = launch(kernels.prologue, warps(rows, kPrologueThreads), a);
   if (error != cudaSuccess) return error;
   error = launch(kernels.main, grid(plan.blocks(), plan.threads, plan.shared_bytes), a);
-  if (error != cudaSuccess || plan.splits == 1) return error;
-  const int64_t elements = a.queries.count * plan.dim;
-  return launch(kernels.combine, grid(parcels(elements, kCombineThreads), kCombineThreads, 0), a);
+  if (error != cudaSuccess) return error;
+  return launch(kernels.epilogue, warps(a.queries.count, kEpilogueThreads), a);
+}
+
+// What does not depend on the plan.
+InfoNCEArguments arguments_of(const ContrastProblem& p) {
+  const bool batch = !p.negatives.present();
+  const double globals = double(p.global.count), locals = double(p.local.count);
+  const double share = p.reduction == Reduction::mean ? 1 / double(p.images) : 1;
+  InfoNCEArguments a;
+  a.queries = queries_of(p);
+  a.positives = p.positives;
+  a.in_quads = in_quads(p.global, p.images, p.dim) && in_quads(p.local, p.images, p.dim) &&
+               in_quads(p.positives, p.images, p.dim);
+  a.negatives = batch ? Negatives(p.positives, p.images, p.dim) : Negatives(p.negatives, p.dim);
+  a.images = p.images;
+  a.dim = p.dim;
+  a.reduction = p.reduction;
+  const bool f16_kept = a.negatives.rows.dtype == DType::f16;
+  a.tau_at = static_cast<const float*>(p.temperature_at);
+  a.running = f16_kept || a.tau_at != nullptr || p.temperature < kLeastFixed;
+  a.tau = float(p.temperature);
+  a.scale = float(1.4426950408889634 / p.temperature / (f16_kept ? kQueryLift<f16> : 1.0f));
+  a.gg_weight = share * p.gg_weight;
+  a.lg_weight = share * p.lg_weight;
+  a.gg_mean = globals > 1 ? share / (globals * (globals - 1)) : 0;
+  a.lg_mean = locals > 0 ? share / (locals * double(p.positives.count)) : 0;
+  a.own_queries = batch ? p.global.count + p.local.count : 0;
+  a.own_negatives = batch ? p.positives.count : 0;
+  a.total = static_cast<float*>(p.total);
+  a.terms = static_cast<float*>(p.terms);
+  a.lse = static_cast<float*>(p.lse);
+  a.pull = static_cast<float*>(p.pull.data);
+  a.mean = static_cast<float*>(p.mean.data);
+  return a;
 }
 
 }  // namespace
 
-int64_t info_nce_workspace_bytes(const InfoNCEProblem& p, int device, Failure* failure) {
-  const Shape shape(p);
+int64_t info_nce_workspace_bytes(int64_t queries, int64_t negatives, int64_t dim, DType owed,
+                                 DType kept, int device, Failure* failure) {
+  const InfoNCESizes sizes{queries, negatives, dim, owed, kept};
   Limits limits;
-  if (enter("info_nce", shape.text, {device}, &limits, failure) != Status::ok) return 0;
-  const int64_t bytes = plan_of(p, limits).workspace_bytes;
-  if (bytes == 0) {
-    fail(failure, "info_nce", shape.text, device,
-         "its shared memory does not hold a tile of queries and negatives; use another backend");
+  const cudaError_t error = enter(device, &limits);
+  if (error != cudaSuccess) {
+    failed(sizes, device, cudaGetErrorString(error), failure);
+    return 0;
   }
+  const int64_t bytes = plan_of(sizes, limits).workspace_bytes;
+  if (bytes == 0) failed(sizes, device, kTooSmall, failure);
   return bytes;
 }
 
-Status info_nce(const InfoNCEProblem& p, const Queue& queue, Failure* failure) {
-  const Shape shape(p);
+Status info_nce(const ContrastProblem& p, const Queue& queue, Failure* failure) {
+  const InfoNCESizes sizes = sizes_of(p);
   Limits limits;
-  const Status entered = enter("info_nce", shape.text, queue, &limits, failure);
-  if (entered != Status::ok) return entered;
-
-  InfoNCEArguments a;
-  a.plan = plan_of(p, limits);
-  if (a.plan.threads == 0) {
-    return fail(failure, "info_nce", shape.text, queue.device,
-                "its shared memory does not hold a tile of queries and negatives; use another "
-                "backend");
+  cudaError_t error = enter(queue.device, &limits);
+  if (error != cudaSuccess) {
+    return failed(sizes, queue.device, cudaGetErrorString(error), failure);
   }
-  const bool f16_kept = p.negatives.dtype == DType::f16;
-  const double lift = f16_kept ? kQueryLift<f16> : 1.0f;
-  a.queries = p.queries;
-  a.negatives = p.negatives;
-  a.dim = p.dim;
-  a.as_is = in_vectors(p.negatives, 1, p.dim);
-  a.running = f16_kept || p.temperature < kLeastFixed;
-  a.scale = float(1.4426950408889634 / p.temperature / lift);
-  a.own_queries = p.own_queries;
-  a.own_negatives = p.own_negatives;
+  InfoNCEArguments a = arguments_of(p);
+  a.plan = plan_of(sizes, limits);
+  if (a.plan.threads == 0) return failed(sizes, queue.device, kTooSmall, failure);
   char* const workspace = static_cast<char*>(queue.workspace);
   a.inverse = reinterpret_cast<float*>(workspace);
   a.prepared = reinterpret_cast<unsigned char*>(workspace + a.plan.queries_at);
+  a.finished = reinterpret_cast<unsigned*>(workspace + a.plan.finished_at);
+  a.losses = reinterpret_cast<float*>(workspace + a.plan.losses_at);
   a.sums = reinterpret_cast<float2*>(workspace + a.plan.sums_at);
   a.means = reinterpret_cast<float*>(workspace + a.plan.means_at);
-  a.lse = p.lse;
-  a.mean = p.mean;
-  const cudaError_t error = launch_all(kernels_of(p, a.plan), a, queue);
-  return error == cudaSuccess
-             ? Status::ok
-             : fail(failure, "info_nce", shape.text, queue.device, cudaGetErrorString(error));
+  error = launch_all(kernels_of(sizes, a.plan.wide), a, queue);
+  return error == cudaSuccess ? Status::ok
+                              : failed(sizes, queue.device, cudaGetErrorString(error), failure);
 }
 
 }  // namespace cuda

@@ -6,25 +6,76 @@
 #include <type_traits>
 
 #include "cuda/info_nce_plan.h"
+#include "cuda/info_nce_rows.cuh"
 #include "logo/dtypes.h"
+#include "logo/problem.h"
 
 namespace logo {
 namespace cuda {
 
+constexpr float kLn2 = 0.693147180559945309f, kLog2e = 1.44269504088896341f;
+
+// Negative k is crop k % P of image k / P, as in flattened positives.
+struct Negatives {
+  Rows rows;
+  int64_t count = 0;
+  bool as_is = false;     // can be copied 16 bytes at a time
+  bool one_image = true;  // all are crops of one
+  Divider per_image;
+
+  Negatives() = default;
+  // A queue: rows of one image.
+  Negatives(const Rows& of, int64_t dim)
+      : rows(of), count(of.count), as_is(in_vectors(of, 1, dim)) {}
+  // All crops of all images.
+  Negatives(const Rows& of, int64_t images, int64_t dim)
+      : rows(of), count(images * of.count), as_is(in_vectors(of, images, dim)) {
+    if (of.count == 1) {
+      rows.crop_stride = of.image_stride;
+    } else if (of.image_stride != of.count * of.crop_stride) {
+      one_image = false;
+      per_image = Divider(of.count);
+    }
+  }
+
+  __device__ __forceinline__ const char* address(int64_t negative) const {
+    if (one_image) return row_address(rows, 0, negative);
+    const int64_t image = per_image.quotient(negative);
+    return row_address(rows, image, negative - image * per_image.by);
+  }
+  __device__ __forceinline__ RowAt row(int64_t negative) const {
+    return {address(negative), rows.dtype, rows.element_stride};
+  }
+};
+
 struct InfoNCEArguments {
   InfoNCEPlan plan;
-  Rows queries, negatives;
-  int64_t dim;
-  bool as_is;    // negatives can be copied 16 bytes at a time
+  Queries queries;
+  Rows positives;
+  bool in_quads;  // queries and positives
+  Negatives negatives;
+  int64_t images, dim;
+  Reduction reduction;
   bool running;  // maximum: where sums of powers of two could leave fp32
-  float scale;   // from scores to exponents of two: log2(e) / τ / kQueryLift
+  float tau;
+  const float* tau_at;  // in its place, unless null
+  float scale;          // from scores to exponents of two: log2(e) / τ / kQueryLift
+  // Of the sum of a kind's losses: in the total, and in its term, with an image's share in both.
+  double gg_weight, lg_weight, gg_mean, lg_mean;
+  // In-batch: query n does not see negatives k with k / own_negatives == n / own_queries. 0: it
+  // sees all.
   int64_t own_queries, own_negatives;
   float* inverse;           // [tiles · tile], as encode_inverse says
   unsigned char* prepared;  // [query_tiles · rows, planes, plan.dim] operands
+  unsigned* finished;       // blocks of the epilogue
+  float* losses;            // [B, G], then [B, L]: sums over a query's pairs
   float2* sums;             // [splits, N]: maximum, sum
   float* means;             // [splits, N, plan.dim]
-  float* lse;
+  float *total, *terms, *lse;
+  float* pull;  // [B, V, P]; from prologue to epilogue the cosines of pairs
   float* mean;
+
+  __device__ __forceinline__ float temperature() const { return tau_at == nullptr ? tau : *tau_at; }
 };
 
 // What the tensor cores take: fp32 goes through them as bf16 parts.

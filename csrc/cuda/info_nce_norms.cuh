@@ -40,6 +40,13 @@ __device__ float squared_norm(const RowAt& row, int64_t dim, bool vectors, float
   return warp_sum(sum);
 }
 
+// 1/√x to an ulp, of a normal number: an approximation and a step of Newton's method, where
+// division and root would each be a call.
+__device__ __forceinline__ float inverse_root(float x) {
+  const float root = rsqrtf(x);
+  return fmaf(0.5f * root, fmaf(-x * root, root, 1.0f), root);
+}
+
 // In wide dtypes a row out of range is either larger or smaller than all others by far, so that one
 // factor each does for its square.
 constexpr float kFactorDown = 0x1p-96f, kFactorUp = 0x1p96f;
@@ -55,15 +62,15 @@ __device__ float encode_inverse(const RowAt& row, int64_t dim, bool vectors) {
   if constexpr (std::is_same_v<T, f16>) {
     if (squared == 0) return 0;  // squares of fp16 numbers neither underflow nor overflow
     if (!(squared <= most)) return nan;
-    const float inverse = 1 / sqrtf(squared);
+    const float inverse = inverse_root(squared);
     return inverse >= 0x1p-6f && inverse <= 0x1p3f ? inverse : -inverse;
   } else {
-    if (squares_well(squared)) return 1 / sqrtf(squared);
+    if (squares_well(squared)) return inverse_root(squared);
     const bool down = squared > 1;
     squared = squared_norm<T>(row, dim, vectors, down ? kFactorDown : kFactorUp);
     if (squared == 0) return 0;
     if (!(squared <= most)) return nan;
-    return -(down ? kMarkDown : kMarkUp) / sqrtf(squared);
+    return -(down ? kMarkDown : kMarkUp) * inverse_root(squared);
   }
 }
 

@@ -184,18 +184,25 @@ __device__ __forceinline__ void add_means(float (&means)[M][COLUMNS / 8][4],
         for (int part = 0; part < PARTS; ++part) a[m][part][k] = parts[part];
       }
     }
+    const auto add_group = [&](int group) __attribute__((always_inline)) {
+      uint32_t b[2][kNegativeParts<T>][2];
+      load_columns<T>(b, negatives + 16 * pair * pitch, pitch, 16 * group);
 #pragma unroll
-    for (int group = 0; group < COLUMNS / 16; ++group) {
-      if (16 * group < columns) {
-        uint32_t b[2][kNegativeParts<T>][2];
-        load_columns<T>(b, negatives + 16 * pair * pitch, pitch, 16 * group);
+      for (int side = 0; side < 2; ++side) {
 #pragma unroll
-        for (int side = 0; side < 2; ++side) {
-#pragma unroll
-          for (int m = 0; m < M; ++m) {
-            add_product<Half<T>>(means[m][2 * group + side], a[m], b[side]);
-          }
+        for (int m = 0; m < M; ++m) {
+          add_product<Half<T>>(means[m][2 * group + side], a[m], b[side]);
         }
+      }
+    };
+    // Without a branch between them, loads run ahead of products; parts leave too few registers.
+    if (PARTS == 1 && columns == COLUMNS) {
+#pragma unroll
+      for (int group = 0; group < COLUMNS / 16; ++group) add_group(group);
+    } else {
+#pragma unroll
+      for (int group = 0; group < COLUMNS / 16; ++group) {
+        if (16 * group < columns) add_group(group);
       }
     }
   }

@@ -70,7 +70,7 @@ class InfoNCERing {
     if (tile_ < end_) {
       unsigned char* const stage = stages_ + into_ * a_.plan.stage_bytes;
       const int columns = columns_of(chunk_);
-      if (a_.as_is) {
+      if (a_.negatives.as_is) {
         copy_negatives(stage, columns);
       } else {
         read_negatives(stage, columns);
@@ -114,7 +114,7 @@ class InfoNCERing {
       const int64_t negative = tile_ * TILE + row;
       const bool there = negative < a_.negatives.count;
       const char* const from =
-          row_address(a_.negatives, 0, there ? negative : 0) + first * int64_t(sizeof(T));
+          a_.negatives.address(there ? negative : 0) + first * int64_t(sizeof(T));
       unsigned char* const to = stage + row * a_.plan.pitch;
 #pragma unroll 1
       for (int k = threadIdx.x % kAcross; k < columns / kVector<T>; k += kAcross) {
@@ -128,13 +128,13 @@ class InfoNCERing {
   }
 
   __device__ void read_negatives(unsigned char* stage, int columns) {
-    const int64_t first = int64_t(chunk_) * a_.plan.chunk, stride = a_.negatives.element_stride;
+    const int64_t first = int64_t(chunk_) * a_.plan.chunk,
+                  stride = a_.negatives.rows.element_stride;
 #pragma unroll 1
     for (int row = threadIdx.x / kAcross; row < TILE; row += kInfoNCEThreads / kAcross) {
       const int64_t negative = tile_ * TILE + row;
       const bool there = negative < a_.negatives.count;
-      const T* const from =
-          reinterpret_cast<const T*>(row_address(a_.negatives, 0, there ? negative : 0));
+      const T* const from = reinterpret_cast<const T*>(a_.negatives.address(there ? negative : 0));
       T* const to = reinterpret_cast<T*>(stage + row * a_.plan.pitch);
 #pragma unroll 2
       for (int k = threadIdx.x % kAcross; k < columns; k += kAcross) {

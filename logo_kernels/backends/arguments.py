@@ -7,7 +7,7 @@ from torch import Tensor
 
 # The numbers of csrc/include/logo/problem.h.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
+REDUCTIONS = {"mean": 0, "sum": 1, "none": 2, "pairs": 3}
 
 Rows = tuple[int, int, int, int, int, int]
 NO_ROWS: Rows = (0, 0, 0, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""The `cuda` backend: CUDA C++ kernels, csrc/cuda/{cosine, similarity, scale, info_nce}.cu.
+"""The `cuda` backend: CUDA C++ kernels, csrc/cuda/{cosine, similarity, scale, info_nce*}.cu.
 
 Those of the learned affinity's pairs are in cuda_pairs.py.
 """
@@ -12,10 +12,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import contrast
 from .arguments import DTYPES, NO_ROWS, REDUCTIONS, Rows, rows
 from .buffers import cosine_result, gradient_like
-from .contrast import Attention
 from .cuda_pairs import CudaPairStage
 from .devices import Zeros, on_device_of, place
 from .extension import extension, problem
@@ -68,6 +66,25 @@ def _unfit(device: int) -> str | None:
     return None
 
 
+def _address(number: Tensor | None) -> int:
+    """Of what may be absent."""
+    return 0 if number is None else number.data_ptr()
+
+
+def _of_one_image(negatives: Tensor | None) -> Rows:
+    """[K, D] as rows."""
+    if negatives is None:
+        return NO_ROWS
+    crop, element = negatives.stride()
+    return negatives.data_ptr(), DTYPES[negatives.dtype], negatives.shape[0], 0, crop, element
+
+
+def _spread(upstream: Tensor) -> Rows:
+    """[], [B] or [B, V, P] as rows of P numbers: the gradient of a sum is that of each summand."""
+    image, crop, element = (*upstream.stride(), 0, 0, 0)[:3]
+    return upstream.data_ptr(), DTYPES[upstream.dtype], 1, image, crop, element
+
+
 def _one_per_row(numbers: Tensor | None) -> Rows:
     """Numbers [B, V] as rows of one element each."""
     return rows(None if numbers is None else numbers.unsqueeze(-1))
@@ -84,6 +101,10 @@ class CudaBackend(Backend):
 
     def __init__(self) -> None:
         self._zeros = Zeros(torch.uint8)
+        # A training loop asks for one size at every step.
+        self._info_nce_bytes = functools.lru_cache(maxsize=64)(
+            lambda *sizes: self.library.info_nce_workspace_bytes(*sizes)
+        )
 
     @property
     def library(self) -> ModuleType:
@@ -113,9 +134,13 @@ class CudaBackend(Backend):
             )
         shared = self.library.shared_bytes(problem.device_index)
         if problem.operation == "info_nce":
-            # fp32 operands take the most, and the number of rows plays no part.
-            plan = self.library.info_nce_plan(1, 1, problem.dim, 4, 1, 1, shared)
-            if plan["threads"] > 0:
+            # The operands that take the most: fp32, or three parts of bf16. The number of rows
+            # plays no part.
+            plans = (
+                self.library.info_nce_plan(1, 1, problem.dim, *operands, 1, shared)
+                for operands in ((4, 1), (2, 3))
+            )
+            if all(plan["threads"] > 0 for plan in plans):
                 return None
             return (
                 f"the {shared >> 10} KiB of shared memory that a block has on this device do not "
@@ -191,7 +216,24 @@ class CudaBackend(Backend):
         return to_a, to_b
 
     def info_nce(self, call: InfoNCECall, result: InfoNCEResult) -> None:
-        contrast.fill(self.attend, call, result)
+        queries, positives, negatives = call.queries, call.positives, call.negatives
+        images, crops = result.lse.shape
+        dim, seen = queries.shape[2], positives if negatives is None else negatives
+        with on_device_of(queries):
+            device, stream = place(queries)
+            size = self._info_nce_bytes(
+                device, images * crops, seen.numel() // dim, dim,
+                DTYPES[queries.dtype], DTYPES[seen.dtype],
+            )  # fmt: skip
+            workspace = torch.empty(size, dtype=torch.uint8, device=queries.device)
+            self.library.info_nce(
+                device, stream, workspace.data_ptr(), images, dim,
+                rows(call.global_crops), rows(call.local_crops), rows(positives),
+                _of_one_image(negatives), call.temperature, _address(call.temperature_tensor),
+                call.gg_weight, call.lg_weight, REDUCTIONS[call.reduction],
+                result.total.data_ptr(), result.terms.data_ptr(), result.lse.data_ptr(),
+                rows(result.pull), rows(result.mean),
+            )  # fmt: skip
 
     def info_nce_backward(
         self,
@@ -201,30 +243,21 @@ class CudaBackend(Backend):
         mean: Tensor,
         gradients: InfoNCEGradients,
     ) -> None:
-        contrast.fill_gradients(call, upstream, pull, mean, gradients)
-
-    def attend(
-        self,
-        queries: Tensor,
-        negatives: Tensor,
-        temperature: float | Tensor,
-        dtype: torch.dtype,
-        own: tuple[int, int] | None,
-    ) -> Attention:
-        lse, mean = queries.new_empty(queries.shape[0]), torch.empty_like(queries)
-        if queries.numel() == 0:
-            return Attention(lse, mean)
-        device, stream = place(queries)
-        dim = queries.shape[1]
-        seen = rows(queries.unsqueeze(0)), rows(negatives.unsqueeze(0))
+        queries, learned = call.queries, gradients.temperature.numel() > 0
         with on_device_of(queries):
-            size = self.library.info_nce_workspace_bytes(device, dim, *seen, DTYPES[dtype])
-            workspace = torch.empty(size, dtype=torch.uint8, device=queries.device)
-            self.library.info_nce(
-                device, stream, workspace.data_ptr(), dim, *seen, float(temperature), DTYPES[dtype],
-                *(own or (0, 0)), lse.data_ptr(), mean.data_ptr(),
+            device, stream = place(queries)
+            zeros = 0
+            if learned:  # its gradient is summed over blocks
+                size = self.library.workspace_bytes(device)
+                zeros = self._zeros.take(queries, size).data_ptr()
+            self.library.info_nce_backward(
+                device, stream, zeros, queries.shape[0], queries.shape[2],
+                rows(call.global_crops), rows(call.local_crops), rows(call.positives),
+                call.temperature, _address(call.temperature_tensor),
+                _spread(upstream), rows(pull), rows(mean),
+                rows(gradients.global_crops), rows(gradients.local_crops),
+                gradients.temperature.data_ptr() if learned else 0,
             )  # fmt: skip
-        return Attention(lse, mean)
 
     def scale_(
         self, gradients: Sequence[Tensor], upstream: Tensor, row_scales: Sequence[Tensor | None]

@@ -56,28 +56,71 @@ void check(Status status, const cuda::Failure& failure) {
   exit(2);
 }
 
-// K negatives of this layout, and queries, with exactly the workspace that is asked for.
-void run_info_nce(int64_t count, int64_t negatives, int64_t dim, DType owed, DType kept,
-                  Layout layout, int offset, int64_t own) {
-  const Tensor q(DType::f32, 1, count, dim, Layout::contiguous, 0);
-  const Tensor n(kept, 1, negatives, dim, layout, offset);
-  const std::unique_ptr<float[]> lse(new float[count]), mean(new float[count * dim]);
-  InfoNCEProblem p;
-  p.dim = dim;
-  p.queries = q.rows();
-  p.negatives = n.rows();
-  p.temperature = 10;  // these queries are longer than units
-  p.owed = owed;
-  p.own_queries = p.own_negatives = own;
+// Crops of an InfoNCE, 0 of a kind: absent; K negatives, 0: those of the batch.
+struct Contrast {
+  int64_t images, globals, locals, positives, negatives, dim;
+};
+
+// Forward and backward, with exactly the workspace that is asked for.
+void run_info_nce(const Contrast& c, DType owed, DType kept, Layout layout, int offset,
+                  Reduction reduction, void* zeros) {
+  const int64_t crops = c.globals + c.locals, queries = c.images * crops;
+  const auto tensor = [&](DType dtype, int64_t count) {
+    return Tensor(dtype, c.images, count > 0 ? count : 1, c.dim, layout, offset);
+  };
+  // Gradients are dense over D.
+  const auto gradient = [&](int64_t count) {
+    return Tensor(owed, c.images, count > 0 ? count : 1, c.dim,
+                  layout == Layout::every_second ? Layout::contiguous : layout, offset);
+  };
+  const auto dense = [&](int64_t count, int64_t dim) {
+    return Tensor(DType::f32, c.images, count, dim, Layout::contiguous, 0);
+  };
+  const Tensor x = tensor(owed, c.globals), y = tensor(owed, c.locals);
+  const Tensor gx = gradient(c.globals), gy = gradient(c.locals);
+  const Tensor k = tensor(kept, c.positives);
+  const Tensor n(kept, 1, c.negatives > 0 ? c.negatives : 1, c.dim,
+                 layout == Layout::view_major ? Layout::contiguous : layout, offset);
+  const Tensor pull = dense(crops, c.positives), mean = dense(crops, c.dim);
+  const bool pairs = reduction == Reduction::pairs, none = reduction == Reduction::none;
+  const int64_t totals = pairs ? queries * c.positives : none ? c.images : 1;
+  const std::unique_ptr<float[]> total(new float[totals]), terms(new float[2 * totals]);
+  const std::unique_ptr<float[]> lse(new float[queries]), tau(new float[1]{0.5f});
+  const std::unique_ptr<float[]> grad_tau(new float[1]);
+  ContrastProblem p;
+  p.images = c.images;
+  p.dim = c.dim;
+  if (c.globals > 0) {
+    p.global = x.rows();
+    p.grad_global = gx.rows();
+  }
+  if (c.locals > 0) {
+    p.local = y.rows();
+    p.grad_local = gy.rows();
+  }
+  p.positives = k.rows();
+  if (c.negatives > 0) p.negatives = n.rows();
+  p.temperature_at = tau.get();
+  p.gg_weight = p.lg_weight = 1;
+  p.reduction = reduction;
+  p.total = total.get();
+  p.terms = pairs ? nullptr : terms.get();
   p.lse = lse.get();
-  p.mean = mean.get();
+  p.pull = pull.rows();
+  p.mean = mean.rows();
   cuda::Failure failure;
-  const int64_t bytes = cuda::info_nce_workspace_bytes(p, 0, &failure);
+  const int64_t bytes = cuda::info_nce_workspace_bytes(
+      queries, c.negatives > 0 ? c.negatives : c.images * c.positives, c.dim, owed, kept, 0,
+      &failure);
   check(bytes > 0 ? Status::ok : Status::launch_failed, failure);
   const std::unique_ptr<unsigned char[]> workspace(new unsigned char[bytes]);
   check(cuda::info_nce(p, {0, nullptr, workspace.get()}, &failure), failure);
-  if (!std::isfinite(lse[count - 1]) || !std::isfinite(mean[count * dim - 1])) {
-    fprintf(stderr, "the log-sum-exp or the mean is not finite\n");
+  p.upstream = {total.get(), DType::f32, 1, none ? 1 : 0, 0, 0};
+  if (pairs) p.upstream = {total.get(), DType::f32, crops, crops * c.positives, c.positives, 1};
+  p.grad_temperature = grad_tau.get();
+  check(cuda::info_nce_backward(p, {0, nullptr, zeros}, &failure), failure);
+  if (!std::isfinite(total[totals - 1]) || !std::isfinite(grad_tau[0])) {
+    fprintf(stderr, "the loss or the temperature's gradient is not finite\n");
     exit(3);
   }
 }
@@ -306,15 +349,22 @@ int main() {
     for (const Case& c : chunked) run(c, DType::bf16, Layout::contiguous, 0, queue), ++runs;
   }
   run(chunked[0], DType::f32, Layout::contiguous, 1, queue), ++runs;
-  // In vectors, and not so; chunks of D; one part of K, where queries fill the device, and several.
+  // In words and vectors, and not so; chunks of D; one part of K, where queries fill the device,
+  // and several; negatives of the batch in either order.
   for (const DType kept : {DType::f32, DType::bf16, DType::f16}) {
+    const auto contrast = [&](const Contrast& c, DType owed, Layout layout, int offset,
+                              Reduction reduction) {
+      run_info_nce(c, owed, kept, layout, offset, reduction, workspace.get()), ++runs;
+    };
     for (const DType owed : {DType::f32, DType::bf16}) {
-      run_info_nce(5, 70, 24, owed, kept, Layout::contiguous, 0, 0), ++runs;
-      run_info_nce(5, 70, 33, owed, kept, Layout::contiguous, 1, 2), ++runs;
-      run_info_nce(3, 33, 520, owed, kept, Layout::contiguous, 0, 1), ++runs;
-      run_info_nce(1, 1, 1, owed, kept, Layout::every_second, 0, 0), ++runs;
+      contrast({2, 2, 1, 2, 40, 24}, owed, Layout::contiguous, 0, Reduction::mean);
+      contrast({5, 0, 1, 3, 0, 33}, owed, Layout::contiguous, 1, Reduction::none);
+      contrast({3, 2, 0, 2, 33, 520}, owed, Layout::view_major, 0, Reduction::pairs);
+      contrast({1, 0, 1, 1, 1, 1}, owed, Layout::every_second, 0, Reduction::sum);
+      contrast({5, 2, 1, 2, 0, 24}, owed, Layout::view_major, 0, Reduction::sum);
     }
-    run_info_nce(1100, 40, 17, kept, kept, Layout::every_second, 0, 4), ++runs;
+    contrast({9, 2, 2, 2, 15, 17}, kept, Layout::every_second, 0, Reduction::none);
+    contrast({1, 0, 2, 33, 20, 136}, kept, Layout::contiguous, 0, Reduction::mean);
   }
   // In vectors, misaligned, and of no whole vector; two tiles of columns; more than one chunk of
   // crops, and more images than blocks.

@@ -171,6 +171,10 @@ OF_PAIRS = [
 WRITES_PAIRS = ("pair_hidden", "pair_hidden_sums", "pair_hidden_backward", "pair_output_backward")
 
 
+# InfoNCE's: words of four numbers or one, and rows that lanes hold or not.
+OF_BACKWARD = [f"info_nce_backward<{word}, {held}>" for word in (1, 4) for held in (0, 1)]
+
+
 def in_vectors(kernel: str, dtype: str) -> str:
     return f"{kernel}<{4 if dtype == 'fp32' else 8}>"
 
@@ -184,7 +188,7 @@ def is_attention(kernel: str) -> bool:
 def kernels(report):
     # All of them are there: a loop over none would pass.
     names = {(k["kernel"], k["dtype"]) for k in report["kernels"]}
-    helpers = ("info_nce_prepare", "info_nce_combine")
+    helpers = ("info_nce_prologue", "info_nce_epilogue", *OF_BACKWARD)
     assert ("scale", "any") in names
     for dtype in static_report.DTYPES:
         assert {(kernel, dtype) for kernel in (*OF_ROWS, *helpers)} <= names

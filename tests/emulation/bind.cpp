@@ -26,7 +26,13 @@ void bind_emulation(py::module_& m) {
       .def_readonly("async_copies", &Statistics::async_copies)
       .def_readonly("bulk_copies", &Statistics::bulk_copies);
   m.attr("settings") = py::cast(&emulation::settings, py::return_value_policy::reference);
-  m.def("statistics", [] { return emulation::statistics; }, "Of the last launch.");
+  m.def(
+      "statistics",
+      [](size_t before) {
+        const auto& earlier = emulation::earlier;
+        return before == 0 ? emulation::statistics : earlier.at(earlier.size() - before);
+      },
+      py::arg("before") = 0, "Of the last launch, or of one so many before it.");
   m.def("launches", [] { return emulation::launches; }, "Since the last reset.");
   m.def("last_message", &emulation::last_message);
   m.def(
@@ -34,6 +40,7 @@ void bind_emulation(py::module_& m) {
       [] {
         emulation::settings = Settings();
         emulation::statistics = Statistics();
+        emulation::earlier.clear();
         emulation::launches = 0;
       },
       "Settings to their defaults, counters to zero.");

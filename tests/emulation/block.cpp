@@ -16,6 +16,7 @@ namespace emulation {
 
 Settings settings;
 Statistics statistics;
+std::vector<Statistics> earlier;
 uint64_t launches = 0;
 Block block;
 
@@ -198,7 +199,7 @@ cudaError_t run_blocks(const void* kernel, void (*call)(void*), void* data, dim3
   if (shared_bytes > size_t(allowed(kernel)) || shared_bytes > kMostShared) {
     return remember(cudaErrorInvalidValue);
   }
-  ++launches;
+  if (launches++ > 0) earlier.push_back(statistics);
   statistics = Statistics();
   statistics.blocks = count;
   statistics.threads = per_block;

@@ -1,6 +1,7 @@
 // The whole C++ interface. Launchers take addresses and sizes and return a status; none throws.
 #pragma once
 
+#include "logo/info_nce_problem.h"
 #include "logo/pair_problem.h"
 #include "logo/problem.h"
 
@@ -54,7 +55,9 @@ Status scale(const ScaleProblem& problem, const Queue& queue, Failure* failure);
 // Whether the driver takes this build's runtime, and the build has code for this device.
 Status probe(int device, Failure* failure);
 // The queue's workspace is of info_nce_workspace_bytes and need not be zeros.
-Status info_nce(const InfoNCEProblem& problem, const Queue& queue, Failure* failure);
+Status info_nce(const ContrastProblem& problem, const Queue& queue, Failure* failure);
+// The queue's workspace is of workspace_bytes, and used where the temperature's gradient is wanted.
+Status info_nce_backward(const ContrastProblem& problem, const Queue& queue, Failure* failure);
 // The queue's workspace is of pair_workspace_bytes and need not be zeros; the launches of moments
 // and of sums use it.
 Status pair_hidden_moments(const PairHiddenProblem& problem, const Queue& queue, Failure* failure);
@@ -70,7 +73,9 @@ Status unit_backward(const UnitProblem& problem, const Queue& queue, Failure* fa
 
 // 0: failure says why.
 int64_t workspace_bytes(int device, Failure* failure);
-int64_t info_nce_workspace_bytes(const InfoNCEProblem& problem, int device, Failure* failure);
+// owed: of the queries; kept: of the negatives.
+int64_t info_nce_workspace_bytes(int64_t queries, int64_t negatives, int64_t dim, DType owed,
+                                 DType kept, int device, Failure* failure);
 int64_t pair_workspace_bytes(int64_t width, int device, Failure* failure);
 int64_t shared_bytes(int device, Failure* failure);  // that a block may have
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "emulation/types.h"
 
@@ -33,6 +34,7 @@ struct Statistics {
   uint64_t bulk_copies = 0;
 };
 extern Statistics statistics;
+extern std::vector<Statistics> earlier;  // of those before it, since the last reset
 extern uint64_t launches;
 
 // What went wrong in this host thread's last launch that failed.

@@ -1,0 +1,155 @@
+// InfoNCE's last launch: from sums over the negatives to losses.
+//
+// What the splits found is added up in a fixed order, and the losses of a query follow from its
+// log-sum-exp and the cosines that the prologue left. The block that comes last sums losses over
+// images, in a fixed order as well.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/info_nce_arguments.cuh"
+#include "cuda/ticket.cuh"
+
+namespace logo {
+namespace cuda {
+
+constexpr int kEpilogueThreads = 256;
+
+// By all lanes of a warp: writes the mean and the log-sum-exp of a query, and returns the latter.
+template <class T>
+__device__ __forceinline__ float combine(const InfoNCEArguments& a, int64_t query) {
+  const int lane = threadIdx.x % 32;
+  const int64_t splits = a.plan.splits, queries = a.queries.count;
+  const float2* const sums = a.sums + query;
+  float maximum = -INFINITY;
+  for (int64_t k = lane; k < splits; k += 32) maximum = fmaxf(maximum, sums[k * queries].x);
+  maximum = warp_max(maximum);
+  float sum = 0;
+  for (int64_t k = lane; k < splits; k += 32) {
+    const float2 found = sums[k * queries];
+    sum = fmaf(exp2f(found.x - maximum), found.y, sum);  // 0 of a part in which nothing is seen
+  }
+  sum = warp_sum(sum);
+
+  const float divisor = sum * kWeightLift<T>;
+#pragma unroll 1
+  for (int64_t begin = 0; begin < a.plan.dim; begin += kColumnStep<4>) {
+    const int64_t column = begin + first_column<4>();
+    const bool inside = column < a.plan.dim;
+    const float* const from = a.means + query * a.plan.dim + (inside ? column : 0);
+    Word<4> mean = {};
+#pragma unroll 1
+    for (int64_t first = 0; first < splits; first += 32) {
+      // A lane for the weight of each of 32 parts.
+      const float weight =
+          first + lane < splits ? exp2f(sums[(first + lane) * queries].x - maximum) : 0.0f;
+      const int count = int(splits - first < 32 ? splits - first : 32);
+#pragma unroll 8
+      for (int k = 0; k < count; ++k) {
+        const float4 v =
+            *reinterpret_cast<const float4*>(from + (first + k) * queries * a.plan.dim);
+        mean = fma(__shfl_sync(kAllLanes, weight, k), Word<4>{v.x, v.y, v.z, v.w}, mean);
+      }
+    }
+    float* const to = a.mean + query * a.dim + column;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (column + k < a.dim) to[k] = mean.v[k] / divisor;
+    }
+  }
+  const float lse = fmaf(maximum, kLn2, logf(sum));
+  if (lane == 0) a.lse[query] = lse;
+  return lse;
+}
+
+// By all lanes of a warp: of a query's pairs, the loss and how its mean pulls; the sum of losses.
+__device__ __forceinline__ float find_losses(const InfoNCEArguments& a, int64_t query,
+                                             const QueryAt& at, float lse) {
+  const float tau = a.temperature(), weight = float(at.global ? a.gg_weight : a.lg_weight);
+  const int64_t positives = a.positives.count;
+  float sum = 0;
+#pragma unroll 1
+  for (int64_t p = threadIdx.x % 32; p < positives; p += 32) {
+    float* const pull = a.pull + query * positives + p;
+    const float gap = lse - *pull / tau, power = expf(-fabsf(gap));
+    const float loss = fmaxf(gap, 0) + log1pf(power);  // NaN by the second
+    const bool pair = !at.global || p != at.crop;
+    *pull = pair ? weight * ((gap >= 0 ? 1 : power) / (1 + power)) : 0.0f;
+    if (a.reduction == Reduction::pairs) a.total[query * positives + p] = loss;
+    if (pair) sum += loss;
+  }
+  return warp_sum(sum);
+}
+
+// Of what the queries' pairs sum to, in the order of a.losses: those of global crops, then those of
+// local ones.
+struct LossSums {
+  double gg = 0, lg = 0;
+
+  __device__ __forceinline__ void write(const InfoNCEArguments& a, int64_t at, int64_t stride) {
+    a.total[at] = float(a.gg_weight * gg + a.lg_weight * lg);
+    a.terms[at] = float(a.gg_mean * gg);
+    a.terms[stride + at] = float(a.lg_mean * lg);
+  }
+};
+
+__device__ __forceinline__ double sum_of(const float* losses, int64_t first, int64_t end,
+                                         int64_t step) {
+  double sum = 0;
+#pragma unroll 8
+  for (int64_t k = first; k < end; k += step) sum += double(__ldcg(losses + k));
+  return sum;
+}
+
+// By all threads of one block.
+static __device__ __forceinline__ void sum_over_images(const InfoNCEArguments& a) {
+  const int64_t globals = a.queries.global.count, locals = a.queries.local.count;
+  const float* const of_locals = a.losses + a.images * globals;
+  if (a.reduction == Reduction::none) {  // a thread for each image
+#pragma unroll 1
+    for (int64_t image = threadIdx.x; image < a.images; image += kEpilogueThreads) {
+      LossSums sums;
+      sums.gg = sum_of(a.losses, image * globals, (image + 1) * globals, 1);
+      sums.lg = sum_of(of_locals, image * locals, (image + 1) * locals, 1);
+      sums.write(a, image, a.images);
+    }
+    return;
+  }
+  __shared__ double found[2][kEpilogueThreads / 32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const double gg = warp_sum(sum_of(a.losses, threadIdx.x, a.images * globals, kEpilogueThreads));
+  const double lg = warp_sum(sum_of(of_locals, threadIdx.x, a.images * locals, kEpilogueThreads));
+  if (lane == 0) {
+    found[0][warp] = gg;
+    found[1][warp] = lg;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  LossSums sums;
+  for (int k = 0; k < kEpilogueThreads / 32; ++k) {
+    sums.gg += found[0][k];
+    sums.lg += found[1][k];
+  }
+  sums.write(a, 0, 1);
+}
+
+// A warp for each query.
+template <class T>
+__global__ void __launch_bounds__(kEpilogueThreads, 4)
+    info_nce_epilogue_kernel(const __grid_constant__ InfoNCEArguments a) {
+  const int64_t query = int64_t(blockIdx.x) * (kEpilogueThreads / 32) + int64_t(threadIdx.x / 32);
+  if (query < a.queries.count) {
+    const float lse = a.plan.splits > 1 ? combine<T>(a, query) : a.lse[query];
+    const QueryAt at = a.queries.at(query);
+    const float losses = find_losses(a, query, at, lse);
+    if (threadIdx.x % 32 == 0) {
+      const int64_t globals = a.queries.global.count, locals = a.queries.local.count;
+      a.losses[at.global ? at.image * globals + at.crop
+                         : a.images * globals + at.image * locals + at.crop] = losses;
+    }
+  }
+  if (a.reduction != Reduction::pairs && comes_last(a.finished)) sum_over_images(a);
+}
+
+}  // namespace cuda
+}  // namespace logo

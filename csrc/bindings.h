@@ -76,6 +76,52 @@ inline InfoNCEProblem info_nce_problem(int64_t dim, const RowsTuple& queries,
   return p;
 }
 
+// (address, strides over B, V, P): 0 where there is no such dimension.
+using UpstreamTuple = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+
+// What both directions of InfoNCE are given, without `threads`.
+inline ContrastProblem contrast_problem(int64_t images, int64_t dim, const RowsTuple& global,
+                                        const RowsTuple& local, const RowsTuple& positives,
+                                        const RowsTuple& negatives, double temperature,
+                                        uintptr_t temperature_at, bool fp64, uintptr_t pull,
+                                        uintptr_t mean) {
+  ContrastProblem p;
+  p.images = images;
+  p.dim = dim;
+  p.global = rows(global);
+  p.local = rows(local);
+  p.positives = rows(positives);
+  p.negatives = rows(negatives);
+  p.temperature = temperature;
+  p.temperature_at = reinterpret_cast<const void*>(temperature_at);
+  p.fp64 = fp64;
+  p.pull = reinterpret_cast<void*>(pull);
+  p.mean = reinterpret_cast<void*>(mean);
+  return p;
+}
+
+inline void set_results(ContrastProblem& p, double gg_weight, double lg_weight, int reduction,
+                        uintptr_t total, uintptr_t terms, uintptr_t lse) {
+  p.gg_weight = gg_weight;
+  p.lg_weight = lg_weight;
+  p.reduction = static_cast<Reduction>(reduction);
+  p.total = reinterpret_cast<void*>(total);
+  p.terms = reinterpret_cast<void*>(terms);
+  p.lse = reinterpret_cast<void*>(lse);
+}
+
+inline void set_gradients(ContrastProblem& p, const UpstreamTuple& upstream,
+                          const RowsTuple& grad_global, const RowsTuple& grad_local,
+                          uintptr_t grad_temperature) {
+  p.upstream = reinterpret_cast<const void*>(std::get<0>(upstream));
+  p.upstream_strides[0] = std::get<1>(upstream);
+  p.upstream_strides[1] = std::get<2>(upstream);
+  p.upstream_strides[2] = std::get<3>(upstream);
+  p.grad_global = rows(grad_global);
+  p.grad_local = rows(grad_local);
+  p.grad_temperature = reinterpret_cast<void*>(grad_temperature);
+}
+
 // The functions of the CPU's pair stage, into a module.
 void bind_pair_stage(pybind11::module_& m);
 

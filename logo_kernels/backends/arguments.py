@@ -7,7 +7,7 @@ from torch import Tensor
 
 # The numbers of csrc/include/logo/problem.h.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
+REDUCTIONS = {"mean": 0, "sum": 1, "none": 2, "pairs": 3}
 
 Rows = tuple[int, int, int, int, int, int]
 NO_ROWS: Rows = (0, 0, 0, 0, 0, 0)
@@ -19,3 +19,17 @@ def rows(crops: Tensor | None) -> Rows:
         return NO_ROWS
     image, crop, element = crops.stride()
     return crops.data_ptr(), DTYPES[crops.dtype], crops.shape[1], image, crop, element
+
+
+def matrix_rows(matrix: Tensor | None) -> Rows:
+    """The same of a matrix [K, D], as those of one image."""
+    if matrix is None:
+        return NO_ROWS
+    row, element = matrix.stride()
+    return matrix.data_ptr(), DTYPES[matrix.dtype], matrix.shape[0], 0, row, element
+
+
+def upstream_strides(upstream: Tensor) -> tuple[int, int, int, int]:
+    """(address, strides in elements over B, V, P) of [], [B] or [B, V, P]."""
+    image, crop, positive = (*upstream.stride(), 0, 0, 0)[:3]
+    return upstream.data_ptr(), image, crop, positive

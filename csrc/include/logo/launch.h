@@ -1,6 +1,7 @@
 // The whole C++ interface. Launchers take addresses and sizes and return a status; none throws.
 #pragma once
 
+#include "logo/info_nce_problem.h"
 #include "logo/pair_problem.h"
 #include "logo/problem.h"
 
@@ -11,7 +12,8 @@ namespace cpu {
 Status cosine(const CosineProblem& problem);
 Status similarity(const SimilarityProblem& problem);
 Status similarity_backward(const SimilarityProblem& problem);
-Status info_nce(const InfoNCEProblem& problem);
+Status info_nce(const ContrastProblem& problem);
+Status info_nce_backward(const ContrastProblem& problem);
 Status pair_hidden_moments(const PairHiddenProblem& problem);
 Status pair_hidden(const PairHiddenProblem& problem);
 Status pair_hidden_sums(const PairHiddenProblem& problem);

@@ -11,7 +11,7 @@ namespace logo {
 
 // The numbers are those of logo_kernels/backends/arguments.py.
 enum class DType : int32_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
-enum class Reduction : int32_t { mean = 0, sum = 1, none = 2 };
+enum class Reduction : int32_t { mean = 0, sum = 1, none = 2, pairs = 3 };
 
 enum class Status : int32_t { ok = 0, out_of_memory = 1, launch_failed = 2 };
 

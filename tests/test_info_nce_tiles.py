@@ -1,7 +1,7 @@
 """The cpu kernel of InfoNCE at the borders of what it cuts a problem into, on each instruction set.
 
-Bands of 6 queries; tiles of 256 negatives or fewer, in panels of vectors; parts of 8 tiles and more;
-sums over 128 columns.
+Bands of 6 queries; tiles of 256 negatives or fewer, in panels of vectors; parts of 8 tiles and
+more; sums over 128 columns.
 """
 
 import pytest

@@ -1,7 +1,7 @@
 // InfoNCE's pass over the negatives: an attention forward with keys = values.
 //
 // Negatives are split into parts, by the problem's sizes alone, and each part into tiles. A thread
-// packs a tile of unit negatives once and takes its queries past it, block by block: cosines, their
+// packs a tile of unit negatives once and takes its queries past it, band by band: cosines, their
 // softmax weights in place, the weights' product with the same tile. Parts are combined in order,
 // so that results do not depend on the number of threads.
 #pragma once
@@ -18,7 +18,6 @@ namespace logo {
 namespace cpu {
 namespace {
 
-constexpr int64_t kBlock = kBandRows;
 constexpr int64_t kTileBytes = 512 << 10;  // of both forms of a tile, in the L2 cache
 constexpr int64_t kPartsBytes = 4 << 20;   // of what the parts find, all together
 constexpr int64_t kMostParts = 64;
@@ -38,6 +37,7 @@ struct Cut {
     while (tile > kPanel<T> && tile > 32 && 2 * tile * row * int64_t(sizeof(T)) > kTileBytes) {
       tile /= 2;
     }
+    while (tile > kPanel<T> && tile / 2 >= p.negative_count()) tile /= 2;
     tiles = (p.negative_count() + tile - 1) / tile;
     const int64_t affordable = kPartsBytes / (queries * row * int64_t(sizeof(T)));
     parts = tiles / kLeastTiles;
@@ -78,8 +78,8 @@ class Pass {
 
   bool reserve() {
     if (!negatives_.reserve()) return false;
-    if (!scratch_.reserve(Scratch::bytes<T>(kBlock * cut_.tile))) return false;
-    weights_ = scratch_.take<T>(kBlock * cut_.tile);
+    if (!scratch_.reserve(Scratch::bytes<T>(kBandRows * cut_.tile))) return false;
+    weights_ = scratch_.take<T>(kBandRows * cut_.tile);
     return true;
   }
 
@@ -92,8 +92,8 @@ class Pass {
       const int64_t count = left < cut_.tile ? left : cut_.tile;
       negatives_.pack(start, count);
       if constexpr (kFactors == Factors::pairs) negatives_.pair(count);
-      for (int64_t query = first; query < last; query += kBlock) {
-        const int64_t rows = last - query < kBlock ? last - query : kBlock;
+      for (int64_t query = first; query < last; query += kBandRows) {
+        const int64_t rows = last - query < kBandRows ? last - query : kBandRows;
         find_cosines(query, rows, count);
         weigh(query, rows, start, count, softmax, tile == from ? nullptr : means);
         add_means(query, rows, count, means, tile != from);
@@ -151,7 +151,7 @@ class Pass {
   // Query n does not see negatives k with k / own_negatives_ == n / own_queries_; 0: it sees all.
   const int64_t own_queries_, own_negatives_;
   Scratch scratch_;
-  T* weights_ = nullptr;  // [kBlock, tile] cosines, then weights
+  T* weights_ = nullptr;  // [kBandRows, tile] cosines, then weights: in the L1 cache
 };
 
 // What the parts found of one query, in their order: its log-sum-exp, and the mean.

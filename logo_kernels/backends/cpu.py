@@ -87,7 +87,7 @@ class CpuBackend(Backend):
         extension.info_nce(  # type: ignore[union-attr]
             queries.shape[0], queries.shape[2],
             rows(call.global_crops), rows(call.local_crops), rows(call.positives),
-            matrix_rows(call.negatives), _temperature(call), call.dtype == torch.float64,
+            matrix_rows(call.negatives), _temperature(call), result.mean.dtype == torch.float64,
             result.pull.data_ptr(), result.mean.data_ptr(),
             call.gg_weight, call.lg_weight, REDUCTIONS[call.reduction],
             result.total.data_ptr(), result.terms.data_ptr(), result.lse.data_ptr(),
@@ -107,7 +107,7 @@ class CpuBackend(Backend):
         extension.info_nce_backward(  # type: ignore[union-attr]
             call.queries.shape[0], call.queries.shape[2],
             rows(call.global_crops), rows(call.local_crops), rows(call.positives),
-            _temperature(call), call.dtype == torch.float64, pull.data_ptr(), mean.data_ptr(),
+            _temperature(call), mean.dtype == torch.float64, pull.data_ptr(), mean.data_ptr(),
             upstream_strides(upstream), rows(gradients.global_crops), rows(gradients.local_crops),
             to_temperature.data_ptr() if to_temperature.numel() else 0,
             torch.get_num_threads(),

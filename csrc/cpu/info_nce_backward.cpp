@@ -80,9 +80,7 @@ class Gradients {
   double project() const {
     Vector<T> sums{};
     for (int64_t d = 0; d < padded_; d += kLanes<T>) sums += load(direction_ + d) * row_.unit(d);
-    double sum = 0;
-    for (int lane = 0; lane < kLanes<T>; ++lane) sum += double(sums[lane]);
-    return sum;
+    return sum_lanes<T>(sums);
   }
 
   void write(const Rows& gradient, int64_t image, int64_t crop, T along) {

@@ -8,6 +8,7 @@
 
 #include <cmath>
 
+#include "cpu/columns.h"
 #include "cpu/memory.h"
 #include "cpu/product.h"
 #include "cpu/softmax.h"
@@ -171,13 +172,13 @@ double combine(const Cut<T>& cut, const Found<T>& found, int64_t query, T* mean)
     sum += factor * row.sum;
   }
   const T inverse = T(1 / sum);
-  for (int64_t d = 0; d < cut.dim; ++d) {
-    T total = 0;
+  for_columns<T>(cut.dim, [&](int64_t d, auto at) {
+    Vector<T> total{};
     for (int64_t part = 0; part < cut.parts; ++part) {
-      total += factors[part] * found.means[(part * cut.queries + query) * cut.row + d];
+      total += load(found.means + (part * cut.queries + query) * cut.row + d) * factors[part];
     }
-    mean[d] = total * inverse;
-  }
+    at.store(total * inverse, mean + d);
+  });
   return double(exponent) * Softmax<T>::kLn2 + log(sum);
 }
 

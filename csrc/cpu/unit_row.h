@@ -12,6 +12,14 @@ namespace logo {
 namespace cpu {
 namespace {
 
+// In chains that do not wait for one another.
+template <class T>
+inline double sum_lanes(Vector<T> values) {
+  double sums[4] = {};
+  for (int lane = 0; lane < kLanes<T>; ++lane) sums[lane % 4] += double(values[lane]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 template <class T>
 class UnitRow {
  public:
@@ -82,11 +90,7 @@ class UnitRow {
       const Vector<T> value = load(row_ + d);
       sums[0] += value * value;
     }
-    double sum = 0;
-    for (int lane = 0; lane < kLanes<T>; ++lane) {
-      for (int j = 0; j < kSums; ++j) sum += double(sums[j][lane]);
-    }
-    return sum;
+    return sum_lanes<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
 
   // Where its square would over- or underflow, the row is divided by its largest magnitude first; a
@@ -131,9 +135,7 @@ inline double inner_product(const T* a, const T* b, int64_t padded) {
     odd += load(a + d + kLanes<T>) * load(b + d + kLanes<T>);
   }
   if (d < padded) even += load(a + d) * load(b + d);
-  double sum = 0;
-  for (int lane = 0; lane < kLanes<T>; ++lane) sum += double(even[lane]) + double(odd[lane]);
-  return sum;
+  return sum_lanes<T>(even + odd);
 }
 
 }  // namespace

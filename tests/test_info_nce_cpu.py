@@ -73,7 +73,10 @@ def both_ways(backend, call, upstream):
     result = InfoNCEResult.empty(call)
     none = torch.empty(0)
     gradients = InfoNCEGradients(
-        *(none if v is None else torch.empty_like(v) for v in (call.global_crops, call.local_crops)),
+        *(
+            none if v is None else torch.empty_like(v)
+            for v in (call.global_crops, call.local_crops)
+        ),
         torch.empty([], dtype=call.dtype),
     )
     for buffer in (*result, *gradients):
@@ -106,7 +109,9 @@ def test_all_that_is_filled(cpu, counts, queue, reduction, kind):
     wanted = both_ways(BACKENDS["reference"], call, upstream)
     for value, exact in zip(ours, wanted, strict=True):
         assert value.shape == exact.shape
-        assert error(value, exact) <= 1e-13 * max(1.0, float(exact.abs().max()) if exact.numel() else 0)
+        assert error(value, exact) <= 1e-13 * max(
+            1.0, float(exact.abs().max()) if exact.numel() else 0
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

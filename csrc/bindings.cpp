@@ -60,16 +60,35 @@ void similarity_backward(int64_t images, int64_t dim, const RowsTuple& upstream,
   check(status);
 }
 
-void info_nce(int64_t dim, const RowsTuple& queries, const RowsTuple& negatives, double temperature,
-              int owed, int64_t own_queries, int64_t own_negatives, uintptr_t lse, uintptr_t mean,
-              int threads) {
-  InfoNCEProblem p = info_nce_problem(dim, queries, negatives, temperature, owed, own_queries,
-                                      own_negatives, lse, mean);
+void info_nce(int64_t images, int64_t dim, const RowsTuple& global, const RowsTuple& local,
+              const RowsTuple& positives, const RowsTuple& negatives, double temperature,
+              const RowsTuple& pull, const RowsTuple& mean, double gg_weight, double lg_weight,
+              int reduction, uintptr_t total, uintptr_t terms, uintptr_t lse, int threads) {
+  InfoNCEProblem p = info_nce_problem(images, dim, global, local, positives, negatives, temperature,
+                                      0, pull, mean);
+  set_results(p, gg_weight, lg_weight, reduction, total, terms, lse);
   p.threads = threads;
   Status status;
   {
     py::gil_scoped_release release;
     status = cpu::info_nce(p);
+  }
+  check(status);
+}
+
+void info_nce_backward(int64_t images, int64_t dim, const RowsTuple& global, const RowsTuple& local,
+                       const RowsTuple& positives, double temperature, const RowsTuple& pull,
+                       const RowsTuple& mean, const RowsTuple& upstream,
+                       const RowsTuple& grad_global, const RowsTuple& grad_local,
+                       uintptr_t grad_temperature, int threads) {
+  InfoNCEProblem p = info_nce_problem(images, dim, global, local, positives, RowsTuple{},
+                                      temperature, 0, pull, mean);
+  set_gradients(p, upstream, grad_global, grad_local, grad_temperature);
+  p.threads = threads;
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = cpu::info_nce_backward(p);
   }
   check(status);
 }
@@ -88,6 +107,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("similarity", &similarity);
   m.def("similarity_backward", &similarity_backward);
   m.def("info_nce", &info_nce);
+  m.def("info_nce_backward", &info_nce_backward);
   bind_pair_stage(m);
   m.def(
       "simds",

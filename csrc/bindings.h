@@ -58,31 +58,13 @@ inline SimilarityProblem similarity_problem(int64_t images, int64_t dim, const R
   return p;
 }
 
-// Without `threads`.
-inline InfoNCEProblem info_nce_problem(int64_t dim, const RowsTuple& queries,
-                                       const RowsTuple& negatives, double temperature, int owed,
-                                       int64_t own_queries, int64_t own_negatives, uintptr_t lse,
-                                       uintptr_t mean) {
+// What both directions of InfoNCE are given, without `threads`.
+inline InfoNCEProblem info_nce_problem(int64_t images, int64_t dim, const RowsTuple& global,
+                                       const RowsTuple& local, const RowsTuple& positives,
+                                       const RowsTuple& negatives, double temperature,
+                                       uintptr_t temperature_at, const RowsTuple& pull,
+                                       const RowsTuple& mean) {
   InfoNCEProblem p;
-  p.dim = dim;
-  p.queries = rows(queries);
-  p.negatives = rows(negatives);
-  p.temperature = temperature;
-  p.owed = static_cast<DType>(owed);
-  p.own_queries = own_queries;
-  p.own_negatives = own_negatives;
-  p.lse = reinterpret_cast<float*>(lse);
-  p.mean = reinterpret_cast<float*>(mean);
-  return p;
-}
-
-// What forward and backward of InfoNCE have in common.
-inline ContrastProblem contrast_problem(int64_t images, int64_t dim, const RowsTuple& global,
-                                        const RowsTuple& local, const RowsTuple& positives,
-                                        const RowsTuple& negatives, double temperature,
-                                        uintptr_t temperature_at, const RowsTuple& pull,
-                                        const RowsTuple& mean) {
-  ContrastProblem p;
   p.images = images;
   p.dim = dim;
   p.global = rows(global);
@@ -90,10 +72,30 @@ inline ContrastProblem contrast_problem(int64_t images, int64_t dim, const RowsT
   p.positives = rows(positives);
   p.negatives = rows(negatives);
   p.temperature = temperature;
-  p.temperature_at = reinterpret_cast<void*>(temperature_at);
+  p.temperature_at = reinterpret_cast<const void*>(temperature_at);
   p.pull = rows(pull);
   p.mean = rows(mean);
+  p.fp64 = p.mean.dtype == DType::f64;
   return p;
+}
+
+inline void set_results(InfoNCEProblem& p, double gg_weight, double lg_weight, int reduction,
+                        uintptr_t total, uintptr_t terms, uintptr_t lse) {
+  p.gg_weight = gg_weight;
+  p.lg_weight = lg_weight;
+  p.reduction = static_cast<Reduction>(reduction);
+  p.total = reinterpret_cast<void*>(total);
+  p.terms = reinterpret_cast<void*>(terms);
+  p.lse = reinterpret_cast<void*>(lse);
+}
+
+inline void set_gradients(InfoNCEProblem& p, const RowsTuple& upstream,
+                          const RowsTuple& grad_global, const RowsTuple& grad_local,
+                          uintptr_t grad_temperature) {
+  p.upstream = rows(upstream);
+  p.grad_global = rows(grad_global);
+  p.grad_local = rows(grad_local);
+  p.grad_temperature = reinterpret_cast<void*>(grad_temperature);
 }
 
 // The functions of the CPU's pair stage, into a module.

@@ -81,14 +81,9 @@ void info_nce(int device, uintptr_t stream, uintptr_t workspace, int64_t images,
               const RowsTuple& negatives, double temperature, uintptr_t temperature_at,
               double gg_weight, double lg_weight, int reduction, uintptr_t total, uintptr_t terms,
               uintptr_t lse, const RowsTuple& pull, const RowsTuple& mean) {
-  ContrastProblem p = contrast_problem(images, dim, global, local, positives, negatives,
-                                       temperature, temperature_at, pull, mean);
-  p.gg_weight = gg_weight;
-  p.lg_weight = lg_weight;
-  p.reduction = static_cast<Reduction>(reduction);
-  p.total = reinterpret_cast<void*>(total);
-  p.terms = reinterpret_cast<void*>(terms);
-  p.lse = reinterpret_cast<void*>(lse);
+  InfoNCEProblem p = info_nce_problem(images, dim, global, local, positives, negatives, temperature,
+                                      temperature_at, pull, mean);
+  set_results(p, gg_weight, lg_weight, reduction, total, terms, lse);
   run(&cuda::info_nce, p, device, stream, workspace);
 }
 
@@ -98,12 +93,9 @@ void info_nce_backward(int device, uintptr_t stream, uintptr_t workspace, int64_
                        const RowsTuple& upstream, const RowsTuple& pull, const RowsTuple& mean,
                        const RowsTuple& grad_global, const RowsTuple& grad_local,
                        uintptr_t grad_temperature) {
-  ContrastProblem p = contrast_problem(images, dim, global, local, positives, {}, temperature,
-                                       temperature_at, pull, mean);
-  p.upstream = rows(upstream);
-  p.grad_global = rows(grad_global);
-  p.grad_local = rows(grad_local);
-  p.grad_temperature = reinterpret_cast<void*>(grad_temperature);
+  InfoNCEProblem p = info_nce_problem(images, dim, global, local, positives, {}, temperature,
+                                      temperature_at, pull, mean);
+  set_gradients(p, upstream, grad_global, grad_local, grad_temperature);
   run(&cuda::info_nce_backward, p, device, stream, workspace);
 }
 

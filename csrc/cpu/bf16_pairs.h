@@ -9,8 +9,11 @@ namespace {
 
 #if defined(__AVX512F__)
 
-// Whether this processor multiplies pairs.
-inline bool multiplies_pairs() { return __builtin_cpu_supports("avx512bf16"); }
+// Whether this processor gains by multiplying pairs. Intel's do not: with 320 queries, 4096
+// negatives and D = 256, a Xeon of family 6, model 207 took 18.2 ms in pairs and 10.1 in floats.
+inline bool multiplies_pairs() {
+  return __builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel");
+}
 
 inline Vector<float> broadcast_bits(const float* from) {
   uint32_t word;

@@ -6,29 +6,12 @@
 #include "cpu/cosine_exact.h"
 #include "cpu/cosine_fast.h"
 #include "cpu/parallel.h"
+#include "cpu/totals.h"
 #include "cpu/variants.h"
 
 namespace logo {
 namespace cpu {
 namespace {
-
-// Totals and terms over images, summed in the order of the images: the same on every run and for
-// any number of threads.
-template <class T>
-void reduce(const CosineProblem& p, const double* per_image) {
-  for (int k = 0; k < 4; ++k) {
-    const double* const from = per_image + k * p.images;
-    const int64_t width = p.reduction == Reduction::none ? p.images : 1;
-    T* const to = k == 0 ? static_cast<T*>(p.total) : static_cast<T*>(p.terms) + (k - 1) * width;
-    if (p.reduction == Reduction::none) {
-      for (int64_t image = 0; image < p.images; ++image) to[image] = T(from[image]);
-      continue;
-    }
-    double sum = 0;
-    for (int64_t image = 0; image < p.images; ++image) sum += from[image];
-    *to = T(p.reduction == Reduction::mean ? sum / double(p.images) : sum);
-  }
-}
 
 // T is the compute type: fp64 if any input is fp64, else fp32.
 template <class T>
@@ -64,11 +47,7 @@ Status run(const CosineProblem& p) {
     streaming_fence(streaming);
   }
   if (short_of_memory) return Status::out_of_memory;
-  if (p.fp64) {
-    reduce<double>(p, per_image);
-  } else {
-    reduce<float>(p, per_image);
-  }
+  reduce<T>(per_image, p.images, 3, p.reduction, p.total, p.terms);
   return Status::ok;
 }
 

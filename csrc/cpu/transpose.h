@@ -32,6 +32,32 @@ inline void transpose_block(const T* from, int64_t from_stride, T* to, int64_t t
     for (int i = 0; i < 16; ++i) _mm512_storeu_ps(to + i * to_stride, rows[i]);
     return;
   }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    __m256 rows[8], pairs[8], quads[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) rows[i] = _mm256_loadu_ps(from + i * from_stride);
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+      pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    // Columns 0 … 3 of four rows, each beside the one four further on.
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+      quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+      quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+      quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+      quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      _mm256_storeu_ps(to + i * to_stride, _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20));
+      _mm256_storeu_ps(to + (i + 4) * to_stride,
+                       _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31));
+    }
+    return;
+  }
 #endif
   for (int j = 0; j < kLanes<T>; ++j) {
     for (int i = 0; i < kLanes<T>; ++i) to[j * to_stride + i] = from[i * from_stride + j];

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/parallel.h"
+#include "logo/info_nce_problem.h"
 #include "logo/pair_problem.h"
 #include "logo/problem.h"
 
@@ -11,6 +12,7 @@
   Status similarity(const SimilarityProblem& problem);           \
   Status similarity_backward(const SimilarityProblem& problem);  \
   Status info_nce(const InfoNCEProblem& problem);                \
+  Status info_nce_backward(const InfoNCEProblem& problem);       \
   Status pair_hidden_moments(const PairHiddenProblem& problem);  \
   Status pair_hidden(const PairHiddenProblem& problem);          \
   Status pair_hidden_sums(const PairHiddenProblem& problem);     \

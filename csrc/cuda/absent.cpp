@@ -23,8 +23,8 @@ Status similarity_backward(const SimilarityProblem&, const Queue&, Failure* fail
 }
 Status scale(const ScaleProblem&, const Queue&, Failure* failure) { return absent(failure); }
 Status probe(int, Failure* failure) { return absent(failure); }
-Status info_nce(const ContrastProblem&, const Queue&, Failure* failure) { return absent(failure); }
-Status info_nce_backward(const ContrastProblem&, const Queue&, Failure* failure) {
+Status info_nce(const InfoNCEProblem&, const Queue&, Failure* failure) { return absent(failure); }
+Status info_nce_backward(const InfoNCEProblem&, const Queue&, Failure* failure) {
   return absent(failure);
 }
 Status pair_hidden_moments(const PairHiddenProblem&, const Queue&, Failure* failure) {

@@ -115,7 +115,7 @@ struct InfoNCESizes {
   DType kept;  // of the negatives
 };
 
-InfoNCESizes sizes_of(const ContrastProblem& p) {
+InfoNCESizes sizes_of(const InfoNCEProblem& p) {
   const bool batch = !p.negatives.present();
   const Rows& negatives = batch ? p.positives : p.negatives;
   return {queries_of(p).count, (batch ? p.images : 1) * negatives.count, p.dim, dtype_of_queries(p),
@@ -193,7 +193,7 @@ cudaError_t launch_all(const Kernels& kernels, const InfoNCEArguments& a, const 
 }
 
 // What does not depend on the plan.
-InfoNCEArguments arguments_of(const ContrastProblem& p) {
+InfoNCEArguments arguments_of(const InfoNCEProblem& p) {
   const bool batch = !p.negatives.present();
   const double globals = double(p.global.count), locals = double(p.local.count);
   const double share = p.reduction == Reduction::mean ? 1 / double(p.images) : 1;
@@ -241,7 +241,7 @@ int64_t info_nce_workspace_bytes(int64_t queries, int64_t negatives, int64_t dim
   return bytes;
 }
 
-Status info_nce(const ContrastProblem& p, const Queue& queue, Failure* failure) {
+Status info_nce(const InfoNCEProblem& p, const Queue& queue, Failure* failure) {
   const InfoNCESizes sizes = sizes_of(p);
   Limits limits;
   cudaError_t error = enter(queue.device, &limits);

@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, HELD ? 3 : 2)
   if (lane == 0) *a.grad_tau = float(-sum) / tau / tau;
 }
 
-bool all_in_quads(const ContrastProblem& p) {
+bool all_in_quads(const InfoNCEProblem& p) {
   for (const Rows* rows :
        {&p.global, &p.local, &p.positives, &p.mean, &p.grad_global, &p.grad_local}) {
     if (!in_quads(*rows, p.images, p.dim)) return false;
@@ -251,7 +251,7 @@ auto kernel_for(bool quads, int64_t dim) {
 
 }  // namespace
 
-Status info_nce_backward(const ContrastProblem& p, const Queue& queue, Failure* failure) {
+Status info_nce_backward(const InfoNCEProblem& p, const Queue& queue, Failure* failure) {
   Limits limits;
   cudaError_t error = enter(queue.device, &limits);
   if (error == cudaSuccess) {

@@ -8,7 +8,7 @@
 namespace logo {
 namespace cuda {
 
-inline Queries queries_of(const ContrastProblem& p) {
+inline Queries queries_of(const InfoNCEProblem& p) {
   Queries queries;
   queries.global = p.global;
   queries.local = p.local;
@@ -17,7 +17,7 @@ inline Queries queries_of(const ContrastProblem& p) {
   return queries;
 }
 
-inline DType dtype_of_queries(const ContrastProblem& p) {
+inline DType dtype_of_queries(const InfoNCEProblem& p) {
   return p.global.present() ? p.global.dtype : p.local.dtype;
 }
 

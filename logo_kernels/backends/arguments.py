@@ -19,3 +19,17 @@ def rows(crops: Tensor | None) -> Rows:
         return NO_ROWS
     image, crop, element = crops.stride()
     return crops.data_ptr(), DTYPES[crops.dtype], crops.shape[1], image, crop, element
+
+
+def matrix_rows(matrix: Tensor | None) -> Rows:
+    """The same of a matrix [K, D], as those of one image."""
+    if matrix is None:
+        return NO_ROWS
+    row, element = matrix.stride()
+    return matrix.data_ptr(), DTYPES[matrix.dtype], matrix.shape[0], 0, row, element
+
+
+def pairs_rows(upstream: Tensor) -> Rows:
+    """[], [B] or [B, V, P] as rows of P numbers: the gradient of a sum is that of each summand."""
+    image, crop, element = (*upstream.stride(), 0, 0, 0)[:3]
+    return upstream.data_ptr(), DTYPES[upstream.dtype], 1, image, crop, element

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import contrast
-from .arguments import DTYPES, NO_ROWS, REDUCTIONS, rows
+from .arguments import NO_ROWS, REDUCTIONS, matrix_rows, pairs_rows, rows
 from .buffers import cosine_result, gradient_like
-from .contrast import Attention
 from .cpu_pairs import CpuPairStage
 from .extension import extension, problem
 from .protocol import (
@@ -85,7 +83,15 @@ class CpuBackend(Backend):
         return to_a, to_b
 
     def info_nce(self, call: InfoNCECall, result: InfoNCEResult) -> None:
-        contrast.fill(self.attend, call, result)
+        queries = call.queries
+        extension.info_nce(  # type: ignore[union-attr]
+            queries.shape[0], queries.shape[2],
+            rows(call.global_crops), rows(call.local_crops), rows(call.positives),
+            matrix_rows(call.negatives), _temperature(call), rows(result.pull), rows(result.mean),
+            call.gg_weight, call.lg_weight, REDUCTIONS[call.reduction],
+            result.total.data_ptr(), result.terms.data_ptr(), result.lse.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
 
     def info_nce_backward(
         self,
@@ -95,21 +101,18 @@ class CpuBackend(Backend):
         mean: Tensor,
         gradients: InfoNCEGradients,
     ) -> None:
-        contrast.fill_gradients(call, upstream, pull, mean, gradients)
+        pull, mean = pull.contiguous(), mean.contiguous()
+        to_temperature = gradients.temperature
+        extension.info_nce_backward(  # type: ignore[union-attr]
+            call.queries.shape[0], call.queries.shape[2],
+            rows(call.global_crops), rows(call.local_crops), rows(call.positives),
+            _temperature(call), rows(pull), rows(mean), pairs_rows(upstream),
+            rows(gradients.global_crops), rows(gradients.local_crops),
+            to_temperature.data_ptr() if to_temperature.numel() else 0,
+            torch.get_num_threads(),
+        )  # fmt: skip
 
-    def attend(
-        self,
-        queries: Tensor,
-        negatives: Tensor,
-        temperature: float | Tensor,
-        dtype: torch.dtype,
-        own: tuple[int, int] | None,
-    ) -> Attention:
-        lse, mean = queries.new_empty(queries.shape[0]), torch.empty_like(queries)
-        if queries.numel() > 0:
-            extension.info_nce(  # type: ignore[union-attr]
-                queries.shape[1], rows(queries.unsqueeze(0)), rows(negatives.unsqueeze(0)),
-                float(temperature), DTYPES[dtype], *(own or (0, 0)),
-                lse.data_ptr(), mean.data_ptr(), torch.get_num_threads(),
-            )  # fmt: skip
-        return Attention(lse, mean)
+
+def _temperature(call: InfoNCECall) -> float:
+    tensor = call.temperature_tensor
+    return call.temperature if tensor is None else tensor.item()

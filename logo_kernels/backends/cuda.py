@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .arguments import DTYPES, NO_ROWS, REDUCTIONS, Rows, rows
+from .arguments import DTYPES, NO_ROWS, REDUCTIONS, Rows, matrix_rows, pairs_rows, rows
 from .buffers import cosine_result, gradient_like
 from .cuda_pairs import CudaPairStage
 from .devices import Zeros, on_device_of, place
@@ -69,20 +69,6 @@ def _unfit(device: int) -> str | None:
 def _address(number: Tensor | None) -> int:
     """Of what may be absent."""
     return 0 if number is None else number.data_ptr()
-
-
-def _of_one_image(negatives: Tensor | None) -> Rows:
-    """[K, D] as rows."""
-    if negatives is None:
-        return NO_ROWS
-    crop, element = negatives.stride()
-    return negatives.data_ptr(), DTYPES[negatives.dtype], negatives.shape[0], 0, crop, element
-
-
-def _spread(upstream: Tensor) -> Rows:
-    """[], [B] or [B, V, P] as rows of P numbers: the gradient of a sum is that of each summand."""
-    image, crop, element = (*upstream.stride(), 0, 0, 0)[:3]
-    return upstream.data_ptr(), DTYPES[upstream.dtype], 1, image, crop, element
 
 
 def _one_per_row(numbers: Tensor | None) -> Rows:
@@ -229,7 +215,7 @@ class CudaBackend(Backend):
             self.library.info_nce(
                 device, stream, workspace.data_ptr(), images, dim,
                 rows(call.global_crops), rows(call.local_crops), rows(positives),
-                _of_one_image(negatives), call.temperature, _address(call.temperature_tensor),
+                matrix_rows(negatives), call.temperature, _address(call.temperature_tensor),
                 call.gg_weight, call.lg_weight, REDUCTIONS[call.reduction],
                 result.total.data_ptr(), result.terms.data_ptr(), result.lse.data_ptr(),
                 rows(result.pull), rows(result.mean),
@@ -254,7 +240,7 @@ class CudaBackend(Backend):
                 device, stream, zeros, queries.shape[0], queries.shape[2],
                 rows(call.global_crops), rows(call.local_crops), rows(call.positives),
                 call.temperature, _address(call.temperature_tensor),
-                _spread(upstream), rows(pull), rows(mean),
+                pairs_rows(upstream), rows(pull), rows(mean),
                 rows(gradients.global_crops), rows(gradients.local_crops),
                 gradients.temperature.data_ptr() if learned else 0,
             )  # fmt: skip

@@ -81,8 +81,8 @@ class InfoNCECall(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """In which losses are given: fp64 if any input is fp64, else fp32."""
-        tensors = self.queries, self.positives, self.negatives
-        wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+        negatives = self.positives if self.negatives is None else self.negatives
+        wide = torch.float64 in (self.queries.dtype, self.positives.dtype, negatives.dtype)
         return torch.float64 if wide else torch.float32
 
 

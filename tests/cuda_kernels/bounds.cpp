@@ -87,7 +87,7 @@ void run_info_nce(const Contrast& c, DType owed, DType kept, Layout layout, int 
   const std::unique_ptr<float[]> total(new float[totals]), terms(new float[2 * totals]);
   const std::unique_ptr<float[]> lse(new float[queries]), tau(new float[1]{0.5f});
   const std::unique_ptr<float[]> grad_tau(new float[1]);
-  ContrastProblem p;
+  InfoNCEProblem p;
   p.images = c.images;
   p.dim = c.dim;
   if (c.globals > 0) {

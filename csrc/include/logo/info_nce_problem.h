@@ -1,13 +1,17 @@
-// What the launchers of InfoNCE are given (DESIGN, eq. 1 and identity 2), forward and backward.
+// What the launchers of InfoNCE are given, forward and backward; backends/protocol.py says what
+// they compute.
 #pragma once
 
+#include <cstdint>
+
+#include "logo/macros.h"
 #include "logo/problem.h"
 
 namespace logo {
 
 // An image has V queries: its G global crops, then its L local ones. Each has the P positives of
 // its image, but global crop i not positive i.
-struct ContrastProblem {
+struct InfoNCEProblem {
   int64_t images = 0;
   int64_t dim = 0;
   Rows global;     // [B, G, D]; absent: they are no queries
@@ -23,8 +27,8 @@ struct ContrastProblem {
   void* total = nullptr;  // [], [B] or, of pairs, [B, V, P]
   void* terms = nullptr;  // [2] or [2, B]; none of pairs
   void* lse = nullptr;    // [B, V]
-  Rows pull;              // [B, V, P] with D standing for P; forward writes it densely
-  Rows mean;              // [B, V, D]; likewise
+  Rows pull;  // [B, V, P] with D standing for P, dense; backward reads what forward wrote
+  Rows mean;  // [B, V, D]; likewise
 
   // Of backward alone.
   Rows upstream;     // as [B, V, P]; strides of zero along what the total has been summed over
@@ -33,6 +37,16 @@ struct ContrastProblem {
   void* grad_temperature = nullptr;  // []; null: not wanted
 
   int threads = 1;  // of the CPU
+
+  LOGO_METHOD int64_t crops() const { return global.count + local.count; }  // V
+  LOGO_METHOD int64_t queries() const { return images * crops(); }          // N
+  LOGO_METHOD int64_t negative_count() const {
+    return negatives.present() ? negatives.count : images * positives.count;
+  }
+  // A global crop is no positive of itself.
+  LOGO_METHOD bool is_pair(int64_t crop, int64_t positive) const {
+    return crop >= global.count || crop != positive;
+  }
 };
 
 }  // namespace logo

@@ -13,6 +13,7 @@ Status cosine(const CosineProblem& problem);
 Status similarity(const SimilarityProblem& problem);
 Status similarity_backward(const SimilarityProblem& problem);
 Status info_nce(const InfoNCEProblem& problem);
+Status info_nce_backward(const InfoNCEProblem& problem);
 Status pair_hidden_moments(const PairHiddenProblem& problem);
 Status pair_hidden(const PairHiddenProblem& problem);
 Status pair_hidden_sums(const PairHiddenProblem& problem);
@@ -55,9 +56,9 @@ Status scale(const ScaleProblem& problem, const Queue& queue, Failure* failure);
 // Whether the driver takes this build's runtime, and the build has code for this device.
 Status probe(int device, Failure* failure);
 // The queue's workspace is of info_nce_workspace_bytes and need not be zeros.
-Status info_nce(const ContrastProblem& problem, const Queue& queue, Failure* failure);
+Status info_nce(const InfoNCEProblem& problem, const Queue& queue, Failure* failure);
 // The queue's workspace is of workspace_bytes, and used where the temperature's gradient is wanted.
-Status info_nce_backward(const ContrastProblem& problem, const Queue& queue, Failure* failure);
+Status info_nce_backward(const InfoNCEProblem& problem, const Queue& queue, Failure* failure);
 // The queue's workspace is of pair_workspace_bytes and need not be zeros; the launches of moments
 // and of sums use it.
 Status pair_hidden_moments(const PairHiddenProblem& problem, const Queue& queue, Failure* failure);

@@ -73,18 +73,4 @@ struct ScaleProblem {
   Rows row_scales[kMaxGradients];  // [B, V_i] fp32 as rows of D = 1; absent: one
 };
 
-// Softmax over negatives, seen from each query (DESIGN, identity 2). Rows of one image each.
-struct InfoNCEProblem {
-  int64_t dim = 0;
-  Rows queries;    // [N, D] fp32 unit or zero rows, dense; on the CPU also fp64
-  Rows negatives;  // [K, D] of any norms
-  double temperature = 1;
-  DType owed = DType::f32;  // of the queries that the user passed: what precision they are owed
-  // Query n does not see negatives k with k / own_negatives == n / own_queries; 0: it sees all.
-  int64_t own_queries = 0, own_negatives = 0;
-  float* lse = nullptr;   // [N]; these two are fp64 if the queries are
-  float* mean = nullptr;  // [N, D], dense
-  int threads = 1;        // of the CPU
-};
-
 }  // namespace logo

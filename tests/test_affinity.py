@@ -171,7 +171,7 @@ FREE = {
     "squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view",
 }  # fmt: skip
 
-# Operators of a step and those of the same step before they were one Function: 59, 124, 182. What
+# Operators of a step and those of the same step before they were one Function: 59, 124, 183. What
 # is left are the products (6, 14, 20), the kernels, randn, loss, and sums of two gradients.
 STEPS = {"encoder": 14, "objective": 41, "both": 55}
 

@@ -21,7 +21,6 @@ namespace cuda {
 
 constexpr int kWeightParts = 3;
 constexpr int kPanelVectors = 8;  // of 16 bytes: the columns that a warp takes at a time
-constexpr int kPanelBytes = kPanelVectors * 16;
 
 // 16 × 16 weights as the first operand of a product. Weight (i, k) of the tile stands where the
 // instruction has row i and another column: a lane's four columns are rows member, member + 4,
@@ -105,14 +104,6 @@ __device__ void multiply_weights(const Stage<bf16>& stage, const Gram& weights, 
       find_rows(0);
     }
     int panel = warp - of * panels;
-    // Where the lane's vectors `member` and `member` + 4 of its two rows go.
-    const auto begin = [&](int row) {
-      char* const to = row < weights.rows ? facts.gradient[row] : nullptr;
-      return to == nullptr ? to
-                           : to + first * int64_t(sizeof(bf16)) + panel * kPanelBytes + member * 16;
-    };
-    char *to_top = begin(top), *to_bottom = begin(top + 8);
-    const bool has_top = to_top != nullptr, has_bottom = to_bottom != nullptr;
 #pragma unroll 1
     for (; panel < panels; panel += step) {
       // Beyond the last vector: that vector again, not stored.
@@ -120,12 +111,10 @@ __device__ void multiply_weights(const Stage<bf16>& stage, const Gram& weights, 
       float sums[8][4] = {};  // [column of a vector][as the instruction has it]
 #pragma unroll 1
       for (int k = 0; k < tiles; ++k) {
-        if (!ALONE) {
-          weight.load(row + 16 * k, weights.pitch, member);
-          find_rows(k);
-        }
+        if (!ALONE) find_rows(k);
         PartnerTile partners;
         partners.load(stage.data + vector * 16, rows);
+        if (!ALONE) weight.load(row + 16 * k, weights.pitch, member);
 #pragma unroll
         for (int part = kWeightParts - 1; part >= 0; --part) {  // the smallest first
 #pragma unroll
@@ -143,13 +132,16 @@ __device__ void multiply_weights(const Stage<bf16>& stage, const Gram& weights, 
         packed[k] = narrow(values, bf16());
       }
       // Nothing reads the gradient before the next kernel: it should not push crops out of L2.
-      const int left = vectors - panel * kPanelVectors - member;
-      if (has_top && left > 0) __stcs(reinterpret_cast<uint4*>(to_top), packed[0]);
-      if (has_top && left > 4) __stcs(reinterpret_cast<uint4*>(to_top + 64), packed[1]);
-      if (has_bottom && left > 0) __stcs(reinterpret_cast<uint4*>(to_bottom), packed[2]);
-      if (has_bottom && left > 4) __stcs(reinterpret_cast<uint4*>(to_bottom + 64), packed[3]);
-      to_top += step * kPanelBytes;
-      to_bottom += step * kPanelBytes;
+      // Vectors `member` and `member` + 4 of both rows; addresses are read anew to save registers.
+      const int at = panel * kPanelVectors + member;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int to_row = top + 8 * half;
+        char* const begin = to_row < weights.rows ? facts.gradient[to_row] : nullptr;
+        uint4* const to = reinterpret_cast<uint4*>(begin + first * int64_t(sizeof(bf16))) + at;
+        if (begin != nullptr && at < vectors) __stcs(to, packed[2 * half]);
+        if (begin != nullptr && at + 4 < vectors) __stcs(to + 4, packed[2 * half + 1]);
+      }
     }
   }
 }

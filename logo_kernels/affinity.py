@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import checks, pair_mlp
 from .backends import AUTO, BACKENDS
 from .backends.buffers import compute_dtype
+from .backends.units import autocast_dtype
 from .pair_ops import find_stage
 from .unit import Unit
 
@@ -177,21 +178,20 @@ class LocalAffinity(nn.Sequential):
 
     def _dtype(self, z: Tensor) -> torch.dtype:
         """Of ẑ and of the products: autocast's where it is on, else that of the parameters."""
-        device = z.device.type
-        if torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-        return self[0].weight.dtype  # type: ignore[return-value]
+        return autocast_dtype(z.device.type) or self[0].weight.dtype  # type: ignore[return-value]
 
     def _units(self, z: Tensor) -> Tensor:
         """ẑ for the plain form; autocast rounds it there."""
         weight: Tensor = self[0].weight  # type: ignore[assignment]
-        autocast = torch.is_autocast_enabled(z.device.type)
+        autocast = autocast_dtype(z.device.type) is not None
         return Unit.apply(z, compute_dtype(z, weight) if autocast else weight.dtype, self.backend)
 
     def _plain(self, first: Tensor, second: Tensor, roll: int, link: str) -> Tensor:
         """The same from [zᵢ; zⱼ], concatenated."""
         images, crops, _ = first.shape
-        i, j = (~torch.eye(crops, dtype=torch.bool, device=first.device)).nonzero(as_tuple=True)
+        pair = torch.arange(crops * (crops - 1), device=first.device)
+        i, j = pair // (crops - 1), pair % (crops - 1)
+        j = j + (j >= i)
         pairs = torch.cat([first[:, i], second.roll(-roll, 0)[:, j]], -1)
         f = super().forward(pairs.flatten(0, 1)).view(images, -1)
         f = f.to(compute_dtype(f))

@@ -69,6 +69,13 @@ def full_precision(device: str) -> Iterator[None]:
         yield
 
 
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast casts to where it is on; a device that stands for none has no autocast."""
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def saturated(gradient: Tensor, dtype: torch.dtype) -> Tensor:
     """The largest finite value of `dtype` where a gradient, ∝ 1/‖x‖, lies beyond it."""
     limit = torch.finfo(dtype).max

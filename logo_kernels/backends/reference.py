@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import contrast
+from . import reference_info_nce
 from .buffers import compute_dtype, cosine_result, gradient_like
 from .protocol import (
     Backend,
@@ -126,7 +126,7 @@ class ReferenceBackend(Backend):
             return (x.unit @ y.unit.mT).to(a.dtype)
 
     def info_nce(self, call: InfoNCECall, result: InfoNCEResult) -> None:
-        contrast.fill(self.attend, call, result)
+        reference_info_nce.info_nce(call, result)
 
     def info_nce_backward(
         self,
@@ -136,25 +136,7 @@ class ReferenceBackend(Backend):
         mean: Tensor,
         gradients: InfoNCEGradients,
     ) -> None:
-        contrast.fill_gradients(call, upstream, pull, mean, gradients)
-
-    def attend(
-        self,
-        queries: Tensor,
-        negatives: Tensor,
-        temperature: float | Tensor,
-        dtype: torch.dtype,
-        own: tuple[int, int] | None,
-    ) -> contrast.Attention:
-        # eq. 1: the sum over the negatives, and their mean under the softmax
-        units = Rows(negatives, queries.dtype).unit  # [K, D]
-        logits = queries @ units.mT / temperature  # [N, K]
-        if own is not None:
-            crops, positives = own
-            image = torch.arange(len(queries), device=queries.device) // crops
-            other = torch.arange(len(negatives), device=queries.device) // positives
-            logits = logits.masked_fill(image[:, None] == other[None, :], -torch.inf)
-        return contrast.Attention(logits.logsumexp(1), logits.softmax(1) @ units)
+        reference_info_nce.info_nce_backward(call, upstream, pull, mean, gradients)
 
     def similarity_backward(
         self, grad: Tensor, a: Tensor, b: Tensor | None, grad_a: bool, grad_b: bool

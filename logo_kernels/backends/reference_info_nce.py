@@ -1,9 +1,6 @@
-"""InfoNCE around a pass over the negatives, in PyTorch: what takes O(N · D) before and after."""
+"""InfoNCE in readable PyTorch (eq. 1): what every backend's `info_nce` is tested against."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,42 +10,39 @@ from .protocol import InfoNCECall, InfoNCEGradients, InfoNCEResult
 from .units import Rows, full_precision, saturated
 
 
-class Attention(NamedTuple):
-    """Softmax over the negatives, seen from each query."""
-
-    lse: Tensor  # [N] log Σ_k e^{q̂·n̂_k / τ}
-    mean: Tensor  # [N, D] Σ_k softmax_k n̂_k
-
-
-# (unit queries [N, D], negatives [K, D], τ, dtype of the user's queries, (V, P) or None)
-Attend = Callable[[Tensor, Tensor, float | Tensor, torch.dtype, tuple[int, int] | None], Attention]
-
-
-def fill(attend: Attend, call: InfoNCECall, result: InfoNCEResult) -> None:
-    """`Backend.info_nce` by one call of `attend`."""
+def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
+    """`Backend.info_nce`."""
     with torch.no_grad(), full_precision(call.queries.device.type):
         queries = Rows(_joined(call), call.dtype).unit  # [B, V, D]
         positives = Rows(call.positives, call.dtype).unit  # [B, P, D]
-        images, crops, _ = queries.shape
-        negatives, own = call.negatives, None
-        if negatives is None:
-            negatives, own = call.positives.flatten(0, 1), (crops, positives.shape[1])
-        tau = temperature(call)
-        lse, mean = attend(
-            queries.flatten(0, 1).contiguous(), negatives, tau, call.queries.dtype, own
-        )
-        lse = lse.view(images, crops)
+        images = len(queries)
+        negatives = positives.flatten(0, 1)  # [K, D]
+        if call.negatives is not None:
+            negatives = Rows(call.negatives, call.dtype).unit
+        tau = _temperature(call)
+
+        # the sum over the negatives, and their mean under the softmax
+        logits = queries @ negatives.mT / tau  # [B, V, K]
+        if call.negatives is None:
+            image = torch.arange(images, device=logits.device)
+            own = image.repeat_interleave(positives.shape[1]) == image[:, None]  # [B, K]
+            logits = logits.masked_fill(own.unsqueeze(1), -torch.inf)
+        lse = logits.logsumexp(-1)
+        result.lse.copy_(lse)
+        result.mean.copy_(logits.softmax(-1) @ negatives)
+
+        # eq. 1 of each pair: −log(e^{s⁺} / (e^{s⁺} + e^{lse})) = softplus(lse − s⁺), without the
+        # threshold of torch's softplus: above 20 it would drop what fp64 still resolves
         gap = lse.unsqueeze(-1) - queries @ positives.mT / tau  # [B, V, P]
-        # Not softplus with its threshold: above 20 it would drop what fp64 still resolves.
         losses = F.relu(gap) + torch.log1p(torch.exp(-gap.abs()))
         pairs, weights = _pairs(call, gap)
-        result.lse.copy_(lse)
-        result.mean.copy_(mean.view_as(result.mean))
         share = 1 / images if call.reduction == "mean" else 1.0
         result.pull.copy_(torch.where(pairs, weights * share * torch.sigmoid(gap), 0))
         if call.reduction == "pairs":
             result.total.copy_(losses)
             return
+
+        # eqs 3, 4, 9
         globals_, locals_, count = call.counts
         losses = torch.where(pairs, losses, 0)
         total = (weights * losses).sum((1, 2))
@@ -61,7 +55,7 @@ def fill(attend: Attend, call: InfoNCECall, result: InfoNCEResult) -> None:
         result.terms.copy_(terms)
 
 
-def fill_gradients(
+def info_nce_backward(
     call: InfoNCECall, upstream: Tensor, pull: Tensor, mean: Tensor, gradients: InfoNCEGradients
 ) -> None:
     """`Backend.info_nce_backward`."""
@@ -71,7 +65,7 @@ def fill_gradients(
         direction = weights.sum(-1, keepdim=True) * mean
         direction = direction - weights @ Rows(call.positives, call.dtype).unit
         along = (direction * q.unit).sum(-1, keepdim=True)
-        tau = temperature(call)
+        tau = _temperature(call)
         gradient = q.gradient((direction - along * q.unit) / tau)
         if call.queries.dtype != torch.float16:
             gradient = saturated(gradient, call.queries.dtype)
@@ -86,7 +80,7 @@ def fill_gradients(
             gradients.temperature.copy_(-along.sum() / tau / tau)
 
 
-def temperature(call: InfoNCECall) -> float | Tensor:
+def _temperature(call: InfoNCECall) -> float | Tensor:
     return call.temperature if call.temperature_tensor is None else call.temperature_tensor
 
 

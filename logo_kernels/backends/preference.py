@@ -1,7 +1,8 @@
 """In which order "auto" asks the backends: one table, with what was measured beside each entry.
 
-Microseconds of GPU time on an H200 (sm_90), forward and backward; the cases are those of
-benchmarks/. Other architectures were not measured and follow the same table.
+Microseconds of GPU time on an H200 (sm_90), forward and backward unless said, of kernels before
+they were rewritten to what that run showed: benchmarks/results/nvidia-h200/f123f2a.md. Other
+architectures were not measured and follow the same table.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ GPU: dict[tuple[str, bool], Entry] = {
     ("similarity", False): Entry(CUDA_FIRST, "not measured; the products of cosine, fp32"),
     ("info_nce", True): Entry(
         TRITON_FIRST,
-        "bf16 4096 x 65536, the pass alone: D = 128 triton 219, cuda 690; D = 256 400, 1,650",
+        "bf16 4096 x 65536: the pass alone, D = 128, triton 219, cuda 745; whole, D = 256, 757, 2,036",
     ),
     ("info_nce", False): Entry(TRITON_FIRST, "not measured; as for half precision"),
     ("pair_mlp", True): Entry(CUDA_FIRST, "not measured; as fp32"),

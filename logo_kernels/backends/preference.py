@@ -36,7 +36,7 @@ GPU: dict[tuple[str, bool], Entry] = {
     ("similarity", False): Entry(CUDA_FIRST, "not measured; the products of cosine, fp32"),
     ("info_nce", True): Entry(
         TRITON_FIRST,
-        "bf16 4096 x 65536: the pass alone, D = 128, triton 219, cuda 745; whole, D = 256, 757, 2,036",
+        "bf16 4096 x 65536: pass alone, D = 128, triton 219, cuda 745; whole, D = 256, 757, 2,036",
     ),
     ("info_nce", False): Entry(TRITON_FIRST, "not measured; as for half precision"),
     ("pair_mlp", True): Entry(CUDA_FIRST, "not measured; as fp32"),

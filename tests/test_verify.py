@@ -251,7 +251,7 @@ def test_the_triton_sources_pass_with_few_compilations(monkeypatch, capsys):
     assert table(capsys.readouterr().out) == cases
     kernels = {name for name, *_ in compiled}
     assert {"cosine_kernel", "scale_kernel", "similarity_backward_kernel"} <= kernels
-    assert len(compiled) <= 110, len(compiled)
+    assert len(compiled) <= 125, len(compiled)
 
 
 def test_the_command(tmp_path):

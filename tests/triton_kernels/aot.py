@@ -419,6 +419,8 @@ QUICK = (
     Case("similarity", BF16, (10, 0), 2048),
     Case("similarity_backward", BF16, (10, 0), 2048),
     Case("scale", BF16, (2, 8), 2048),
+    Case("info_nce", BF16, (4096, 65536), 128),  # the benchmark's main case
+    Case("info_nce", BF16, (4096, 65536), 256),
     Case("info_nce", BF16, (16384, 16384), 256, batch=True),
     Case("info_nce", BF16, (4096, 65536), 128, temperature=0.01),  # with a running maximum
     Case("info_nce", BF16, (4096, 65536), 128, queries=FP32),

@@ -175,6 +175,19 @@ def carried_sums(sass: str) -> int:
     return carried
 
 
+def waits_in_place(ttgir: str) -> bool:
+    """Whether a barrier stands before every store to where something was loaded from."""
+    loaded: set[str] = set()
+    for line in ttgir.splitlines():
+        if "barrier" in line:
+            loaded.clear()
+        elif load := re.search(r"tt\.load (%\w+)", line):
+            loaded.add(load[1])
+        elif (store := re.search(r"tt\.store (%\w+)", line)) and store[1] in loaded:
+            return False
+    return True
+
+
 def compile_launch(launch: Launch, arch: int) -> tuple[Report, Any]:
     began = time.perf_counter()
     compiled = triton.compile(
@@ -560,6 +573,7 @@ def main() -> None:
                     "programs": programs,
                     "acquire_release": "atom.global.gpu.acq_rel" in compiled.asm["ptx"]
                     or "atom.acq_rel.gpu.global" in compiled.asm["ptx"],
+                    "waits_in_place": waits_in_place(compiled.asm["ttgir"]),
                 }
                 print(json.dumps(report._asdict() | extra), flush=True)
                 continue

@@ -151,6 +151,14 @@ def test_sums_over_programs_are_ordered(reports) -> None:
         assert report["acquire_release"], report
 
 
+def test_pulls_are_stored_when_all_have_read_cosines(reports) -> None:
+    """In place, from a tile that several warps hold, of which one stores."""
+    found = [report for report in reports if report["case"].startswith("epilogue")]
+    assert found
+    for report in found:
+        assert report["waits_in_place"], report
+
+
 def test_numbers_that_change_compile_nothing() -> None:
     """Batch, temperature, weights, crops and positives of InfoNCE, step by step."""
     (counts,) = compiled("--compilations")

@@ -422,7 +422,7 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 # What the tests compile: for each way through tiles.py that users meet most, one case.
 QUICK = (
-    Case("cosine", BF16, (2, 8), 2048),  # the benchmark's main case: whole image on chip
+    Case("cosine", BF16, (2, 8), 2048),  # the benchmark's main case
     Case("cosine", BF16, (2, 2), 2048, simsiam=True),  # the paper's
     Case("cosine", BF16, (2, 8), 256),
     Case("cosine", BF16, (2, 8), 2048, simsiam=True),  # 20 rows: V_PAD = 32, in blocks

@@ -22,8 +22,8 @@ class Entry(NamedTuple):
     measured: str
 
 
-# By operation, and whether all of its tensors are half precision: Triton multiplies fp32 images by
-# FMAs, in tiles that tensor cores would like better.
+# By operation, and whether all of its tensors are half precision: Triton multiplied fp32 images by
+# FMAs when it was timed, and does so in parts of tf32 since, which was not.
 GPU: dict[tuple[str, bool], Entry] = {
     ("cosine", True): Entry(
         TRITON_FIRST, "bf16 (8192, 2, 8, 2048): triton 238, cuda 263; (1024, ..): 54, 54"

@@ -41,5 +41,5 @@ def of_launch(arguments: dict[str, Any]) -> int:
         )
     rows = [arguments[name] for name in ("ROWS", "PARTS", "ROWS0") if name in arguments]
     if not rows:
-        rows = [arguments["DEEP"] * arguments["ACROSS"]]
+        rows = [arguments.get("DEEP", 1) * arguments.get("ACROSS", 1)]  # one vector in `fold`
     return of_numbers(max(rows) * arguments.get("BLOCK_H", arguments.get("BLOCK_D")))

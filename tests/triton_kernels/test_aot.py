@@ -40,6 +40,7 @@ SPILLED = {
     "hidden_sums fp16 256+10 D=256": (8, 2),
     "info_nce fp32 4096+65536 D=128": (8, 5),
     "similarity_backward fp32 64+64 D=2048": (224, 256),
+    "cosine fp32 2+62 D=2048 sm_89": (16, 4),
     "cosine fp32 2+62 D=2048 sm_120": (128, 56),
 }
 
@@ -139,10 +140,23 @@ def test_main_case_leaves_room_for_four_programs(reports) -> None:
             assert report["programs"] >= (4 if report["arch"] > 80 else 3), report
 
 
-def test_sum_over_images_is_ordered(reports) -> None:
-    for report in reports:
-        if report["case"].startswith("cosine"):
-            assert report["acquire_release"], report
+def test_sums_over_programs_are_ordered(reports) -> None:
+    """What programs have stored is seen by the last of them."""
+    summing = r"cosine|epilogue|info_nce_backward.* learned"
+    found = [report for report in reports if re.match(summing, report["case"])]
+    assert {report["case"].split()[0] for report in found} == {
+        "cosine", "epilogue", "info_nce_backward"
+    }  # fmt: skip
+    for report in found:
+        assert report["acquire_release"], report
+
+
+def test_pulls_are_stored_when_all_have_read_cosines(reports) -> None:
+    """In place, from a tile that several warps hold, of which one stores."""
+    found = [report for report in reports if report["case"].startswith("epilogue")]
+    assert found
+    for report in found:
+        assert report["waits_in_place"], report
 
 
 def test_numbers_that_change_compile_nothing() -> None:

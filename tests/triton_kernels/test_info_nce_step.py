@@ -181,7 +181,8 @@ def test_launches(counts, options, reduction, splits, device, kernels, launches,
         options = options | {"temperature": torch.tensor(0.2, device=device)}
     call = a_call(device, counts, reduction=reduction, **options)
     call = call._replace(positives=view_major(call.positives))
-    forward(kernels, call)  # the counters of this stream are made
+    result = forward(kernels, call)  # the counters of this stream are made
+    backward(kernels, call, upstream_of(call, result), result)
     launches.clear()
     with Operators() as operators:
         result = forward(kernels, call)

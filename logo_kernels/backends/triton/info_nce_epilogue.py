@@ -84,6 +84,8 @@ def pairs_of(
         cosine = tl.load(pull_ptr + place, inside, 0.0)
         loss, sigmoid = softplus_and_sigmoid(lse[:, None] - tl.div_rn(cosine, tau))
         pair = inside & ~(is_global & (crop == p))  # a global crop is no positive of itself
+        # A small tile is held by several warps, and one of them stores: not before all have loaded.
+        tl.debug_barrier()
         tl.store(pull_ptr + place, tl.where(pair, weight * sigmoid, 0.0), inside)
         if REDUCTION == "pairs":
             tl.store(total_ptr + place, loss, inside)

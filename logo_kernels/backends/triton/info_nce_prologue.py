@@ -121,7 +121,8 @@ def norms(
     there = row < padded
     tl.store(scales_ptr + row, inverse_norm(squared) * column_scale, there)
     tl.store(scales_ptr + padded + row, factor, there)
-    tl.store(scales_ptr + 2 * padded + index, extreme.to(tl.float32))
+    # In two steps: 2 · padded may be beyond 32 bits.
+    tl.store(scales_ptr + padded + padded + index, extreme.to(tl.float32))
 
 
 # Integers are not specialised by value, but for those on which the width of loads of negatives

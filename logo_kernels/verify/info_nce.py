@@ -69,6 +69,7 @@ class Batch(Case):
     queue: int | None = None  # K; None: the batch itself
     reduction: str = "mean"
     view_major: bool = False
+    learned: bool = False  # τ is a tensor, which gets a gradient
 
     operation = "info_nce"
 
@@ -77,6 +78,7 @@ class Batch(Case):
             self.operation, self.sizes, name_of(self.dtype),
             f"queue of {self.queue}" if self.queue else "batch",
             self.view_major and "view-major", self.reduction != "mean" and self.reduction,
+            self.learned and "learned τ",
         )  # fmt: skip
 
     def bound(self, _result: Tensor) -> float:
@@ -91,16 +93,22 @@ class Batch(Case):
             for v in numbers.crops(images, (globals_, locals_, globals_), dim, self.view_major)
         )
         n = None if self.queue is None else numbers.normal(self.queue, dim).to(self.dtype)
-        leaves = {
+        leaves: dict[str, Tensor | None] = {
             "global crops": place.leaf(x),
             "local crops": place.leaf(y) if locals_ else None,
         }
+        temperature: float | Tensor = 0.2
+        if self.learned:
+            temperature = leaves["temperature"] = place.leaf(
+                torch.tensor(0.2, dtype=F64 if self.dtype == F64 else F32)
+            )
         total, gg, lg, _ = logo_loss(
             leaves["global crops"],  # type: ignore[arg-type]
             leaves["local crops"],
             place.put(t),
             similarity="info_nce",
             negatives="batch" if n is None else place.put(n),
+            temperature=temperature,
             affinity=None,
             reduction=self.reduction,
             return_terms=True,
@@ -120,7 +128,7 @@ FEW: list[Case] = [
     Queue((70, 1, 300, 64), F32, F16),
     Queue((5, 3, 70, 300), BF16, BF16),
     Batch((20, 2, 3, 48), BF16),
-    Batch((7, 1, 2, 24), F32, reduction="none", view_major=True),
+    Batch((7, 1, 2, 24), F32, reduction="none", view_major=True, learned=True),
 ]
 
 
@@ -137,6 +145,7 @@ def _more() -> Iterator[Case]:
         yield Batch((9, 2, 2, 129), dtype, reduction="none", view_major=True)
         yield Batch((9, 3, 0, 64), dtype, reduction="sum")
         yield Batch((9, 2, 2, 64), dtype, queue=150)
+        yield Batch((33, 2, 2, 64), dtype, queue=150, learned=True)
 
 
 MORE: list[Case] = list(_more())

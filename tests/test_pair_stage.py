@@ -315,7 +315,7 @@ def exact_units(z):
     return scaled / scaled.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
 
 
-DIMS = [1, 7, 64, 300]
+DIMS = [1, 7, 64, 300, 1032]  # the last: in vectors, by more than a warp
 
 
 @pytest.mark.parametrize("to", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

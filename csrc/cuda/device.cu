@@ -28,16 +28,25 @@ cudaError_t limits_of(int device, Limits* limits) {
   return cudaSuccess;
 }
 
+// Questions leave the current device as it is: they are asked before a launch is.
+static bool know(int device, Limits* limits, Failure* failure) {
+  const cudaError_t error = limits_of(device, limits);
+  if (error != cudaSuccess) {
+    fail(failure, "nothing", "limits", device, cudaGetErrorString(error));
+  }
+  return error == cudaSuccess;
+}
+
 int64_t workspace_bytes(int device, Failure* failure) {
   Limits limits;
-  if (enter("nothing", "workspace", {device}, &limits, failure) != Status::ok) return 0;
+  if (!know(device, &limits, failure)) return 0;
   // A multiprocessor holds 32 blocks at most.
   return kFoundOffset + int64_t(limits.multiprocessors) * 32 * kFoundBytes;
 }
 
 int64_t shared_bytes(int device, Failure* failure) {
   Limits limits;
-  if (enter("nothing", "limits", {device}, &limits, failure) != Status::ok) return 0;
+  if (!know(device, &limits, failure)) return 0;
   return limits.shared_per_block;
 }
 

@@ -123,6 +123,7 @@ Status scale(const ScaleProblem& p, const Queue& queue, Failure* failure) {
     before[arguments.count++] = needed;
     needed += (p.images * rows.count + at_once - 1) / at_once;
   }
+  if (needed == 0) return Status::ok;
   const int64_t most = int64_t(limits.multiprocessors) * kBlocks;
   const int64_t blocks = needed < most ? needed : most;
   for (int k = 0; k < arguments.count; ++k) arguments.gradients[k].before = before[k] % blocks;

@@ -86,6 +86,7 @@ __device__ void multiply_weights(const Stage<bf16>& stage, const Gram& weights, 
   // Where panels are few, groups of warps share them and deal tiles of rows among themselves.
   const int groups = max(1, warps / panels), of = groups == 1 ? 0 : warp / panels;
   const int step = groups == 1 ? warps : panels;
+  if (of >= groups) return;  // a warp beyond the last whole group
 #pragma unroll 1
   for (int tile = of; tile < tiles; tile += groups) {
     const int top = 16 * tile + group;

@@ -57,7 +57,8 @@ def _unfit(device: int) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs compute capability 8.0, and this device is older"
     try:
-        extension.cuda.probe(device)  # type: ignore[union-attr]
+        with torch.cuda.device(device):  # the probe makes it the current one
+            extension.cuda.probe(device)  # type: ignore[union-attr]
     except RuntimeError as error:
         return (
             f"its kernels, built for {extension.cuda.architectures}, do not run "  # type: ignore[union-attr]
@@ -232,12 +233,11 @@ class CudaBackend(Backend):
         queries, learned = call.queries, gradients.temperature.numel() > 0
         with on_device_of(queries):
             device, stream = place(queries)
-            zeros = 0
+            zeros = None
             if learned:  # its gradient is summed over blocks
-                size = self.library.workspace_bytes(device)
-                zeros = self._zeros.take(queries, size).data_ptr()
+                zeros = self._zeros.take(queries, self.library.workspace_bytes(device))
             self.library.info_nce_backward(
-                device, stream, zeros, queries.shape[0], queries.shape[2],
+                device, stream, _address(zeros), queries.shape[0], queries.shape[2],
                 rows(call.global_crops), rows(call.local_crops), rows(call.positives),
                 call.temperature, _address(call.temperature_tensor),
                 pairs_rows(upstream), rows(pull), rows(mean),

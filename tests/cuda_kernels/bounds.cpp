@@ -315,11 +315,13 @@ void run(const Case& c, DType dtype, Layout layout, int offset, cuda::Queue queu
   ScaleProblem z;
   z.images = c.images;
   z.dim = c.dim;
-  z.gradient = gx.rows();
+  z.gradients[0] = gx.rows();
+  if (c.locals > 0) z.gradients[1] = gy.rows();
+  if (c.both) z.gradients[2] = gr.rows();
   const Tensor upstream(DType::f32, c.images, 1, 1, Layout::contiguous, 0);
   const Tensor scales(DType::f32, c.images, c.globals, 1, Layout::contiguous, 0);
   z.upstream = upstream.rows();
-  z.row_scale = scales.rows();
+  z.row_scales[0] = scales.rows();
   check(cuda::scale(z, queue, &failure), failure);
 }
 

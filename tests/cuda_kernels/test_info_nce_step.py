@@ -2,6 +2,9 @@
 how many they are. The oracle is the reference backend in float64.
 """
 
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -323,6 +326,28 @@ def test_launches_of_a_step(emulated, reduction):
                 assert (library.statistics(before=1).blocks > 1) == (keys == 500)
             backward(emulated, call, result, upstream_of(result))
             assert library.launches() == before + 4
+
+
+def test_the_counter_outlives_the_launch_that_counts(emulated, monkeypatch):
+    """In a captured graph nobody else keeps it."""
+    kept = []
+
+    def take(like, size):
+        made = torch.zeros(size, dtype=torch.uint8)
+        kept.append(weakref.ref(made))
+        return made
+
+    def launch(device, stream, zeros, *_):
+        assert kept[0]() is not None
+        assert zeros == kept[0]().data_ptr()
+        kept.append("launched")
+
+    call = problem((2, 0, 2), 8, 16, learned=True)
+    result = forward(emulated, call)
+    monkeypatch.setattr(emulated, "_zeros", SimpleNamespace(take=take))
+    monkeypatch.setattr(emulated.library, "info_nce_backward", launch)
+    backward(emulated, call, result, torch.tensor(1.0))
+    assert kept[1:] == ["launched"]
 
 
 def test_a_failed_launch_of_backward_says_which(emulated, monkeypatch):

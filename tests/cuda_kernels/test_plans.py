@@ -1,5 +1,6 @@
 """Plans of the cosine and of similarity fit every GPU from sm_80 on; asked of the library alone."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -77,6 +78,7 @@ def gpus(monkeypatch):
         )
         monkeypatch.setattr(cuda, "extension", SimpleNamespace(cuda=library))
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda index: (8, 0))
+        monkeypatch.setattr("torch.cuda.device", nullcontext)
         # The device of the tensors counts, not the current one.
         monkeypatch.setattr("torch.cuda.current_device", lambda: pytest.fail("asked"))
         cuda._unfit.cache_clear()

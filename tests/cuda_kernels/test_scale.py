@@ -104,7 +104,8 @@ def test_nan_and_overflow_come_through(emulated):
 
 
 def test_nothing_to_scale(emulated):
-    emulated.scale_([torch.zeros(0, 3, 8)], torch.tensor(2.0), [None])
+    for shape in ((0, 3, 8), (3, 0, 8), (3, 2, 0)):
+        emulated.scale_([torch.zeros(shape)], torch.tensor(2.0), [None])
     assert emulated.library.launches() == 0
 
 

@@ -1,6 +1,7 @@
 """How a block walks over its images: stages, chunks, the order of threads, one launch."""
 
 import threading
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -190,10 +191,35 @@ def test_a_build_that_a_device_cannot_run(emulated, monkeypatch):
     assert emulated.library.probe(0) is None
     monkeypatch.setattr(cuda, "extension", SimpleNamespace(cuda=emulated.library))
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr("torch.cuda.device", nullcontext)
     assert cuda._unfit.__wrapped__(0) is None
     assert "invalid device ordinal" in cuda._unfit.__wrapped__(5)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
     assert "8.0" in cuda._unfit.__wrapped__(0)
+
+
+def test_a_question_leaves_the_current_device(emulated, monkeypatch):
+    """It is asked of the device of the tensors, before a launch and outside of its guard."""
+    entered = []
+
+    @contextmanager
+    def on(device):
+        entered.append(device)
+        yield
+        entered.append(None)
+
+    def probe(device):
+        assert entered == [device]
+
+    library = SimpleNamespace(probe=probe)
+    monkeypatch.setattr(cuda, "extension", SimpleNamespace(cuda=library))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr("torch.cuda.device", on)
+    assert cuda._unfit.__wrapped__(1) is None
+    assert entered == [1, None]
+    for question in (emulated.library.shared_bytes, emulated.library.workspace_bytes):
+        assert question(1) > 0
+        assert emulated.library.current_device() == 0
 
 
 def test_too_many_rows_are_refused(emulated):

@@ -1,5 +1,6 @@
 #include "bind.h"
 
+#include "emulation/host.h"
 #include "emulation/run.h"
 
 namespace py = pybind11;
@@ -35,6 +36,11 @@ void bind_emulation(py::module_& m) {
       py::arg("before") = 0, "Of the last launch, or of one so many before it.");
   m.def("launches", [] { return emulation::launches; }, "Since the last reset.");
   m.def("last_message", &emulation::last_message);
+  m.def("current_device", [] {
+    int device = -1;
+    cudaGetDevice(&device);
+    return device;
+  });
   m.def(
       "reset",
       [] {

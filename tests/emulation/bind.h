@@ -3,5 +3,6 @@
 
 #include <pybind11/pybind11.h>
 
-// Adds `settings`, `statistics()`, `launches()`, `reset()` and `last_message()`.
+// Adds `settings`, `statistics()`, `launches()`, `reset()`, `last_message()` and
+// `current_device()`.
 void bind_emulation(pybind11::module_& m);

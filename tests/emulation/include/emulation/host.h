@@ -1,4 +1,4 @@
-// The calls of CUDA's run time that launchers make. One device, number 0.
+// The calls of CUDA's run time that launchers make. Two devices, alike.
 #pragma once
 
 #include <cstddef>

@@ -77,6 +77,18 @@ def test_similarity(emulated, dim, v, w):
     assert products(emulated) > 3 * -(-dim // 64) * 8 * PARTS
 
 
+def test_no_panel_is_multiplied_twice(emulated):
+    """Eight warps, three to a tile of rows, leave two over."""
+    v, dim = 112, 192
+    a = torch.randn(1, v, dim, generator=torch.Generator().manual_seed(0)).to(BF16)
+    cosines = block_cosine_similarity(a.requires_grad_(), backend="emulated")
+    forward = products(emulated)
+    torch.autograd.grad(cosines.sum(), a)
+    assert emulated.library.statistics().threads == 256
+    tiles = v // 16
+    assert products(emulated) - forward == tiles * (dim // 64) * tiles * 8 * PARTS
+
+
 def test_weights_are_as_exact_as_in_fp32(emulated):
     """Rows that all but agree: what is left of their gradients is far below their terms. Weights
     of two parts would be off by 2^−17 of those."""

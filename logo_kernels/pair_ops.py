@@ -18,6 +18,7 @@ from .backends.compiled_pairs import (
     output_layer_results,
 )
 from .backends.pairs import PairStage
+from .direct import direct
 
 _library = torch.library.Library("logo_kernels", "FRAGMENT")
 
@@ -252,9 +253,10 @@ output_moments = torch.ops.logo_kernels.pair_output_moments.default
 output = torch.ops.logo_kernels.pair_output.default
 output_sums = torch.ops.logo_kernels.pair_output_sums.default
 output_backward = torch.ops.logo_kernels.pair_output_backward.default
-unit = torch.ops.logo_kernels.unit.default
-unit_backward = torch.ops.logo_kernels.unit_backward.default
-hidden_layer = torch.ops.logo_kernels.pair_hidden_layer.default
-hidden_gradient = torch.ops.logo_kernels.pair_hidden_gradient.default
-output_layer = torch.ops.logo_kernels.pair_output_layer.default
-output_gradient = torch.ops.logo_kernels.pair_output_gradient.default
+# Those of which a step has many calls.
+unit = direct(torch.ops.logo_kernels.unit.default, _unit)
+unit_backward = direct(torch.ops.logo_kernels.unit_backward.default, _unit_backward)
+hidden_layer = direct(torch.ops.logo_kernels.pair_hidden_layer.default, _hidden_layer)
+hidden_gradient = direct(torch.ops.logo_kernels.pair_hidden_gradient.default, _hidden_gradient)
+output_layer = direct(torch.ops.logo_kernels.pair_output_layer.default, _output_layer)
+output_gradient = direct(torch.ops.logo_kernels.pair_output_gradient.default, _output_gradient)

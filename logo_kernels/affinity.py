@@ -115,7 +115,9 @@ class LocalAffinity(nn.Sequential):
         dtype = self._dtype(z)
         if has_stage(self.backend, z.device, dtype):
             settings, parameters = pair_mlp.of_module(self, dtype, self.backend)
-            return pair_mlp.Affinity.apply(z, settings, *parameters)
+            if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+                return pair_mlp.Affinity.apply(z, settings, None, *parameters)
+            return pair_mlp.Affinity.apply(z, settings, parameters)
         units = self._units(z)
         return self._plain(units, units, 0, "softplus")
 

@@ -149,13 +149,10 @@ class InfoNCE(torch.autograd.Function):
             return (None,) * 10
         to_global, to_local, to_temperature = (ctx.needs_input_grad[i] for i in (0, 1, 4))
         wanted = to_global and ctx.unasked is None, to_local, to_temperature
+        found = backward(upstream, *ctx.saved_tensors, ctx.number, *wanted, ctx.backend)
         gradients = [
             differentiated_once(gradient) if wants else None
-            for gradient, wants in zip(
-                backward(upstream, *ctx.saved_tensors, ctx.number, *wanted, ctx.backend),
-                wanted,
-                strict=True,
-            )
+            for gradient, wants in zip(found, wanted, strict=True)
         ]
         if ctx.unasked is not None:
             shape, dtype = ctx.unasked

@@ -28,13 +28,13 @@ Seen = tuple[bool, int | Tensor | None, Any]
 
 def state(norm: BatchNorm) -> State:
     """By what a batch norm normalises, as its module says."""
-    mean, var, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
-    if not norm.training and mean is not None and var is not None:
+    training, mean, var = norm.training, norm.running_mean, norm.running_var
+    if not training and mean is not None and var is not None:
         return mean, var, None, False, 0.0, norm.eps, None
-    if not norm.training or mean is None:
-        return None, None, None, True, 0.0, norm.eps, None if not norm.training else _group(norm)
+    if not training or mean is None:
+        return None, None, None, True, 0.0, norm.eps, _group(norm) if training else None
     momentum = -1.0 if norm.momentum is None else norm.momentum
-    return mean, var, batches, True, momentum, norm.eps, _group(norm)
+    return mean, var, norm.num_batches_tracked, True, momentum, norm.eps, _group(norm)
 
 
 def _group(norm: BatchNorm) -> Any:
@@ -129,7 +129,7 @@ def output_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Gradient to y, and facts [6, H']."""
     batch, total, group = seen
-    pairs = len(y) // len(grad)
+    pairs = y.shape[0] // grad.shape[0]
     if total is None:
         return ops.output_gradient(y, norm, last, slope, grad, batch, parameters, pairs, backend)
     grad = grad.contiguous()

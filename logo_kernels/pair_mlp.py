@@ -27,6 +27,9 @@ from .backends.unit import is_view_major
 PARAMETERS = 10
 KEPT = 8  # tensors that a pass over the pairs keeps for its backward
 
+# Of constants, which are not arguments of the Functions one by one, none needs a gradient.
+NONE_NEEDED = (False,) * PARAMETERS
+
 # What is no parameter: the dtype of the products, the states of both norms, the backend.
 Settings = tuple[torch.dtype, layers.State, layers.State, str]
 
@@ -48,11 +51,20 @@ class Affinity(torch.autograd.Function):
     """[B]: each image's mean over its pairs of softplus(f), of crops z [B, L, D]."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, settings: Settings, *mlp: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        settings: Settings,
+        constants: tuple[Tensor, ...] | None,  # the parameters, if none of them needs a gradient
+        *parameters: Tensor,
+    ) -> Tensor:
         dtype, *states, backend = settings
+        mlp, needed = parameters, ctx.needs_input_grad[3:]
+        if constants is not None:
+            mlp, needed = constants, NONE_NEEDED
         unit, factors = ops.unit(z, dtype, backend)
         a, c, weight, second = halves(unit, mlp)
-        value, ctx.seen, kept = forward(a, c, second, mlp, states, 0, "softplus", backend)
+        value, ctx.seen, kept = forward(a, c, second, mlp, states, 0, "softplus", needed, backend)
         ctx.save_for_backward(unit, factors, weight, second, *kept)
         ctx.backend, ctx.dtype, ctx.view_major = backend, z.dtype, is_view_major(z)
         return value
@@ -64,7 +76,8 @@ class Affinity(torch.autograd.Function):
 
 def affinity_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     unit, factors, weight, second, *kept = ctx.saved_tensors
-    of_z, _, *needed = ctx.needs_input_grad
+    of_z, _, _, *of_parameters = ctx.needs_input_grad
+    needed = of_parameters or NONE_NEEDED
     to_z = to_weight = None
     found = backward(grad, kept, second, ctx.seen, 0, of_z, needed, ctx.backend)
     if of_z or needed[0]:
@@ -83,7 +96,9 @@ def affinity_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         to_z = ops.unit_backward(
             to_unit.view(unit.shape), unit, factors, ctx.dtype, ctx.view_major, ctx.backend
         )
-    return to_z, None, *to_parameters(needed, to_weight, *found[2:])
+    if not of_parameters:
+        return to_z, None, None
+    return to_z, None, None, *to_parameters(needed, to_weight, *found[2:])
 
 
 class Objective(torch.autograd.Function):
@@ -115,8 +130,9 @@ class Objective(torch.autograd.Function):
             )
             noisy_a = torch.add(a, of_a.unsqueeze(1), alpha=deviation)
             noisy_c = torch.add(c, of_c.unsqueeze(1), alpha=deviation)
-        alike, seen, kept = forward(noisy_a, noisy_c, second, mlp, states, 0, near, backend)
-        unlike, far_seen, far_kept = forward(a, c, second, mlp, states, 1, far, backend)
+        needed = ctx.needs_input_grad[4:]
+        alike, seen, kept = forward(noisy_a, noisy_c, second, mlp, states, 0, near, needed, backend)
+        unlike, far_seen, far_kept = forward(a, c, second, mlp, states, 1, far, needed, backend)
         ctx.save_for_backward(unit, noise, weight, second, *kept, *far_kept)
         ctx.seen, ctx.backend, ctx.deviation = (seen, far_seen), backend, deviation
         return (unlike - alike if noise is None else unlike + alike).mean()
@@ -185,8 +201,9 @@ def forward(
     states: Sequence[layers.State],
     roll: int,
     link: str,
+    needed: Sequence[bool],
     backend: str,
-) -> tuple[Tensor, tuple[layers.Seen, layers.Seen], tuple[Tensor, ...]]:
+) -> tuple[Tensor, tuple[layers.Seen, layers.Seen], tuple[Tensor | None, ...]]:
     """(value [B], what was seen, what is kept) of one pass over pairs."""
     _, _, weight, bias, _, second_bias, other_weight, other_bias, last, last_bias = mlp
     wide, pairs = compute_dtype(a), a.shape[1] * (a.shape[1] - 1)
@@ -198,7 +215,8 @@ def forward(
     value, slope, other_norm, other_seen = layers.output_layer(
         y, weight, bias, states[1], last, last_bias, pairs, LINKS[link], backend
     )
-    return value, (seen, other_seen), (a, c, norm, x, y, other_norm, last, slope)
+    of_second = x if needed[4] else None  # nothing but the gradient to W₂ takes it
+    return value, (seen, other_seen), (a, c, norm, of_second, y, other_norm, last, slope)
 
 
 # Gradients to a and c; facts of the hidden layer and of the output; to W₂ and to b₃.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import resolve
+from .backends import remembered
 from .backends import unit as units
 from .backends.compiled_pairs import (
     CompiledPairStage,
@@ -18,6 +18,7 @@ from .backends.compiled_pairs import (
     output_layer_results,
 )
 from .backends.pairs import PairStage
+from .direct import direct
 
 _library = torch.library.Library("logo_kernels", "FRAGMENT")
 
@@ -73,22 +74,10 @@ _library.define(
     "bool batch, bool parameters, int pairs, str backend) -> (Tensor grad_y, Tensor facts)"
 )
 
-_stages: dict[tuple[str, torch.device, torch.dtype], PairStage] = {}
-
 
 def find_stage(backend: str, device: torch.device, dtype: torch.dtype) -> PairStage | None:
-    """That of the backend which is chosen for rows of this dtype; None: the reference is.
-
-    Remembered with the device, since GPUs of one machine may differ.
-    """
-    key = backend, device, dtype
-    stage = _stages.get(key)
-    if stage is None:
-        rows = torch.empty(1, 1, 1, device=device, dtype=dtype)
-        stage = resolve(backend, "pair_mlp", rows).pair_stage
-        if stage is not None:
-            _stages[key] = stage
-    return stage
+    """That of the backend which is chosen for rows of this dtype; None: the reference is."""
+    return remembered(backend, "pair_mlp", device, (dtype,), 0, 1).pair_stage
 
 
 def _stage(backend: str, like: Tensor) -> PairStage:
@@ -252,9 +241,10 @@ output_moments = torch.ops.logo_kernels.pair_output_moments.default
 output = torch.ops.logo_kernels.pair_output.default
 output_sums = torch.ops.logo_kernels.pair_output_sums.default
 output_backward = torch.ops.logo_kernels.pair_output_backward.default
-unit = torch.ops.logo_kernels.unit.default
-unit_backward = torch.ops.logo_kernels.unit_backward.default
-hidden_layer = torch.ops.logo_kernels.pair_hidden_layer.default
-hidden_gradient = torch.ops.logo_kernels.pair_hidden_gradient.default
-output_layer = torch.ops.logo_kernels.pair_output_layer.default
-output_gradient = torch.ops.logo_kernels.pair_output_gradient.default
+# Those of which a step has many calls.
+unit = direct(torch.ops.logo_kernels.unit.default, _unit)
+unit_backward = direct(torch.ops.logo_kernels.unit_backward.default, _unit_backward)
+hidden_layer = direct(torch.ops.logo_kernels.pair_hidden_layer.default, _hidden_layer)
+hidden_gradient = direct(torch.ops.logo_kernels.pair_hidden_gradient.default, _hidden_gradient)
+output_layer = direct(torch.ops.logo_kernels.pair_output_layer.default, _output_layer)
+output_gradient = direct(torch.ops.logo_kernels.pair_output_gradient.default, _output_gradient)

@@ -38,7 +38,7 @@ def onednn() -> Callable[..., Tensor] | None:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x·weightᵀ + bias, [N, M]."""
-    fast = _fast(x, len(weight))
+    fast = _fast(x, weight.shape[0])
     if fast is None:
         return F.linear(x, weight, bias)
     return fast(x.contiguous(), weight.contiguous(), bias)  # strided: up to 200 times slower

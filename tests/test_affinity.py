@@ -187,19 +187,24 @@ def test_operators_of_a_step(cpu_stage, step):
         if step != "objective":
             affinity(z).sum().backward()
     operators = [name for name in calls.names if name not in FREE]
+    assert {"pair_hidden_layer", "pair_output_gradient"} <= set(operators)
     assert len(operators) <= STEPS[step], operators
 
 
 def test_frozen_parameters_cost_nothing(backend):
-    """θd* constant: gradients to the crops alone, and no product of a parameter's shape."""
+    """θd* constant: gradients to the crops alone, no product of a parameter's shape, X not kept."""
     stage_of(backend)
     name, device = backend
     affinity = affinity_of(16, (24, 7), name, device).requires_grad_(False)
     z = crops_of(3, 3, 16).to(device).requires_grad_()
     with Calls() as calls:
-        affinity(z).sum().backward()
+        value = affinity(z)
+        kept = {tuple(v.shape) for v in value.grad_fn.saved_tensors if v is not None}
+        value.sum().backward()
     assert z.grad is not None
     assert all(p.grad is None for p in affinity.parameters())
+    assert (18, 7) in kept  # y of the pairs
+    assert (18, 24) not in kept
     products = {shape for kind, shape in calls.results if "mm" in kind}
     assert not products & {(24, 16), (16, 24), (7, 24), (24, 7)}
 
@@ -414,17 +419,18 @@ def test_opcheck_layers(cpu_stage, batch, running):
     z = v.a.transpose(0, 1).contiguous().transpose(0, 1)
     unit, factors = pair_ops.unit(z, torch.bfloat16, "cpu")
     for operator, arguments in (
-        (pair_ops.unit, (z, torch.bfloat16)),
-        (pair_ops.unit_backward, (unit, unit, factors, torch.float32, True)),
-        (pair_ops.hidden_layer, (v.a, v.c, *of, batch, 0.1, 1e-5, 1)),
-        (pair_ops.hidden_gradient, (v.grad_x, v.a, v.c, norm, batch, 1)),
-        (pair_ops.output_layer, (v.y, *of, batch, 0.1, 1e-5, v.weight, v.bias, v.pairs, 1)),
+        ("unit", (z, torch.bfloat16)),
+        ("unit_backward", (unit, unit, factors, torch.float32, True)),
+        ("pair_hidden_layer", (v.a, v.c, *of, batch, 0.1, 1e-5, 1)),
+        ("pair_hidden_gradient", (v.grad_x, v.a, v.c, norm, batch, 1)),
+        ("pair_output_layer", (v.y, *of, batch, 0.1, 1e-5, v.weight, v.bias, v.pairs, 1)),
         (
-            pair_ops.output_gradient,
+            "pair_output_gradient",
             (v.y, norm, v.weight, v.slope, v.grad, batch, False, v.pairs),
         ),
     ):
-        torch.library.opcheck(operator, (*arguments, "cpu"))
+        registered = getattr(torch.ops.logo_kernels, operator).default
+        torch.library.opcheck(registered, (*arguments, "cpu"))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -444,8 +450,7 @@ def test_compiles_whole(cpu_stage, monkeypatch, name, form, training):
 
         monkeypatch.setattr(backend, "refuses", asking)
     # nothing is remembered of the choice: it falls while torch traces
-    monkeypatch.setattr(pair_ops, "_stages", {})
-    backends._choose.cache_clear()
+    backends.remembered.cache_clear()
     torch._dynamo.reset()
     z = crops_of(4, 3, 16)
     eager, compiled = (Objective(affinity_of(16, (8, 8), name), form) for _ in range(2))

@@ -64,7 +64,7 @@ def add(monkeypatch):
 
     def added(backend):
         monkeypatch.setitem(BACKENDS, backend.name, backend)
-        resolve.__globals__["_choose"].cache_clear()  # the one of another test had this name
+        resolve.__globals__["remembered"].cache_clear()  # the one of another test had this name
         return backend
 
     return added

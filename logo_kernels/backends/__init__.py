@@ -24,6 +24,7 @@ __all__ = [
     "Problem",
     "choose",
     "preferring",
+    "remembered",
     "resolve",
 ]
 
@@ -65,26 +66,24 @@ def resolve(name: str, operation: str, *tensors: torch.Tensor | None) -> Backend
     for tensor in tensors:
         if tensor is not None:
             dtypes.append(tensor.dtype)
-            crops += tensor.shape[1]
+            crops += tensor.size(1)
     if operation in ("info_nce", "pair_mlp"):
         crops = 0  # how many rows an image has binds no kernel here
-    device = first.device
-    return _choose(
-        name, operation, device.type, device.index or 0, tuple(dtypes), crops, first.shape[2]
-    )
+    return remembered(name, operation, first.device, tuple(dtypes), crops, first.size(2))
 
 
 @functools.lru_cache(maxsize=1024)  # a training loop asks the same question at every step
-def _choose(
+def remembered(
     name: str,
     operation: str,
-    device: str,
-    index: int,
+    device: torch.device,
     dtypes: tuple[torch.dtype, ...],
     crops: int,
     dim: int,
 ) -> Backend:
-    problem = Problem(operation, device, frozenset(dtypes), crops, dim, index)
+    """`choose` for these facts; the device is one, since those of a machine may differ."""
+    index = device.index or 0
+    problem = Problem(operation, device.type, frozenset(dtypes), crops, dim, index)
     return choose(name, problem, BACKENDS)
 
 
@@ -92,9 +91,9 @@ def _choose(
 def preferring(name: str) -> Iterator[None]:
     """Within it, "auto" takes the backend `name` wherever that serves."""
     AHEAD.append(name)
-    _choose.cache_clear()
+    remembered.cache_clear()
     try:
         yield
     finally:
         AHEAD.pop()
-        _choose.cache_clear()
+        remembered.cache_clear()

@@ -18,7 +18,7 @@ def rows(crops: Tensor | None) -> Rows:
     if crops is None or crops.numel() == 0:
         return NO_ROWS
     image, crop, element = crops.stride()
-    return crops.data_ptr(), DTYPES[crops.dtype], crops.shape[1], image, crop, element
+    return crops.data_ptr(), DTYPES[crops.dtype], crops.size(1), image, crop, element
 
 
 def matrix_rows(matrix: Tensor | None) -> Rows:

@@ -27,7 +27,7 @@ def hidden_layer_results(a: Tensor) -> tuple[Tensor, Tensor]:
 
 def hidden_gradient_results(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     facts = a.new_empty((5, a.shape[2]), dtype=compute_dtype(a))
-    return a.new_empty(a.shape), a.new_empty(a.shape), facts
+    return torch.empty_like(a), torch.empty_like(a), facts
 
 
 def output_layer_results(y: Tensor, pairs: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +41,7 @@ def output_layer_results(y: Tensor, pairs: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 def output_gradient_results(y: Tensor) -> tuple[Tensor, Tensor]:
-    return y.new_empty(y.shape), y.new_empty((6, y.shape[1]), dtype=compute_dtype(y))
+    return torch.empty_like(y), y.new_empty((6, y.shape[1]), dtype=compute_dtype(y))
 
 
 def _batch_norm(

@@ -245,8 +245,8 @@ def test_backends_of_a_gpu(monkeypatch, cuda, triton, found):
     stubs = [Stub("cuda", *cuda), Stub("triton", *triton), Stub("reference")]
     monkeypatch.setattr(backends, "BACKENDS", {stub.name: stub for stub in stubs})
     monkeypatch.setattr(backends, "order", lambda problem: tuple(backends.BACKENDS))
-    fresh = functools.lru_cache(backends._choose.__wrapped__)
-    monkeypatch.setattr(backends, "_choose", fresh)
+    fresh = functools.lru_cache(backends.remembered.__wrapped__)
+    monkeypatch.setattr(backends, "remembered", fresh)
 
     def function(*crops, backend):
         return backend

@@ -6,6 +6,7 @@
 
 #include <cuda_runtime.h>
 
+#include "cuda/divider.cuh"
 #include "cuda/launcher.h"
 #include "cuda/output.cuh"
 #include "cuda/vectors.cuh"
@@ -24,7 +25,8 @@ struct UnitArguments {
   Rows crops, units, grad;
   float* factors;
   int64_t images, dim;
-  int threads;  // that share a row: a warp or the block
+  int threads;       // that share a row: a warp or the block
+  Divider of_image;  // the crops of an image
 };
 
 // What UNITS stands for: the dtype of units and of their gradient, or kAny, where rows are read one
@@ -158,12 +160,11 @@ struct UnitShare {
 template <class Each>
 __device__ __forceinline__ void each_row(const UnitArguments& a, const Each& each) {
   const int at_once = kUnitThreads / a.threads;
-  const int64_t crops = a.crops.count;
 #pragma unroll 1
   for (int64_t row = int64_t(blockIdx.x) * at_once + threadIdx.x / a.threads;
-       row < a.images * crops; row += int64_t(gridDim.x) * at_once) {
-    const int64_t image = row / crops;
-    each(row, image, row - image * crops);
+       row < a.images * a.of_image.by; row += int64_t(gridDim.x) * at_once) {
+    const int64_t image = a.of_image.quotient(row);
+    each(row, image, row - image * a.of_image.by);
   }
 }
 
@@ -241,7 +242,6 @@ __global__ void __launch_bounds__(kUnitThreads)
   const float most = float(largest(a.crops.dtype));
   each_row(a, [&](int64_t row, int64_t image, int64_t crop) {
     const From unit(a.units, image, crop, a.dim), grad(a.grad, image, crop, a.dim);
-    const To to(a.crops, image, crop, a.dim);
     float units[kHeld][N], grads[kHeld][N], sum = 0;
     const auto add = [&](const float (&u)[N], const float (&g)[N]) {
 #pragma unroll
@@ -260,6 +260,7 @@ __global__ void __launch_bounds__(kUnitThreads)
     });
     const float along = over_row<Sum>(sum, a.threads, exchange);
     const float first = __ldg(a.factors + 2 * row), second = __ldg(a.factors + 2 * row + 1);
+    const To to(a.crops, image, crop, a.dim);
     const auto write = [&](int64_t column, const float (&u)[N], float (&g)[N]) {
 #pragma unroll
       for (int k = 0; k < N; ++k) {
@@ -322,9 +323,9 @@ Status run(const char* name, const UnitProblem& p, const Queue& queue, Failure* 
     const int64_t most = int64_t(limits.multiprocessors) * kUnitBlocks;
     const Grid grid{unsigned(needed < most ? needed : most), kUnitThreads, 0,
                     static_cast<cudaStream_t>(queue.stream)};
-    return launch(
-        kernel(kinds), grid,
-        {p.crops, p.units, p.grad, static_cast<float*>(p.factors), p.images, p.dim, threads});
+    return launch(kernel(kinds), grid,
+                  {p.crops, p.units, p.grad, static_cast<float*>(p.factors), p.images, p.dim,
+                   threads, Divider(p.crops.count)});
   });
   return error == cudaSuccess ? Status::ok
                               : fail(failure, name, shape, queue.device, cudaGetErrorString(error));

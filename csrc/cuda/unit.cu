@@ -20,6 +20,7 @@ namespace {
 constexpr int kUnitThreads = 128;
 constexpr int kHeld = 4;  // accesses of a row that a thread keeps
 constexpr int kUnitBlocks = 8;
+constexpr int kBackwardBlocks = 4;  // whose registers a multiprocessor has; unasked, ptxas spills
 
 struct UnitArguments {
   Rows crops, units, grad;
@@ -232,7 +233,7 @@ __global__ void __launch_bounds__(kUnitThreads)
 
 // (g − (g·ẑ) ẑ)/‖z‖; beyond the largest number of its dtype, that number.
 template <class T, int UNITS>
-__global__ void __launch_bounds__(kUnitThreads)
+__global__ void __launch_bounds__(kUnitThreads, kBackwardBlocks)
     unit_backward_kernel(const __grid_constant__ UnitArguments a) {
   using From = typename RowOf<typename UnitsOf<UNITS>::Type, UNITS>::Type;
   using To = typename RowOf<T, UNITS>::Type;

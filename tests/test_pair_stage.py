@@ -375,7 +375,8 @@ def test_unit_of_long_rows(backend, dtype):
     g, u = grad.cpu().double(), unit.cpu().double()
     exact = (g - (g * u).sum(-1, keepdim=True) * u) * factors.cpu().double().prod(1).view(1, 2, 1)
     to_z = stage.unit_backward(grad, unit, factors, torch.float32, False)
-    assert error(to_z.cpu() / exact, torch.ones(1)) <= 1e-4
+    size = exact.abs().amax(-1, keepdim=True)  # of a row: single elements may all but cancel
+    assert error(to_z.cpu() / size, exact / size) <= 4 * EPS[torch.float32]
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])

@@ -176,6 +176,7 @@ def _more() -> Iterator[Affinity]:
         yield Affinity((1, 13, 16), (70, 300), dtype)
         yield Affinity((9, 2, 40), (16, 8), dtype, "logistic")
         yield Affinity((4, 3, 33), (16, 8), dtype, extreme=True)
+        yield Affinity((3, 2, 2056), (16, 8), dtype)  # a unit vector takes a block of threads
 
 
 MORE = list(_more())

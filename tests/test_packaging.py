@@ -1,7 +1,8 @@
 """The wheel, as a stranger gets it: built, installed in an empty environment, used from outside.
 
 Built without CUDA, as on a machine without nvcc, and with it where there is one; neither needs a
-GPU. The package that the other tests import was built with what is there.
+GPU. The package that the other tests import was built with what is there, for all architectures of
+the default; for the wheel, one will do, since each takes minutes.
 """
 
 import os
@@ -16,8 +17,10 @@ import pytest
 import torch
 
 from cuda_kernels.nvcc import DEFAULT_ARCHITECTURES, embedded
+from logo_kernels.backends.extension import extension
 
 ROOT = Path(__file__).parents[1]
+ARCHITECTURE = "80-real"
 SOURCES = ("csrc", "logo_kernels", "CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml",
            "setup.py")  # fmt: skip
 
@@ -56,11 +59,11 @@ def wheel(cuda, tmp_path_factory):
             shutil.copytree(ROOT / name, source / name, ignore=ignored)
         else:
             shutil.copy(ROOT / name, source)
-    environment = {k: v for k, v in os.environ.items() if k != "CUDAARCHS"}  # the build's default
+    environment = {**os.environ, "CUDAARCHS": ARCHITECTURE, "LOGO_KERNELS_CUDA": cuda}
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
          "-w", str(out), str(source)],
-        check=True, env={**environment, "LOGO_KERNELS_CUDA": cuda},
+        check=True, env=environment,
     )  # fmt: skip
     (built,) = out.glob("*.whl")
     return built
@@ -102,7 +105,7 @@ def test_works_in_an_empty_environment(wheel, cuda, tmp_path):
             (site / package).symlink_to(source)
     for libraries in torch_home.glob("*.libs"):
         (site / libraries.name).symlink_to(libraries)
-    architectures = DEFAULT_ARCHITECTURES if cuda == "on" else ""
+    architectures = ARCHITECTURE if cuda == "on" else ""
 
     def run(*arguments):
         outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -132,5 +135,15 @@ def test_links_neither_libtorch_nor_cuda(library):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
 def test_carries_kernels_only_when_built_with_cuda(library, cuda):
     code, ptx = embedded(library)
-    assert code == ({"sm_80", "sm_90a", "sm_100"} if cuda == "on" else set())
-    assert ptx == ({"sm_100"} if cuda == "on" else set())  # serves what is newer
+    assert code == ({"sm_80"} if cuda == "on" else set())
+    assert not ptx
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
+def test_the_default_serves_what_is_newer():
+    """Of the package that is installed: code for three architectures, and PTX of the last one."""
+    if extension is None or extension.cuda.architectures != DEFAULT_ARCHITECTURES:
+        pytest.skip("the installed package was not built for the default architectures")
+    code, ptx = embedded(Path(extension.__file__))
+    assert code == {"sm_80", "sm_90a", "sm_100"}
+    assert ptx == {"sm_100"}

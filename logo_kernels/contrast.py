@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import checks
 from .autograd import differentiated_once
-from .backends import AUTO, BACKENDS, PairWeights, resolve
+from .backends import AUTO, BACKENDS, Backend, PairWeights, remembered
 from .backends.buffers import compute_dtype, gradient_like
 from .backends.protocol import InfoNCECall, InfoNCEGradients, InfoNCEResult
 
@@ -134,7 +134,9 @@ class InfoNCE(torch.autograd.Function):
             queries, local_crops, positives, negatives, tensor, number,
             gg_weight, lg_weight, reduction, backend,
         )  # fmt: skip
-        ctx.save_for_backward(queries, local_crops, positives, negatives, tensor, pull, mean)
+        # Not the negatives: a queue may take new keys before backward.
+        ctx.save_for_backward(queries, local_crops, positives, tensor, pull, mean)
+        ctx.of_negatives = None if negatives is None else negatives.dtype
         ctx.unasked = None  # of crops that are no queries, shape and dtype
         if queries is None and ctx.needs_input_grad[0] and global_crops is not None:
             ctx.unasked = global_crops.shape, global_crops.dtype
@@ -149,7 +151,9 @@ class InfoNCE(torch.autograd.Function):
             return (None,) * 10
         to_global, to_local, to_temperature = (ctx.needs_input_grad[i] for i in (0, 1, 4))
         wanted = to_global and ctx.unasked is None, to_local, to_temperature
-        found = backward(upstream, *ctx.saved_tensors, ctx.number, *wanted, ctx.backend)
+        found = backward(
+            upstream, *ctx.saved_tensors, ctx.number, *wanted, ctx.of_negatives, ctx.backend
+        )
         gradients = [
             differentiated_once(gradient) if wants else None
             for gradient, wants in zip(found, wanted, strict=True)
@@ -169,8 +173,9 @@ _library.define(
 )
 _library.define(
     "info_nce_backward(Tensor upstream, Tensor? global_crops, Tensor? local_crops, "
-    "Tensor positives, Tensor? negatives, Tensor? temperature_tensor, Tensor pull, Tensor mean, "
-    "float temperature, bool grad_global, bool grad_local, bool grad_temperature, str backend) "
+    "Tensor positives, Tensor? temperature_tensor, Tensor pull, Tensor mean, float temperature, "
+    "bool grad_global, bool grad_local, bool grad_temperature, ScalarType? of_negatives, "
+    "str backend) "
     "-> (Tensor grad_global, Tensor grad_local, Tensor grad_temperature)"
 )
 
@@ -194,7 +199,8 @@ def _run(
     )  # fmt: skip
     result = InfoNCEResult.empty(call)
     if not fake:
-        resolve(backend, "info_nce", *_seen(call)).info_nce(call, result)
+        of_negatives = None if negatives is None else negatives.dtype
+        _backend(backend, call, of_negatives).info_nce(call, result)
     return result
 
 
@@ -203,7 +209,6 @@ def _run_backward(
     global_crops: Tensor | None,
     local_crops: Tensor | None,
     positives: Tensor,
-    negatives: Tensor | None,
     temperature_tensor: Tensor | None,
     pull: Tensor,
     mean: Tensor,
@@ -211,12 +216,13 @@ def _run_backward(
     grad_global: bool,
     grad_local: bool,
     grad_temperature: bool,
+    of_negatives: torch.dtype | None,
     backend: str,
     fake: bool = False,
 ) -> InfoNCEGradients:
     # What weights and reduction did to the gradient is in `pull`.
     call = InfoNCECall(
-        global_crops, local_crops, positives, negatives, temperature, temperature_tensor,
+        global_crops, local_crops, positives, None, temperature, temperature_tensor,
         1.0, 1.0, "pairs",
     )  # fmt: skip
     gradients = InfoNCEGradients(
@@ -225,8 +231,9 @@ def _run_backward(
         mean.new_empty([]) if grad_temperature else _none(mean),
     )
     if not fake:
-        chosen = resolve(backend, "info_nce", *_seen(call))
-        chosen.info_nce_backward(call, upstream, pull, mean, gradients)
+        _backend(backend, call, of_negatives).info_nce_backward(
+            call, upstream, pull, mean, gradients
+        )
     return gradients
 
 
@@ -234,9 +241,13 @@ def _none(like: Tensor) -> Tensor:
     return like.new_empty(0)
 
 
-def _seen(call: InfoNCECall) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The tensors by which a backend is chosen."""
-    return call.queries, call.positives, call.negatives
+def _backend(name: str, call: InfoNCECall, of_negatives: torch.dtype | None) -> Backend:
+    """The one for a call, the same forward and backward; how many rows there are binds none."""
+    queries = call.queries
+    dtypes = [queries.dtype, call.positives.dtype]
+    if of_negatives is not None:
+        dtypes.append(of_negatives)
+    return remembered(name, "info_nce", queries.device, tuple(dtypes), 0, queries.size(2))
 
 
 for _name, _implementation in (("info_nce", _run), ("info_nce_backward", _run_backward)):

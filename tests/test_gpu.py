@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from logo_kernels import logo_loss
-from steps import STEPS, evaluate, step_of
 from support import crops
+from training_steps import STEPS, evaluate, step_of
 
 SIZES = 48, 2, 4, 64  # B, G, L, D
 

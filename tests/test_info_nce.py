@@ -388,8 +388,10 @@ def test_opcheck(name, dtype):
         torch.library.opcheck(contrast.forward, (*given, name))
         total, _, _, pull, mean = contrast.forward(*given, name)
         wanted = (given[0] is not None, given[1] is not None, given[4] is not None)
+        of_negatives = None if given[3] is None else given[3].dtype
         torch.library.opcheck(
-            contrast.backward, (total, *given[:5], pull, mean, given[5], *wanted, name)
+            contrast.backward,
+            (total, *given[:3], given[4], pull, mean, given[5], *wanted, of_negatives, name),
         )
 
 

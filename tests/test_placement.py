@@ -6,8 +6,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from steps import STEPS, evaluate, step_of
 from support import crops
+from training_steps import STEPS, evaluate, step_of
 
 SIZES = 6, 2, 4, 64  # B, G, L, D
 

@@ -203,7 +203,7 @@ class Backend(ABC):
         mean: Tensor,
         gradients: InfoNCEGradients,
     ) -> None:
-        """Fills `gradients` from what `info_nce` found.
+        """Fills `gradients` from what `info_nce` found; `call` comes without its negatives.
 
         With w = upstream · pull of a pair and δ = Σ w (O − k̂⁺) over its pairs, a query's gradient
         is (δ − (δ·q̂) q̂)/(τ‖q‖), 0 for a zero row, and that of τ is −Σ δ·q̂ / τ² over all queries.

@@ -60,10 +60,10 @@ def info_nce_backward(
 ) -> None:
     """`Backend.info_nce_backward`."""
     with torch.no_grad(), full_precision(call.queries.device.type):
-        q = Rows(_joined(call), call.dtype)
+        q = Rows(_joined(call), mean.dtype)
         weights = upstream.view(*upstream.shape, *[1] * (3 - upstream.ndim)) * pull
         direction = weights.sum(-1, keepdim=True) * mean
-        direction = direction - weights @ Rows(call.positives, call.dtype).unit
+        direction = direction - weights @ Rows(call.positives, mean.dtype).unit
         along = (direction * q.unit).sum(-1, keepdim=True)
         tau = _temperature(call)
         gradient = q.gradient((direction - along * q.unit) / tau)

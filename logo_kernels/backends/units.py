@@ -23,15 +23,15 @@ class Rows:
     zero: Tensor | None
     largest: Tensor | None
 
-    def __init__(self, crops: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> None:
-        """Of crops in `dtype`; the unit vectors into `out`, if given."""
+    def __init__(self, crops: Tensor, dtype: torch.dtype) -> None:
+        """Of crops in `dtype`."""
         rows = crops.detach().to(dtype)
         # where to look at values is free, and no graph breaks on it
         if rows.is_cpu and not torch.compiler.is_compiling():
             norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)  # [B, V, 1]
             if bool(((norm > 1 / ORDINARY) & (norm < ORDINARY)).all()):
                 self.zero = self.largest = None
-                self.norm, self.unit = norm, torch.div(rows, norm, out=out)
+                self.norm, self.unit = norm, rows / norm
                 return
         largest = rows.abs().amax(-1, keepdim=True)  # [B, V, 1]
         self.zero = largest == 0
@@ -39,7 +39,7 @@ class Rows:
         scaled = rows / largest
         norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)  # [B, V, 1], 1 ≤ norm ≤ √D
         self.norm = torch.where(self.zero, 1, norm)
-        self.unit = torch.div(scaled, self.norm, out=out)  # [B, V, D]
+        self.unit = scaled / self.norm  # [B, V, D]
 
     def pull(self, weights: Tensor, others: Rows, cosines: Tensor) -> Tensor:
         """‖x_i‖ d(Σ w_ij cos(x_i, y_j))/dx_i = Σ_j w_ij (ŷ_j − cos_ij x̂_i), as [B, V, D]."""

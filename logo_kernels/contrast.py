@@ -1,20 +1,19 @@
-"""InfoNCE against constants, without logits in memory (eq. 1): the function, its operators and its
-place in the graph.
+"""InfoNCE against constants, without logits in memory (eq. 1): the function, its records, its
+operators and its place in the graph.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .autograd import differentiated_once
-from .backends import AUTO, BACKENDS, Backend, PairWeights, remembered
-from .backends.buffers import compute_dtype, gradient_like
-from .backends.protocol import InfoNCECall, InfoNCEGradients, InfoNCEResult
+from .autograd import guarded
+from .backends import AUTO, BACKENDS, Key
+from .buffers import compute_dtype, gradient_for
+from .operators import Operator
 
 
 def info_nce(
@@ -70,10 +69,181 @@ def info_nce(
     checks.temperature(temperature)
     if isinstance(temperature, Tensor):
         checks.same_device("temperature", temperature, "queries", q)
-    return contrast(None, q, k, n, temperature, _ONE_EACH, "pairs", backend)[0].squeeze(1)
+    losses, _ = contrast(None, q, k, n, temperature, (0.0, 1.0), "pairs", backend)
+    return losses.squeeze(1)
 
 
-_ONE_EACH = PairWeights(0.0, 1.0, 0.0)
+class InfoNCECall(NamedTuple):
+    """What a backend's `info_nce` is given: eq. 1 of queries with positives, against negatives.
+
+    An image has V queries, its global crops and then its local crops: query n = b·V + v. A
+    local crop has all P positives of its image, global crop i those j ≠ i (so P = G there). Every
+    query sees at least one negative.
+    """
+
+    global_crops: Tensor | None  # [B, G, D] queries; None: they are no queries
+    local_crops: Tensor | None  # [B, L, D] queries, of the dtype of the global ones
+    positives: Tensor  # [B, P, D], constants
+    negatives: Tensor | None  # [K, D], constants; None: the positives of the other images
+    temperature: float  # τ, unless a tensor gives it
+    temperature_tensor: Tensor | None  # [] of `dtype`, on the device of the queries
+    gg_weight: float  # of the loss of one pair in its image's total; of a global crop
+    lg_weight: float  # of a local crop
+    reduction: str  # over images: "mean" | "sum" | "none"; "pairs": no sum at all
+
+    @property
+    def queries(self) -> Tensor:
+        """Some of them, for what all have in common: B, D, dtype, device."""
+        return _queries(self.global_crops, self.local_crops)
+
+    @property
+    def images(self) -> int:
+        return self.positives.shape[0]
+
+    @property
+    def dim(self) -> int:
+        return self.positives.shape[2]
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """(G, L, P), of the queries G or L 0 where there are none."""
+        globals_, locals_ = self.global_crops, self.local_crops
+        return (
+            0 if globals_ is None else globals_.shape[1],
+            0 if locals_ is None else locals_.shape[1],
+            self.positives.shape[1],
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the losses: fp64 if any input is fp64, else fp32."""
+        return compute_dtype(self.queries, self.positives, self.negatives)
+
+    @property
+    def fp64(self) -> bool:
+        return self.dtype == torch.float64
+
+    def key(self) -> Key:
+        of_negatives = None if self.negatives is None else self.negatives.dtype
+        return _key(self.queries, self.positives, of_negatives)
+
+
+class InfoNCEResult(NamedTuple):
+    """What a backend's `info_nce` fills, in one pass over the negatives; in the dtype of the call.
+
+    With s⁺ the logit of a pair's positive, lse the log-sum-exp over the negatives and O their mean
+    under the softmax, the loss of a pair is ℓ = softplus(lse − s⁺), and
+
+        dℓ/dq̂ = (1 − σ)(O − k̂⁺)/τ,    σ = e^{s⁺}/(e^{s⁺} + e^{lse}).
+
+    A zero row has logit 0 and adds nothing to the mean; other norms, however extreme, are divided
+    away exactly. NaN or inf in a negative gives NaN.
+    """
+
+    total: Tensor  # [], [B] ("none"), or the loss of each pair [B, V, P] ("pairs")
+    terms: Tensor | None  # [2] or [2, B]: gg, lg, means over pairs, reduced like total; not "pairs"
+    lse: Tensor  # [B, V] log Σ_k e^{q̂·n̂_k / τ}
+    pull: Tensor  # [B, V, P] d(Σ total)/dℓ times 1 − σ: 0 where global crop and positive are one
+    mean: Tensor  # [B, V, D] Σ_k softmax_k n̂_k
+
+    @classmethod
+    def empty(cls, call: InfoNCECall) -> InfoNCEResult:
+        """Uninitialised buffers."""
+        queries, dtype = call.queries, call.dtype
+        images, _, dim = queries.shape
+        globals_, locals_, positives = call.counts
+        crops = globals_ + locals_
+        total: list[int] = []
+        terms: Tensor | None = None
+        if call.reduction == "pairs":
+            total = [images, crops, positives]
+        else:
+            total = [images] if call.reduction == "none" else []
+            terms = queries.new_empty([2, *total], dtype=dtype)
+        return cls(
+            queries.new_empty(total, dtype=dtype),
+            terms,
+            queries.new_empty([images, crops], dtype=dtype),
+            queries.new_empty([images, crops, positives], dtype=dtype),
+            queries.new_empty([images, crops, dim], dtype=dtype),
+        )
+
+
+class InfoNCEBackwardCall(NamedTuple):
+    """What a backend's `info_nce_backward` is given: what `info_nce` was, without the negatives.
+
+    With w = upstream · pull of a pair and δ = Σ w (O − k̂⁺) over its pairs, a query's gradient is
+    (δ − (δ·q̂) q̂)/(τ‖q‖), 0 for a zero row, and the gradient of τ is −Σ δ·q̂ / τ² over all queries.
+    Finite gradients that bf16 or fp32 cannot hold saturate; fp16 reaches inf, for which a loss
+    scaler looks.
+    """
+
+    upstream: Tensor  # of the shape and dtype of `InfoNCEResult.total`, any strides
+    global_crops: Tensor | None
+    local_crops: Tensor | None
+    positives: Tensor
+    temperature_tensor: Tensor | None
+    pull: Tensor  # dense, of `InfoNCEResult`: what weights and reduction do is in it
+    mean: Tensor
+    temperature: float
+    grad_global: bool  # whether the gradient to the global crops is wanted
+    grad_local: bool
+    grad_temperature: bool
+    of_negatives: torch.dtype | None  # the dtype of the negatives, if they were no positives
+
+    @property
+    def queries(self) -> Tensor:
+        return _queries(self.global_crops, self.local_crops)
+
+    @property
+    def images(self) -> int:
+        return self.positives.shape[0]
+
+    @property
+    def dim(self) -> int:
+        return self.positives.shape[2]
+
+    @property
+    def fp64(self) -> bool:
+        return self.mean.dtype == torch.float64
+
+    def key(self) -> Key:
+        return _key(self.queries, self.positives, self.of_negatives)
+
+
+class InfoNCEGradients(NamedTuple):
+    """What a backend's `info_nce_backward` fills."""
+
+    grad_global: Tensor | None  # [B, G, D] in the dtype of the crops, unit stride over D
+    grad_local: Tensor | None  # [B, L, D] likewise
+    grad_temperature: Tensor | None  # [] in the dtype of the losses
+
+    @classmethod
+    def empty(cls, call: InfoNCEBackwardCall) -> InfoNCEGradients:
+        """Uninitialised buffers."""
+        return cls(
+            gradient_for(call.global_crops, call.grad_global),
+            gradient_for(call.local_crops, call.grad_local),
+            call.mean.new_empty([]) if call.grad_temperature else None,
+        )
+
+
+def _queries(global_crops: Tensor | None, local_crops: Tensor | None) -> Tensor:
+    crops = local_crops if global_crops is None else global_crops
+    assert crops is not None
+    return crops
+
+
+def _key(queries: Tensor, positives: Tensor, of_negatives: torch.dtype | None) -> Key:
+    """The same forward and backward; the number of rows of an image binds no kernel: 0."""
+    dtypes = queries.dtype, positives.dtype
+    if of_negatives is not None:
+        return "info_nce", queries.device, (*dtypes, of_negatives), 0, queries.shape[2]
+    return "info_nce", queries.device, dtypes, 0, queries.shape[2]
+
+
+forward = Operator("info_nce", InfoNCECall, InfoNCEResult)
+backward = Operator("info_nce_backward", InfoNCEBackwardCall, InfoNCEGradients)
 
 
 def contrast(
@@ -82,37 +252,38 @@ def contrast(
     positives: Tensor,  # [B, P, D]
     negatives: Tensor | None,  # [K, D]; None: the positives of the other images
     temperature: float | Tensor,
-    weights: PairWeights,
+    weights: tuple[float, float],  # gg, lg
     reduction: str,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """(total, terms) as `InfoNCEResult` has them, by way of the graph only where it is needed."""
+) -> tuple[Tensor, Tensor | None]:
+    """(total, terms) of `InfoNCEResult`, by way of the graph only where it is needed.
+
+    A single global crop has no positives: it is no query, and its gradient is zero.
+    """
     tensor, number = None, 1.0
     if isinstance(temperature, Tensor):
         tensor = temperature.to(compute_dtype(global_crops, local_crops, positives, negatives))
     else:
         number = float(temperature)
-    arguments = (
-        global_crops, local_crops, positives, negatives, tensor, number,
-        weights.gg, weights.lg, reduction, backend,
-    )  # fmt: skip
+    arguments = global_crops, local_crops, positives, negatives, number, tensor, *weights, reduction
     if torch.is_grad_enabled() and any(
         v is not None and v.requires_grad for v in (global_crops, local_crops, tensor)
     ):
-        return InfoNCE.apply(*arguments)
-    total, terms, *_ = forward(_queries(global_crops), *arguments[1:])
-    return total, terms
+        return InfoNCE.apply(*arguments, backend)
+    return forward(_call(*arguments), backend)[:2]
 
 
-def _queries(global_crops: Tensor | None) -> Tensor | None:
-    """The global crops where they have positives: a single one has none."""
-    return None if global_crops is None or global_crops.shape[1] == 1 else global_crops
+def _call(global_crops: Tensor | None, *others: Any) -> InfoNCECall:
+    if global_crops is not None and global_crops.shape[1] == 1:
+        global_crops = None
+    return InfoNCECall(global_crops, *others)
 
 
 class InfoNCE(torch.autograd.Function):
     """(total, terms) of eq. 1; gradients go to the queries and to a temperature that is a tensor.
 
-    Kept for backward: the negatives' mean as each query sees it, and a number per pair.
+    Kept for backward: the negatives' mean as each query sees it, and a number per pair. Not the
+    negatives: a queue may take new keys before backward.
     """
 
     @staticmethod
@@ -122,26 +293,21 @@ class InfoNCE(torch.autograd.Function):
         local_crops: Tensor | None,
         positives: Tensor,
         negatives: Tensor | None,
+        temperature: float,
         tensor: Tensor | None,
-        number: float,
-        gg_weight: float,
-        lg_weight: float,
-        reduction: str,
-        backend: str,
-    ) -> tuple[Tensor, Tensor]:
-        queries = _queries(global_crops)
-        total, terms, _, pull, mean = forward(
-            queries, local_crops, positives, negatives, tensor, number,
-            gg_weight, lg_weight, reduction, backend,
-        )  # fmt: skip
-        # Not the negatives: a queue may take new keys before backward.
-        ctx.save_for_backward(queries, local_crops, positives, tensor, pull, mean)
+        *options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        *others, backend = options
+        call = _call(global_crops, local_crops, positives, negatives, temperature, tensor, *others)
+        total, terms, _, pull, mean = forward(call, backend)
+        ctx.save_for_backward(call.global_crops, local_crops, positives, tensor, pull, mean)
         ctx.of_negatives = None if negatives is None else negatives.dtype
         ctx.unasked = None  # of crops that are no queries, shape and dtype
-        if queries is None and ctx.needs_input_grad[0] and global_crops is not None:
+        if global_crops is not None and call.global_crops is None and ctx.needs_input_grad[0]:
             ctx.unasked = global_crops.shape, global_crops.dtype
-        ctx.number, ctx.backend = number, backend
-        ctx.mark_non_differentiable(terms)
+        ctx.temperature, ctx.backend = temperature, backend
+        if terms is not None:
+            ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)  # no zeros for the gradient of terms
         return total, terms
 
@@ -149,112 +315,16 @@ class InfoNCE(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, _terms: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 10
-        to_global, to_local, to_temperature = (ctx.needs_input_grad[i] for i in (0, 1, 4))
+        to_global, to_local, _, _, _, to_temperature, *_ = ctx.needs_input_grad
         wanted = to_global and ctx.unasked is None, to_local, to_temperature
-        found = backward(
-            upstream, *ctx.saved_tensors, ctx.number, *wanted, ctx.of_negatives, ctx.backend
+        call = InfoNCEBackwardCall(
+            upstream, *ctx.saved_tensors, ctx.temperature, *wanted, ctx.of_negatives
         )
-        gradients = [
-            differentiated_once(gradient) if wants else None
-            for gradient, wants in zip(found, wanted, strict=True)
-        ]
+        with torch.no_grad():
+            found = backward(call, ctx.backend)
+        to_global_crops = guarded(found.grad_global)
         if ctx.unasked is not None:
             shape, dtype = ctx.unasked
-            gradients[0] = upstream.new_zeros(shape, dtype=dtype)
-        return gradients[0], gradients[1], None, None, gradients[2], *(None,) * 5
-
-
-_library = torch.library.Library("logo_kernels", "FRAGMENT")
-_library.define(
-    "info_nce(Tensor? global_crops, Tensor? local_crops, Tensor positives, Tensor? negatives, "
-    "Tensor? temperature_tensor, float temperature, float gg_weight, float lg_weight, "
-    "str reduction, str backend) "
-    "-> (Tensor total, Tensor terms, Tensor lse, Tensor pull, Tensor mean)"
-)
-_library.define(
-    "info_nce_backward(Tensor upstream, Tensor? global_crops, Tensor? local_crops, "
-    "Tensor positives, Tensor? temperature_tensor, Tensor pull, Tensor mean, float temperature, "
-    "bool grad_global, bool grad_local, bool grad_temperature, ScalarType? of_negatives, "
-    "str backend) "
-    "-> (Tensor grad_global, Tensor grad_local, Tensor grad_temperature)"
-)
-
-
-def _run(
-    global_crops: Tensor | None,
-    local_crops: Tensor | None,
-    positives: Tensor,
-    negatives: Tensor | None,
-    temperature_tensor: Tensor | None,
-    temperature: float,
-    gg_weight: float,
-    lg_weight: float,
-    reduction: str,
-    backend: str,
-    fake: bool = False,
-) -> InfoNCEResult:
-    call = InfoNCECall(
-        global_crops, local_crops, positives, negatives, temperature, temperature_tensor,
-        gg_weight, lg_weight, reduction,
-    )  # fmt: skip
-    result = InfoNCEResult.empty(call)
-    if not fake:
-        of_negatives = None if negatives is None else negatives.dtype
-        _backend(backend, call, of_negatives).info_nce(call, result)
-    return result
-
-
-def _run_backward(
-    upstream: Tensor,
-    global_crops: Tensor | None,
-    local_crops: Tensor | None,
-    positives: Tensor,
-    temperature_tensor: Tensor | None,
-    pull: Tensor,
-    mean: Tensor,
-    temperature: float,
-    grad_global: bool,
-    grad_local: bool,
-    grad_temperature: bool,
-    of_negatives: torch.dtype | None,
-    backend: str,
-    fake: bool = False,
-) -> InfoNCEGradients:
-    # What weights and reduction did to the gradient is in `pull`.
-    call = InfoNCECall(
-        global_crops, local_crops, positives, None, temperature, temperature_tensor,
-        1.0, 1.0, "pairs",
-    )  # fmt: skip
-    gradients = InfoNCEGradients(
-        gradient_like(global_crops) if grad_global and global_crops is not None else _none(mean),
-        gradient_like(local_crops) if grad_local and local_crops is not None else _none(mean),
-        mean.new_empty([]) if grad_temperature else _none(mean),
-    )
-    if not fake:
-        _backend(backend, call, of_negatives).info_nce_backward(
-            call, upstream, pull, mean, gradients
-        )
-    return gradients
-
-
-def _none(like: Tensor) -> Tensor:
-    return like.new_empty(0)
-
-
-def _backend(name: str, call: InfoNCECall, of_negatives: torch.dtype | None) -> Backend:
-    """The one for a call, the same forward and backward; how many rows there are binds none."""
-    queries = call.queries
-    dtypes = [queries.dtype, call.positives.dtype]
-    if of_negatives is not None:
-        dtypes.append(of_negatives)
-    return remembered(name, "info_nce", queries.device, tuple(dtypes), 0, queries.size(2))
-
-
-for _name, _implementation in (("info_nce", _run), ("info_nce_backward", _run_backward)):
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(
-        f"logo_kernels::{_name}", functools.partial(_implementation, fake=True), lib=_library
-    )
-
-forward = torch.ops.logo_kernels.info_nce.default
-backward = torch.ops.logo_kernels.info_nce_backward.default
+            to_global_crops = upstream.new_zeros(shape, dtype=dtype)
+        to_tau = guarded(found.grad_temperature)
+        return to_global_crops, guarded(found.grad_local), None, None, None, to_tau, *(None,) * 4

@@ -8,10 +8,10 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from . import checks, ops
-from .autograd import Cosine
-from .backends import AUTO, BACKENDS, PairWeights
+from . import checks
+from .backends import AUTO, BACKENDS
 from .contrast import contrast
+from .cosine import cosine_loss, repulsion_loss
 
 Affinity = str | Callable[[Tensor], Tensor] | None
 
@@ -124,12 +124,13 @@ def logo_loss(
     ll = None
     if similarity == "cosine":
         features = r if fused_repulsion else None
-        total, terms = _cosine(x, y, t, features, weights, fused_repulsion, reduction, backend)
+        total, terms = cosine_loss(x, y, t, features, weights, fused_repulsion, reduction, backend)
     else:
         positives = x.detach() if t is None else t
-        total, terms = contrast(x, y, positives, n, temperature, weights, reduction, backend)
+        total, terms = contrast(x, y, positives, n, temperature, weights[:2], reduction, backend)
         if fused_repulsion:
-            repulsion, ll = _repel(y if r is None else r, weights, reduction, backend)
+            features = cast(Tensor, y if r is None else r)
+            repulsion, ll = repulsion_loss(features, weights.ll, reduction, backend)
             total = total + repulsion
     if has_repulsion and not fused_repulsion and (repulsion_weight != 0 or return_terms):
         pairs = locals_ * (locals_ - 1) / 2 if pair_reduction == "sum" else 1.0
@@ -209,50 +210,23 @@ class LoGoLoss(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
 
+class PairWeights(NamedTuple):
+    """Of one pair of each kind in an image's total."""
+
+    gg: float
+    lg: float
+    ll: float
+
+
 def pair_weights(
     global_crops: int, local_crops: int, pair_reduction: str, repulsion_weight: float
 ) -> PairWeights:
-    """The weight of one pair of each kind in an image's total (eqs. 3-5, 9; see `logo_loss`)."""
+    """By the formulas of `logo_loss` (eqs. 3-5, 9)."""
     if pair_reduction == "sum":
         return PairWeights(0.5, 1.0, repulsion_weight)
     attraction = 1 / (global_crops * (global_crops - 1) + local_crops * global_crops)
     repelled = max(1, local_crops * (local_crops - 1) // 2)
     return PairWeights(attraction, attraction, repulsion_weight / repelled)
-
-
-def _cosine(
-    x: Tensor,
-    y: Tensor | None,
-    t: Tensor | None,
-    r: Tensor | None,
-    weights: PairWeights,
-    repulsion: bool,
-    reduction: str,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Total and terms, by way of the graph only where something needs a gradient."""
-    wanted = (
-        x.requires_grad
-        or (y is not None and y.requires_grad)
-        or (r is not None and r.requires_grad)
-    )
-    if wanted and torch.is_grad_enabled():
-        return Cosine.apply(x, y, t, r, weights, repulsion, reduction, backend)
-    total, terms, *_ = ops.cosine(
-        x, y, t, r, *weights, repulsion, reduction, False, False, False, backend
-    )
-    return total, terms
-
-
-def _repel(
-    features: Tensor | None, weights: PairWeights, reduction: str, backend: str
-) -> tuple[Tensor, Tensor]:
-    """λ·ll and ll alone: the cosine loss in which attraction weighs nothing."""
-    assert features is not None
-    alone = PairWeights(0.0, 0.0, weights.ll)
-    anchor = features[:, :1].detach()  # a global crop has to be there
-    total, terms = _cosine(anchor, features, None, None, alone, True, reduction, backend)
-    return total, terms[2]
 
 
 def _affinity(affinity: Callable[[Tensor], Tensor], y: Tensor, r: Tensor | None) -> Tensor:

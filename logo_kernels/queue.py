@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
-from .backends.units import Rows
+from .units import UnitRows
 
 
 class NegativeQueue(nn.Module):
@@ -48,7 +48,7 @@ class NegativeQueue(nn.Module):
             checks.positive_integer(name, value)
         if dtype not in checks.FLOATING:
             raise TypeError(f"dtype must be a floating dtype, got {dtype}")
-        keys = Rows(torch.randn(size, dim, device=device), torch.float32).unit
+        keys = UnitRows(torch.randn(size, dim, device=device), torch.float32).unit
         self.register_buffer("keys", keys.to(dtype))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64, device=device))
 
@@ -74,7 +74,7 @@ class NegativeQueue(nn.Module):
         count = len(rows)
         kept = rows[-size:] if count > size else rows
         wide = torch.float64 if kept.dtype == torch.float64 else torch.float32
-        units = Rows(kept, wide).unit.to(self.keys)
+        units = UnitRows(kept, wide).unit.to(self.keys)
         places = torch.arange(count - len(kept), count, device=self.keys.device)
         self.keys.index_copy_(0, (self.pointer + places) % size, units)
         self.pointer.copy_((self.pointer + count) % size)

@@ -1,13 +1,17 @@
-"""The block-wise cosine-similarity matrix."""
+"""The block-wise cosine-similarity matrix: the function, its records, operators and Function."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import checks, ops
-from .autograd import Similarity
-from .backends import AUTO, BACKENDS
+from . import checks
+from .autograd import guarded
+from .backends import AUTO, BACKENDS, Key
+from .buffers import gradient_for
+from .operators import Operator
 
 
 def block_cosine_similarity(a: Tensor, b: Tensor | None = None, *, backend: str = AUTO) -> Tensor:
@@ -42,10 +46,98 @@ def block_cosine_similarity(a: Tensor, b: Tensor | None = None, *, backend: str 
     checks.one_of("backend", backend, (AUTO, *BACKENDS))
     if torch.is_grad_enabled() and (a.requires_grad or (b is not None and b.requires_grad)):
         return Similarity.apply(a, b, backend)
-    return ops.similarity(a, b, backend)
+    return similarity(SimilarityCall(a, b), backend).cosines
 
 
 def _not_empty(name: str, value: Tensor, letter: str) -> None:
     for size, axis in zip(value.shape, ("B", letter, "D"), strict=True):
         if size == 0:
             raise ValueError(f"{name} must not be empty, got {axis} = 0 in {list(value.shape)}")
+
+
+class SimilarityCall(NamedTuple):
+    """What a backend's `similarity` is given."""
+
+    a: Tensor  # [B, V, D]
+    b: Tensor | None  # [B, W, D]; None: a
+
+    @property
+    def images(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def dim(self) -> int:
+        return self.a.shape[2]
+
+    def key(self) -> Key:
+        return _key(self.a, self.b)
+
+
+class SimilarityResult(NamedTuple):
+    cosines: Tensor  # [B, V, W] cos(a_bv, b_bw), in the dtype of a
+
+    @classmethod
+    def empty(cls, call: SimilarityCall) -> SimilarityResult:
+        """Uninitialised."""
+        a, b = call
+        return cls(a.new_empty(a.shape[0], a.shape[1], a.shape[1] if b is None else b.shape[1]))
+
+
+class SimilarityBackwardCall(NamedTuple):
+    """What a backend's `similarity_backward` is given."""
+
+    grad: Tensor  # [B, V, W], the upstream gradient
+    a: Tensor
+    b: Tensor | None
+    grad_a: bool  # whether the gradient to a is wanted
+    grad_b: bool
+
+    @property
+    def images(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def dim(self) -> int:
+        return self.a.shape[2]
+
+    def key(self) -> Key:
+        return _key(self.a, self.b)
+
+
+class SimilarityGradients(NamedTuple):
+    """Of a and b, in their dtype; with b None, the gradient to a is that of both of its roles."""
+
+    grad_a: Tensor | None  # [B, V, D]
+    grad_b: Tensor | None  # [B, W, D]
+
+    @classmethod
+    def empty(cls, call: SimilarityBackwardCall) -> SimilarityGradients:
+        """Uninitialised."""
+        return cls(gradient_for(call.a, call.grad_a), gradient_for(call.b, call.grad_b))
+
+
+def _key(a: Tensor, b: Tensor | None) -> Key:
+    rows = a.shape[1] if b is None else a.shape[1] + b.shape[1]
+    return "similarity", a.device, (a.dtype,), rows, a.shape[2]
+
+
+similarity = Operator("similarity", SimilarityCall, SimilarityResult)
+similarity_backward = Operator("similarity_backward", SimilarityBackwardCall, SimilarityGradients)
+
+
+class Similarity(torch.autograd.Function):
+    """Cosines between all pairs of rows; b None stands for a itself."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor | None, backend: str) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.backend = backend
+        return similarity(SimilarityCall(a, b), backend).cosines
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        to_a, to_b, _ = ctx.needs_input_grad
+        call = SimilarityBackwardCall(grad, *ctx.saved_tensors, to_a, to_b)
+        with torch.no_grad():
+            found = similarity_backward(call, ctx.backend)
+        return guarded(found.grad_a), guarded(found.grad_b), None

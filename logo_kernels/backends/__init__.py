@@ -11,7 +11,7 @@ import torch
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .preference import AHEAD, order
-from .protocol import Backend, CosineResult, PairWeights, Problem
+from .protocol import Backend, Key, Request
 from .reference import ReferenceBackend
 from .triton import TritonBackend
 
@@ -19,13 +19,11 @@ __all__ = [
     "AUTO",
     "BACKENDS",
     "Backend",
-    "CosineResult",
-    "PairWeights",
-    "Problem",
+    "Key",
+    "Request",
     "choose",
     "preferring",
     "remembered",
-    "resolve",
 ]
 
 AUTO = "auto"
@@ -36,40 +34,26 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def choose(name: str, problem: Problem, backends: dict[str, Backend]) -> Backend:
-    """The backend that serves `problem`; a pure function of its arguments.
+def choose(name: str, request: Request, backends: dict[str, Backend]) -> Backend:
+    """The backend that serves `request`; a pure function of its arguments.
 
     "auto" takes the first in the order of preference.py that is there and does not refuse. A named
     backend serves or raises RuntimeError with its reason.
     """
     if name != AUTO:
         backend = backends[name]
-        reason = backend.missing() or backend.refuses(problem)
+        reason = backend.missing() or backend.refuses(request)
         if reason is not None:
             raise RuntimeError(
                 f"backend {name!r} cannot serve this call: {reason}. "
                 f"backend='auto' falls back to one that can."
             )
         return backend
-    for candidate in order(problem):
+    for candidate in order(request):
         backend = backends[candidate]
-        if backend.missing() is None and backend.refuses(problem) is None:
+        if backend.missing() is None and backend.refuses(request) is None:
             return backend
     raise AssertionError("the reference backend refuses nothing")
-
-
-def resolve(name: str, operation: str, *tensors: torch.Tensor | None) -> Backend:
-    """`choose` for the tensors of a call; the first one is always there."""
-    first = tensors[0]
-    assert first is not None
-    dtypes, crops = [], 0
-    for tensor in tensors:
-        if tensor is not None:
-            dtypes.append(tensor.dtype)
-            crops += tensor.size(1)
-    if operation in ("info_nce", "pair_mlp"):
-        crops = 0  # how many rows an image has binds no kernel here
-    return remembered(name, operation, first.device, tuple(dtypes), crops, first.size(2))
 
 
 @functools.lru_cache(maxsize=1024)  # a training loop asks the same question at every step
@@ -81,10 +65,10 @@ def remembered(
     crops: int,
     dim: int,
 ) -> Backend:
-    """`choose` for these facts; the device is one, since those of a machine may differ."""
+    """`choose` for the facts of a `Key`; the device is one, since a machine's may differ."""
     index = device.index or 0
-    problem = Problem(operation, device.type, frozenset(dtypes), crops, dim, index)
-    return choose(name, problem, BACKENDS)
+    request = Request(operation, device.type, frozenset(dtypes), crops, dim, index)
+    return choose(name, request, BACKENDS)
 
 
 @contextmanager

@@ -23,4 +23,4 @@ def load() -> tuple[ModuleType | None, str | None]:
         )
 
 
-extension, problem = load()
+extension, reason = load()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from .protocol import Problem
+from .protocol import Request
 
 CUDA_FIRST = ("cuda", "triton", "reference")
 TRITON_FIRST = ("triton", "cuda", "reference")
@@ -39,8 +39,8 @@ GPU: dict[tuple[str, bool], Entry] = {
         "bf16 4096 x 65536: pass alone, D = 128, triton 219, cuda 745; whole, D = 256, 757, 2,036",
     ),
     ("info_nce", False): Entry(TRITON_FIRST, "not measured; as for half precision"),
-    ("pair_mlp", True): Entry(CUDA_FIRST, "not measured; as fp32"),
-    ("pair_mlp", False): Entry(
+    ("affinity", True): Entry(CUDA_FIRST, "not measured; as fp32"),
+    ("affinity", False): Entry(
         CUDA_FIRST,
         "fp32 (1024, 8, 2048): cuda 2,486, triton 2,966; (1024, 8, 128): 1,017, 1,495; "
         "(256, 2, 128): 247, 263",
@@ -55,11 +55,11 @@ AHEAD: list[str] = []
 _HALVES = frozenset([torch.bfloat16, torch.float16])
 
 
-def order(problem: Problem) -> tuple[str, ...]:
+def order(request: Request) -> tuple[str, ...]:
     """Names of the backends that may serve `problem`, fastest first."""
     names: tuple[str, ...] = ("reference",)
-    if problem.device == "cpu":
+    if request.device == "cpu":
         names = "cpu", "reference"
-    elif problem.device == "cuda":
-        names = GPU[problem.operation, problem.dtypes <= _HALVES].order
+    elif request.device == "cuda":
+        names = GPU[request.operation, request.dtypes <= _HALVES].order
     return *AHEAD, *names

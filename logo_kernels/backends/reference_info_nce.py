@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .protocol import InfoNCECall, InfoNCEGradients, InfoNCEResult
-from .units import Rows, full_precision, saturated
+from ..units import UnitRows, full_precision, saturated
+
+if TYPE_CHECKING:
+    from ..contrast import InfoNCEBackwardCall, InfoNCECall, InfoNCEGradients, InfoNCEResult
 
 
 def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
     """`Backend.info_nce`."""
     with torch.no_grad(), full_precision(call.queries.device.type):
-        queries = Rows(_joined(call), call.dtype).unit  # [B, V, D]
-        positives = Rows(call.positives, call.dtype).unit  # [B, P, D]
+        queries = UnitRows(_joined(call), call.dtype).unit  # [B, V, D]
+        positives = UnitRows(call.positives, call.dtype).unit  # [B, P, D]
         images = len(queries)
         negatives = positives.flatten(0, 1)  # [K, D]
         if call.negatives is not None:
-            negatives = Rows(call.negatives, call.dtype).unit
+            negatives = UnitRows(call.negatives, call.dtype).unit
         tau = _temperature(call)
 
         # the sum over the negatives, and their mean under the softmax
@@ -52,35 +56,35 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
         if call.reduction != "none":
             total, terms = share * total.sum(), share * terms.sum(1)
         result.total.copy_(total)
+        assert result.terms is not None
         result.terms.copy_(terms)
 
 
-def info_nce_backward(
-    call: InfoNCECall, upstream: Tensor, pull: Tensor, mean: Tensor, gradients: InfoNCEGradients
-) -> None:
+def info_nce_backward(call: InfoNCEBackwardCall, result: InfoNCEGradients) -> None:
     """`Backend.info_nce_backward`."""
+    upstream, pull, mean = call.upstream, call.pull, call.mean
     with torch.no_grad(), full_precision(call.queries.device.type):
-        q = Rows(_joined(call), mean.dtype)
+        q = UnitRows(_joined(call), mean.dtype)
         weights = upstream.view(*upstream.shape, *[1] * (3 - upstream.ndim)) * pull
         direction = weights.sum(-1, keepdim=True) * mean
-        direction = direction - weights @ Rows(call.positives, mean.dtype).unit
+        direction = direction - weights @ UnitRows(call.positives, mean.dtype).unit
         along = (direction * q.unit).sum(-1, keepdim=True)
         tau = _temperature(call)
         gradient = q.gradient((direction - along * q.unit) / tau)
         if call.queries.dtype != torch.float16:
             gradient = saturated(gradient, call.queries.dtype)
-        globals_ = call.counts[0]
+        globals_ = 0 if call.global_crops is None else call.global_crops.shape[1]
         for buffer, of in (
-            (gradients.global_crops, gradient[:, :globals_]),
-            (gradients.local_crops, gradient[:, globals_:]),
+            (result.grad_global, gradient[:, :globals_]),
+            (result.grad_local, gradient[:, globals_:]),
         ):
-            if buffer.numel():
+            if buffer is not None:
                 buffer.copy_(of)
-        if gradients.temperature.numel():
-            gradients.temperature.copy_(-along.sum() / tau / tau)
+        if result.grad_temperature is not None:
+            result.grad_temperature.copy_(-along.sum() / tau / tau)
 
 
-def _temperature(call: InfoNCECall) -> float | Tensor:
+def _temperature(call: InfoNCECall | InfoNCEBackwardCall) -> float | Tensor:
     return call.temperature if call.temperature_tensor is None else call.temperature_tensor
 
 
@@ -94,7 +98,7 @@ def _pairs(call: InfoNCECall, like: Tensor) -> tuple[Tensor, Tensor]:
     return pairs, weights
 
 
-def _joined(call: InfoNCECall) -> Tensor:
+def _joined(call: InfoNCECall | InfoNCEBackwardCall) -> Tensor:
     """All queries, [B, V, D]."""
     crops = [block for block in (call.global_crops, call.local_crops) if block is not None]
     return crops[0] if len(crops) == 1 else torch.cat(crops, 1)

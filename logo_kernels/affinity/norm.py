@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from . import pair_ops as ops
-from .backends.buffers import compute_dtype
+from ..buffers import compute_dtype
+from . import pairs as ops
 
-# The running statistics mean, var and batches, or None; then batch, momentum and eps as
-# `PairStage` takes them; then the ranks that share the statistics, or None.
+# The running statistics mean, var and batches, or None; then batch, momentum and eps as the layers'
+# records have them; then the ranks that share the statistics, or None.
 State = tuple[Tensor | None, Tensor | None, Tensor | None, bool, float, float, Any]
 
 # Whether the statistics are a batch's, and where they came from parts, how many values they are of
@@ -59,18 +59,16 @@ def hidden_layer(
     wide = compute_dtype(a)
     if _in_parts(of, wide):
         images, crops, _ = a.shape
-        norm, seen = _norm(
-            ops.hidden_moments(a, c, roll, backend), images * crops * (crops - 1), weight, bias, of
-        )
-        return ops.hidden(a, c, norm, roll, backend), norm, seen
+        moments = ops.hidden_moments(ops.HiddenMomentsCall(a, c, roll), backend).moments
+        norm, seen = _norm(moments, images * crops * (crops - 1), weight, bias, of)
+        return ops.hidden(ops.HiddenCall(a, c, norm, roll), backend).x, norm, seen
     mean, var, batches, batch, momentum, eps, _ = of
     if not batch:
         assert mean is not None
         assert var is not None
         mean, var = mean.to(wide), var.to(wide)
-    x, norm = ops.hidden_layer(
-        a, c, weight, bias, mean, var, batches, batch, momentum, eps, roll, backend
-    )
+    call = ops.HiddenLayerCall(a, c, weight, bias, mean, var, batches, batch, momentum, eps, roll)
+    x, norm = ops.hidden_layer(call, backend)
     return x, norm, (batch, None, None)
 
 
@@ -80,10 +78,12 @@ def hidden_gradient(
     """Gradients to a and c, and facts [5, H]."""
     batch, total, group = seen
     if total is None:
-        return ops.hidden_gradient(grad, a, c, norm, batch, roll, backend)
-    to_a, to_c, sums = ops.hidden_sums(grad, a, c, norm, roll, backend)
+        call = ops.HiddenGradientCall(grad, a, c, norm, batch, roll)
+        return ops.hidden_gradient(call, backend)[:3]
+    to_a, to_c, sums = ops.hidden_sums(ops.HiddenSumsCall(grad, a, c, norm, roll), backend)
     correction = _correction(sums, norm[3], total, group)
-    grad_a, grad_c = ops.hidden_backward(to_a, to_c, a, c, norm, correction, roll, backend)
+    after = ops.HiddenBackwardCall(to_a, to_c, a, c, norm, correction, roll)
+    grad_a, grad_c = ops.hidden_backward(after, backend)
     before = grad_c.sum((0, 1), dtype=norm.dtype)
     facts = torch.stack([*correction, sums[1] * norm[3], sums[0], before])
     return grad_a, grad_c, facts
@@ -103,18 +103,19 @@ def output_layer(
     """(value [P / pairs], slope [P], norm [4, H'], what its gradient needs to know)."""
     wide = compute_dtype(y)
     if _in_parts(of, wide):
-        norm, seen = _norm(ops.output_moments(y, backend), len(y), weight, bias, of)
-        return *ops.output(y, norm, last, last_bias, pairs, link, backend), norm, seen
+        moments = ops.output_moments(ops.OutputMomentsCall(y), backend).moments
+        norm, seen = _norm(moments, len(y), weight, bias, of)
+        made = ops.output(ops.OutputCall(y, norm, last, last_bias, pairs, link), backend)
+        return *made, norm, seen
     mean, var, batches, batch, momentum, eps, _ = of
     if not batch:
         assert mean is not None
         assert var is not None
         mean, var = mean.to(wide), var.to(wide)
-    value, slope, norm = ops.output_layer(
-        y, weight, bias, mean, var, batches, batch, momentum, eps,
-        last, last_bias, pairs, link, backend,
-    )  # fmt: skip
-    return value, slope, norm, (batch, None, None)
+    call = ops.OutputLayerCall(
+        y, weight, bias, mean, var, batches, batch, momentum, eps, last, last_bias, pairs, link
+    )
+    return *ops.output_layer(call, backend), (batch, None, None)
 
 
 def output_gradient(
@@ -131,12 +132,14 @@ def output_gradient(
     batch, total, group = seen
     pairs = y.shape[0] // grad.shape[0]
     if total is None:
-        return ops.output_gradient(y, norm, last, slope, grad, batch, parameters, pairs, backend)
+        call = ops.OutputGradientCall(y, norm, last, slope, grad, batch, parameters, pairs)
+        return ops.output_gradient(call, backend)
     grad = grad.contiguous()
-    sums = ops.output_sums(y, norm, slope, grad, pairs, backend)
+    sums = ops.output_sums(ops.OutputSumsCall(y, norm, slope, grad, pairs), backend).sums
     weighted = sums * last
     correction = _correction(weighted, norm[3], total, group)
-    grad_y = ops.output_backward(y, norm, last, slope, grad, correction, pairs, backend)
+    after = ops.OutputBackwardCall(y, norm, last, slope, grad, correction, pairs)
+    grad_y = ops.output_backward(after, backend).grad_y
     facts = torch.stack(
         [
             *correction, weighted[1] * norm[3], weighted[0], grad_y.sum(0, dtype=norm.dtype),

@@ -12,7 +12,7 @@ from torch import Tensor
 ORDINARY = 2.0**40
 
 
-class Rows:
+class UnitRows:
     """Crops [B, V, D] as unit vectors and norms, right for any finite norm.
 
     Unless all norms are ordinary, each row is divided by its largest magnitude before it is
@@ -41,7 +41,7 @@ class Rows:
         self.norm = torch.where(self.zero, 1, norm)
         self.unit = scaled / self.norm  # [B, V, D]
 
-    def pull(self, weights: Tensor, others: Rows, cosines: Tensor) -> Tensor:
+    def pull(self, weights: Tensor, others: UnitRows, cosines: Tensor) -> Tensor:
         """‖x_i‖ d(Σ w_ij cos(x_i, y_j))/dx_i = Σ_j w_ij (ŷ_j − cos_ij x̂_i), as [B, V, D]."""
         along = (weights * cosines).sum(-1, keepdim=True)
         return weights @ others.unit - along * self.unit

@@ -1,4 +1,4 @@
-"""The learned affinity between local crops: `LocalAffinity` (LoGo, eqs. 5 and 6)."""
+"""`LocalAffinity`, the module: its plain form, and the choice between that and the kernels."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checks, pair_mlp
-from .backends import AUTO, BACKENDS
-from .backends.buffers import compute_dtype
-from .backends.units import autocast_dtype
-from .pair_ops import find_stage
-from .unit import Unit
+from .. import checks
+from ..backends import AUTO, BACKENDS, remembered
+from ..buffers import compute_dtype
+from ..units import autocast_dtype
+from . import functions
+from .pairs import key_of
+from .units import Unit
 
 OBJECTIVES = ("logistic", "difference")
 
@@ -23,12 +24,12 @@ NOISE = 0.3
 
 
 @torch.compiler.assume_constant_result
-def has_stage(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
+def has_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether kernels serve these pairs; for torch.compile a constant.
 
     To find out, some backends call the compiled extension, which nothing can trace.
     """
-    return find_stage(backend, device, dtype) is not None
+    return remembered(backend, *key_of(device, dtype)).fuses_affinity
 
 
 class LocalAffinity(nn.Sequential):
@@ -113,11 +114,11 @@ class LocalAffinity(nn.Sequential):
         """
         z = self._crops(local)
         dtype = self._dtype(z)
-        if has_stage(self.backend, z.device, dtype):
-            settings, parameters = pair_mlp.of_module(self, dtype, self.backend)
+        if has_kernels(self.backend, z.device, dtype):
+            settings, parameters = functions.of_module(self, dtype, self.backend)
             if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
-                return pair_mlp.Affinity.apply(z, settings, None, *parameters)
-            return pair_mlp.Affinity.apply(z, settings, parameters)
+                return functions.Affinity.apply(z, settings, None, *parameters)
+            return functions.Affinity.apply(z, settings, parameters)
         units = self._units(z)
         return self._plain(units, units, 0, "softplus")
 
@@ -150,9 +151,9 @@ class LocalAffinity(nn.Sequential):
         logistic, noise, deviation = form == "logistic", None, NOISE / self.dim**0.5
         if logistic:
             noise = torch.randn(2, len(z), 1, self.dim, device=z.device, dtype=dtype)
-        if has_stage(self.backend, z.device, dtype):
-            settings, parameters = pair_mlp.of_module(self, dtype, self.backend)
-            return pair_mlp.Objective.apply(z, settings, noise, deviation, *parameters)
+        if has_kernels(self.backend, z.device, dtype):
+            settings, parameters = functions.of_module(self, dtype, self.backend)
+            return functions.Objective.apply(z, settings, noise, deviation, *parameters)
         units = self._units(z)
         first, second = (units, units) if noise is None else units + noise * deviation
         alike = self._plain(first, second, 0, "softplus_negated" if logistic else "identity")

@@ -2,8 +2,7 @@
 
 `Affinity` and `Objective` are whole: unit vectors, the first product once per crop for each half of
 W₁, the pairs' hidden layer, the second product, and each image's mean over its pairs. One Function
-each, since a node of autograd costs the host more than a kernel's launch. What is computed, and by
-which formula, stands in backends/pairs.py.
+each, since a node of autograd costs the host more than a kernel's launch. pairs.py has the formulas.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import pair_layers as layers
-from . import pair_ops as ops
+from ..autograd import guarded
+from ..buffers import compute_dtype
+from . import norm as layers
 from . import products
-from .autograd import differentiated_once
-from .backends.buffers import compute_dtype
-from .backends.pairs import LINKS
-from .backends.unit import is_view_major
+from .pairs import LINKS
+from .units import UnitBackwardCall, UnitCall, is_view_major, unit_backward
+from .units import unit as to_units
 
 # Of the MLP as `of_module` gives it: w₁, b₁, the first norm's weight and bias, w₂, b₂, the second
 # norm's, w₃, b₃.
@@ -62,7 +61,7 @@ class Affinity(torch.autograd.Function):
         mlp, needed = parameters, ctx.needs_input_grad[3:]
         if constants is not None:
             mlp, needed = constants, NONE_NEEDED
-        unit, factors = ops.unit(z, dtype, backend)
+        unit, factors = to_units(UnitCall(z, dtype), backend)
         a, c, weight, second = halves(unit, mlp)
         value, ctx.seen, kept = forward(a, c, second, mlp, states, 0, "softplus", needed, backend)
         ctx.save_for_backward(unit, factors, weight, second, *kept)
@@ -93,9 +92,8 @@ def affinity_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, v = weight.chunk(2, 1)
         to_unit = products.input_gradient(to_a, u)
         products.add_input_gradient(to_c, v, to_unit)
-        to_z = ops.unit_backward(
-            to_unit.view(unit.shape), unit, factors, ctx.dtype, ctx.view_major, ctx.backend
-        )
+        call = UnitBackwardCall(to_unit.view(unit.shape), unit, factors, ctx.dtype, ctx.view_major)
+        to_z = unit_backward(call, ctx.backend).grad_z
     if not of_parameters:
         return to_z, None, None
     return to_z, None, None, *to_parameters(needed, to_weight, *found[2:])
@@ -118,7 +116,7 @@ class Objective(torch.autograd.Function):
         *mlp: Tensor,
     ) -> Tensor:
         dtype, *states, backend = settings
-        unit, _ = ops.unit(z, dtype, backend)
+        unit, _ = to_units(UnitCall(z, dtype), backend)
         a, c, weight, second = halves(unit, mlp)
         near, far = ("identity", "identity") if noise is None else ("softplus_negated", "softplus")
         noisy_a, noisy_c = a, c
@@ -290,4 +288,4 @@ def once(
         return gradients(ctx, grad)
     with torch.no_grad():
         found = gradients(ctx, grad)
-    return tuple(None if one is None else differentiated_once(one) for one in found)
+    return tuple(map(guarded, found))

@@ -1,0 +1,120 @@
+"""Rows as unit vectors, and the gradient through them: records, operators and Function.
+
+z/‖z‖ = (z·f₁)·f₂ with factors [B·L, 2] = (f₁, f₂): two, since neither the norm of a row nor its
+inverse need be a number of its dtype; both 0 for a zero row. The gradient to z of g to ẑ is
+
+    (g − (g·ẑ) ẑ)·f₂·f₁,
+
+and where that lies beyond the largest number of its dtype, that number.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..autograd import differentiated_once
+from ..backends import Key
+from ..operators import Operator
+from .pairs import key_of
+
+
+class UnitCall(NamedTuple):
+    z: Tensor  # [B, L, D] of any strides
+    dtype: torch.dtype  # of the unit vectors
+
+    @property
+    def images(self) -> int:
+        return self.z.shape[0]
+
+    @property
+    def dim(self) -> int:
+        return self.z.shape[2]
+
+    @property
+    def wide(self) -> bool:
+        """Whether the factors are fp64: where rows or unit vectors are."""
+        return torch.float64 in (self.z.dtype, self.dtype)
+
+    def key(self) -> Key:
+        return key_of(self.z.device, self.dtype)
+
+
+class UnitResult(NamedTuple):
+    unit: Tensor  # [B, L, D] dense
+    factors: Tensor  # [B·L, 2] fp64 if `wide`, else fp32
+
+    @classmethod
+    def empty(cls, call: UnitCall) -> UnitResult:
+        z, dtype = call
+        wide = torch.float64 if call.wide else torch.float32
+        return cls(
+            z.new_empty(z.shape, dtype=dtype),
+            z.new_empty((z.shape[0] * z.shape[1], 2), dtype=wide),
+        )
+
+
+class UnitBackwardCall(NamedTuple):
+    grad: Tensor  # [B, L, D] dense, of the dtype of unit
+    unit: Tensor
+    factors: Tensor
+    dtype: torch.dtype  # of the gradient to z
+    view_major: bool  # whether z lies in memory as [L, B, D]
+
+    @property
+    def images(self) -> int:
+        return self.unit.shape[0]
+
+    @property
+    def dim(self) -> int:
+        return self.unit.shape[2]
+
+    @property
+    def wide(self) -> bool:
+        return self.factors.dtype == torch.float64
+
+    def key(self) -> Key:
+        return key_of(self.unit.device, self.unit.dtype)
+
+
+class UnitGradient(NamedTuple):
+    grad_z: Tensor  # [B, L, D] in the order in which the crops lie
+
+    @classmethod
+    def empty(cls, call: UnitBackwardCall) -> UnitGradient:
+        images, crops, dim = call.grad.shape
+        if call.view_major:
+            shape = crops, images, dim
+            return cls(call.grad.new_empty(shape, dtype=call.dtype).transpose(0, 1))
+        return cls(call.grad.new_empty((images, crops, dim), dtype=call.dtype))
+
+
+def is_view_major(z: Tensor) -> bool:
+    """Whether [B, L, D] lies in memory as [L, B, D]."""
+    return z.shape[0] > 1 and z.shape[1] > 1 and z.stride(1) > z.stride(0)
+
+
+unit = Operator("unit", UnitCall, UnitResult)
+unit_backward = Operator("unit_backward", UnitBackwardCall, UnitGradient)
+
+
+class Unit(torch.autograd.Function):
+    """z/‖z‖ over the last dimension in `dtype`, exact for any finite norm; 0 for a zero row."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+        units, factors = unit(UnitCall(z, dtype), backend)
+        ctx.save_for_backward(units, factors)
+        ctx.dtype, ctx.view_major, ctx.backend = z.dtype, is_view_major(z), backend
+        return units
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            call = UnitBackwardCall(
+                grad.contiguous(), *ctx.saved_tensors, ctx.dtype, ctx.view_major
+            )
+            found = unit_backward(call, ctx.backend)
+        return differentiated_once(found.grad_z), None, None

@@ -1,0 +1,139 @@
+"""The backends of the compiled extension: how records become the arguments of a launcher.
+
+The extension says what each launcher takes, by name and kind, from the field list of its problem
+(csrc/include/logo/problem.h). A field is what the Call or the Result has under its name; one that
+neither has is absent. So no operation is written out here, and none in cpu.py and cuda.py but for
+what is special to it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .protocol import Backend
+
+# The numbers of csrc/include/logo/problem.h.
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+REDUCTIONS = {"mean": 0, "sum": 1, "none": 2, "pairs": 3}
+
+# (address, dtype, V, strides in elements over B, V, D)
+RowsArgument = tuple[int, int, int, int, int, int]
+NO_ROWS: RowsArgument = (0, 0, 0, 0, 0, 0)
+
+
+def rows(crops: Tensor | None) -> RowsArgument:
+    """Of crops [B, V, D]."""
+    if crops is None:
+        return NO_ROWS
+    image, crop, element = crops.stride()
+    return crops.data_ptr(), DTYPES[crops.dtype], crops.size(1), image, crop, element
+
+
+def matrix(rows: Tensor | None) -> RowsArgument:
+    """Of a matrix [K, D], as the rows of one image."""
+    if rows is None:
+        return NO_ROWS
+    row, element = rows.stride()
+    return rows.data_ptr(), DTYPES[rows.dtype], rows.size(0), 0, row, element
+
+
+def pairs(upstream: Tensor | None) -> RowsArgument:
+    """Of [], [B] or [B, V, P] as rows of P numbers: a sum's gradient is that of each summand."""
+    if upstream is None:
+        return NO_ROWS
+    image, crop, element = (*upstream.stride(), 0, 0, 0)[:3]
+    return upstream.data_ptr(), DTYPES[upstream.dtype], 1, image, crop, element
+
+
+def address(array: Tensor | None) -> int:
+    return 0 if array is None else array.data_ptr()
+
+
+# By kind of field: what becomes of a value, None for nothing.
+CONVERT: dict[str, Callable[[Any], Any] | None] = {
+    "rows": rows,
+    "matrix": matrix,
+    "pairs": pairs,
+    "address": address,
+    "dtype": DTYPES.__getitem__,
+    "reduction": REDUCTIONS.__getitem__,
+    "int": None,
+    "float": None,
+    "bool": None,
+}
+
+_ABSENT: dict[str, Any] = {"rows": NO_ROWS, "matrix": NO_ROWS, "pairs": NO_ROWS}
+
+# (place among the arguments, place in a record, conversion)
+_Field = tuple[int, int, Callable[[Any], Any] | None]
+
+
+class Arguments:
+    """The positional arguments of one launcher, from records of these types.
+
+    Of a name that both have, as `grad_global`, whether it is wanted and the gradient, the Result's
+    counts.
+    """
+
+    def __init__(self, fields: list[tuple[str, str]], call: Any, result: Any) -> None:
+        self.absent = [_ABSENT.get(kind, 0) for _, kind in fields]
+        self.of_call: list[_Field] = []
+        self.of_result: list[_Field] = []
+        self.derived: list[tuple[int, str, Callable[[Any], Any] | None]] = []
+        for place, (name, kind) in enumerate(fields):
+            convert = CONVERT[kind]
+            if name in result._fields:
+                self.of_result.append((place, result._fields.index(name), convert))
+            elif name in call._fields:
+                self.of_call.append((place, call._fields.index(name), convert))
+            elif hasattr(call, name):
+                self.derived.append((place, name, convert))
+
+    def __call__(self, call: Any, result: Any) -> list[Any]:
+        arguments = self.absent.copy()
+        for record, fields in ((call, self.of_call), (result, self.of_result)):
+            for place, index, convert in fields:
+                value = record[index]
+                arguments[place] = value if convert is None else convert(value)
+        for place, name, convert in self.derived:
+            value = getattr(call, name)
+            arguments[place] = value if convert is None else convert(value)
+        return arguments
+
+
+class CompiledBackend(Backend):
+    """Every launcher of the library is an operation."""
+
+    @property
+    @abstractmethod
+    def library(self) -> ModuleType:
+        """The compiled launchers, and `fields`: launcher -> [(field, kind)]."""
+
+    @abstractmethod
+    def launch(self, operation: str, call: Any, result: Any, arguments: list[Any]) -> None:
+        """Calls the launcher, and tells it where to run."""
+
+    def __getattr__(self, operation: str) -> Any:
+        if operation.startswith("_") or operation not in self.library.fields:
+            raise AttributeError(f"backend {self.name!r} has no operation {operation!r}")
+        self.__dict__[operation] = fill = self.filler(operation)  # the next time it is there
+        return fill
+
+    def filler(self, operation: str) -> Callable[[Any, Any], None]:
+        """(call, result) -> None by the launcher of that name."""
+        known: dict[type, Arguments] = {}
+
+        def fill(call: Any, result: Any) -> None:
+            arguments = known.get(type(call))
+            if arguments is None:
+                fields = self.library.fields[operation]
+                arguments = known[type(call)] = Arguments(fields, type(call), type(result))
+            self.launch(operation, call, result, arguments(call, result))
+
+        return fill

@@ -1,0 +1,36 @@
+"""Rules for the buffers that results are written to, the same for every backend and fake tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """fp64 if any input is fp64, else fp32: the dtype of sums and losses."""
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
+
+
+def gradient_like(crops: Tensor) -> Tensor:
+    """An uninitialised gradient for `crops` [B, V, D], with unit stride over D.
+
+    A view-major input (a transposed view of [V, B, D]) gets a view-major gradient, so that the
+    next node of the graph sees a contiguous tensor.
+    """
+    gradient = torch.empty_like(crops)
+    if gradient.stride(-1) != 1:
+        gradient = torch.empty(crops.shape, dtype=crops.dtype, device=crops.device)
+    return gradient
+
+
+def gradient_for(crops: Tensor | None, wanted: bool) -> Tensor | None:
+    """The buffer of a gradient that is wanted, else None."""
+    return gradient_like(crops) if wanted and crops is not None else None
+
+
+def present(*tensors: Tensor | None) -> list[Tensor]:
+    """Those that are there."""
+    return [tensor for tensor in tensors if tensor is not None]

@@ -1,0 +1,208 @@
+"""The cosine LoGo loss (eqs. 2-5, 9): its records, its operator and its place in the graph.
+
+The gradient is computed in forward, dX = W·X in the same pass as the loss, and nothing else is
+saved; backward multiplies it by the upstream gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .autograd import graph_is_kept, guarded
+from .backends import AUTO, Key, remembered
+from .backends.protocol import scale_factor
+from .buffers import compute_dtype, gradient_for
+from .operators import Operator
+
+
+class CosineCall(NamedTuple):
+    """What a backend's `cosine` is given: B images, G global crops x, L local crops y.
+
+    With weights of one pair, an image's loss is
+
+        total = gg Σ_{i≠j} −cos(xᵢ, tⱼ) + lg Σ_{i,j} −cos(yᵢ, tⱼ) + ll Σ_{i<j} cos(rᵢ, rⱼ).
+    """
+
+    global_crops: Tensor | None  # [B, G, D] x, online; None: nothing attracts, G = 0
+    local_crops: Tensor | None  # [B, L, D] y, online
+    targets: Tensor | None  # [B, G, D] t, constants; None: global_crops, read once
+    features: Tensor | None  # [B, L, D] r; None: local_crops, read once
+    gg_weight: float
+    lg_weight: float
+    ll_weight: float
+    repulsion: bool  # whether ll is computed at all
+    reduction: str  # over images: "mean" | "sum" | "none"
+    grad_global: bool  # whether the gradient to x is wanted
+    grad_local: bool
+    grad_features: bool
+
+    @property
+    def online(self) -> Tensor:
+        """Online crops, for what all have in common: B, D, dtype, device."""
+        crops = self.local_crops if self.global_crops is None else self.global_crops
+        assert crops is not None
+        return crops
+
+    @property
+    def images(self) -> int:
+        return self.online.shape[0]
+
+    @property
+    def dim(self) -> int:
+        return self.online.shape[2]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of total and terms: fp64 if any input is fp64, else fp32."""
+        return compute_dtype(self.online, self.targets, self.features)
+
+    @property
+    def fp64(self) -> bool:
+        return self.dtype == torch.float64
+
+    def key(self) -> Key:
+        online, dtypes, rows = self.online, [], 0
+        for tensor in self[:4]:
+            if tensor is not None:
+                dtypes.append(tensor.dtype)
+                rows += tensor.shape[1]
+        return "cosine", online.device, tuple(dtypes), rows, online.shape[2]
+
+
+class CosineResult(NamedTuple):
+    """What a backend's `cosine` fills.
+
+    `grad_*` hold d(Σ total)/d(crops), in the dtype of the crops and the layout that
+    `buffers.gradient_like` gives. For fp16 crops, each row is divided by a power of two,
+    `row_scale`, so that gradients as small as 1e-7 keep their precision until backward multiplies
+    them by the upstream gradient (a loss scaler's 65536, usually).
+    """
+
+    total: Tensor  # [] or, for reduction "none", [B]
+    terms: Tensor  # [3] or [3, B]: gg, lg, ll, each the mean over its pairs, reduced like total
+    grad_global: Tensor | None  # [B, G, D]
+    grad_local: Tensor | None  # [B, L, D]
+    grad_features: Tensor | None  # [B, L, D]
+    row_scale: Tensor | None  # [B, G + L + L'] fp32 if a gradient is fp16 (L' = L with features)
+
+    @classmethod
+    def empty(cls, call: CosineCall) -> CosineResult:
+        """Uninitialised buffers."""
+        online, features, dtype = call.online, call.features, call.dtype
+        over_images = [call.images] if call.reduction == "none" else []
+        gradients = (
+            gradient_for(call.global_crops, call.grad_global),
+            gradient_for(call.local_crops, call.grad_local),
+            gradient_for(features, call.grad_features),
+        )
+        row_scale = None
+        if any(one is not None and one.dtype == torch.float16 for one in gradients):
+            blocks = call.global_crops, call.local_crops, features
+            rows = sum(block.shape[1] for block in blocks if block is not None)
+            row_scale = online.new_empty([call.images, rows], dtype=torch.float32)
+        return cls(
+            online.new_empty(over_images, dtype=dtype),
+            online.new_empty([3, *over_images], dtype=dtype),
+            *gradients,
+            row_scale,
+        )
+
+
+cosine = Operator("cosine", CosineCall, CosineResult)
+
+
+def cosine_loss(
+    x: Tensor | None,
+    y: Tensor | None,
+    t: Tensor | None,
+    r: Tensor | None,
+    weights: tuple[float, float, float],  # gg, lg, ll
+    repulsion: bool,
+    reduction: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """(total, terms) of `CosineResult`, by way of the graph only where something needs a gradient."""
+    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, y, r)):
+        return Cosine.apply(x, y, t, r, *weights, repulsion, reduction, backend)
+    call = CosineCall(x, y, t, r, *weights, repulsion, reduction, False, False, False)
+    return cosine(call, backend)[:2]
+
+
+def repulsion_loss(
+    features: Tensor, weight: float, reduction: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    """(`weight` Σ_{i<j} cos(rᵢ, rⱼ), mean over the pairs) of features r [B, L, D], L ≥ 2 (eq. 5)."""
+    weights = 0.0, 0.0, weight
+    total, terms = cosine_loss(None, features, None, None, weights, True, reduction, backend)
+    return total, terms[2]
+
+
+class Cosine(torch.autograd.Function):
+    """(total, terms); gradients to online crops and features only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor | None,
+        y: Tensor | None,
+        t: Tensor | None,
+        r: Tensor | None,
+        *options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        *numbers, backend = options
+        to_x, to_y, _, to_r, *_ = ctx.needs_input_grad
+        total, terms, *saved = cosine(CosineCall(x, y, t, r, *numbers, to_x, to_y, to_r), backend)
+        ctx.save_for_backward(*saved)
+        globals_, locals_ = 0 if x is None else x.shape[1], 0 if y is None else y.shape[1]
+        ctx.first_rows = 0, globals_, globals_ + locals_
+        ctx.mark_non_differentiable(terms)
+        ctx.set_materialize_grads(False)  # no zeros for the gradient of terms
+        return total, terms
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _terms: Any) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * 10
+        *gradients, row_scale = ctx.saved_tensors
+        to_x, to_y, to_r = map(guarded, scaled(gradients, upstream, row_scale, ctx.first_rows))
+        return to_x, to_y, None, to_r, *(None,) * 6
+
+
+def scaled(
+    gradients: list[Tensor | None],  # to x, y, r, as `CosineResult` has them
+    upstream: Tensor,  # [] or [B]
+    row_scale: Tensor | None,
+    first_rows: tuple[int, int, int],  # of each gradient, in row_scale
+) -> list[Tensor | None]:
+    """The gradients times upstream and their rows' scales.
+
+    The saved tensors themselves are returned where that is right: nothing is multiplied when
+    upstream is one, and no second gradient is allocated unless the graph is kept for another
+    backward.
+    """
+    kept = torch.compiler.is_compiling() or graph_is_kept()
+    # Reading the value of a tensor is free on the CPU alone; elsewhere it would stop the host.
+    if not kept and row_scale is None and upstream.ndim == 0 and upstream.is_cpu:
+        if upstream.item() == 1:
+            return gradients
+    found: list[Tensor | None] = [None] * len(gradients)
+    work, scales = [], []
+    for index, (gradient, first) in enumerate(zip(gradients, first_rows, strict=True)):
+        if gradient is None:
+            continue
+        rows = None
+        if row_scale is not None and gradient.dtype == torch.float16:
+            rows = row_scale[:, first : first + gradient.shape[1]]
+        if kept:
+            found[index] = (gradient * scale_factor(upstream, rows)).to(gradient.dtype)
+        else:
+            found[index] = gradient
+            work.append(gradient)
+            scales.append(rows)
+    if work:
+        key = "scale", work[0].device, tuple(one.dtype for one in work), 0, work[0].shape[2]
+        remembered(AUTO, *key).scale_(work, upstream, scales)
+    return found

@@ -1,0 +1,127 @@
+"""Operators made from records: schema, fake implementation, allocation and choice of a backend.
+
+An operation owns two records, NamedTuples beside its autograd Function: a Call holds the arguments of
+a kernel, a Result the tensors that a kernel fills. From their fields follow the schema of a
+registered operator, its fake implementation (`Result.empty`), and what a call does: allocate, choose
+a backend, let the backend's method of the operator's name fill the result.
+
+Operators are registered by define + impl + register_fake: `custom_op` costs three times as much per
+call. Results are ordinary outputs; the autograd Functions wire them into the graph.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, NamedTuple, Protocol, TypeVar, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from .backends import Key, remembered
+
+try:  # torch tells only by private names who looks on; without one of them, assume somebody
+    from torch._C import _is_tracing, _len_torch_dispatch_stack, _len_torch_function_stack
+    from torch._C._functorch import peek_interpreter_stack
+    from torch.autograd import _profiler_enabled
+except ImportError:
+    _is_tracing = lambda: True  # noqa: E731
+
+# A running statistic: the operator writes to it, unless `Call.written` leaves it out.
+Written = Annotated[Tensor | None, "written"]
+
+# Of arguments that nothing overrides: a subclass of Tensor has a say in what is done with it.
+_PLAIN = frozenset([Tensor, nn.Parameter, type(None), bool, int, float, str, torch.dtype])
+
+_SCHEMA = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "str",
+    torch.dtype: "ScalarType",
+    torch.dtype | None: "ScalarType?",
+}
+
+_library = torch.library.Library("logo_kernels", "DEF")
+
+
+class Call(Protocol):
+    """What every Call record offers beside its fields."""
+
+    def key(self) -> Key:
+        """The facts by which a backend is chosen."""
+        ...
+
+
+C = TypeVar("C", bound=NamedTuple)
+R = TypeVar("R", bound=NamedTuple)
+
+
+class Operator(Generic[C, R]):
+    """The operator `name` of a Call and a Result record: (call, backend) -> result."""
+
+    def __init__(self, name: str, call: type[C], result: type[R]) -> None:
+        self.name, self.call, self.result = name, call, result
+        self.writes = hasattr(call, "written")
+        arguments = [
+            _argument(*field) for field in get_type_hints(call, include_extras=True).items()
+        ]
+        outputs = ", ".join(f"Tensor {field}" for field in result._fields)
+        _library.define(f"{name}({', '.join(arguments)}, str backend) -> ({outputs})")
+        _library.impl(name, self._run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"logo_kernels::{name}", self._fake, lib=_library)
+        self.registered = getattr(torch.ops.logo_kernels, name).default
+
+    def __call__(self, call: C, backend: str) -> R:
+        """Past torch's dispatcher where nothing but the kernel would see the call.
+
+        On a small batch the dispatcher costs the host as much as the kernel.
+        """
+        if not torch.compiler.is_compiling() and not _observed(call):
+            key = call.key()
+            if key[1].type != "meta":
+                return self._fill(call, backend, key)
+        made = self.registered(*call, backend)
+        made = (made,) if isinstance(made, Tensor) else made
+        return self.result(*(one if one.numel() else None for one in made))
+
+    def _fill(self, call: Any, backend: str, key: Key) -> R:
+        result = self.result.empty(call)  # type: ignore[attr-defined]
+        getattr(remembered(backend, *key), self.name)(call, result)
+        if self.writes and (written := call.written()):
+            torch.autograd.graph.increment_version(written)
+        return result
+
+    def _run(self, *arguments: Any) -> Any:
+        *given, backend = arguments
+        call = self.call(*given)
+        return _outputs(call, self._fill(call, backend, call.key()))
+
+    def _fake(self, *arguments: Any) -> Any:
+        call = self.call(*arguments[:-1])
+        return _outputs(call, self.result.empty(call))  # type: ignore[attr-defined]
+
+
+def _argument(name: str, annotation: Any) -> str:
+    if annotation == Written:
+        return f"Tensor({name}!)? {name}"
+    return f"{_SCHEMA[annotation]} {name}"
+
+
+def _outputs(call: Any, result: Any) -> Any:
+    """A tensor for every field: an operator has no absent outputs, and none that share memory."""
+    like = next(argument for argument in call if isinstance(argument, Tensor))
+    made = tuple(like.new_empty(0) if one is None else one for one in result)
+    return made if len(made) > 1 else made[0]
+
+
+def _observed(call: Any) -> bool:
+    """Whether torch traces, profiles or transforms, a mode is on, or an argument is no plain one."""
+    return (
+        _is_tracing()
+        or _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
+        or peek_interpreter_stack() is not None
+        or _profiler_enabled()
+        or not _PLAIN.issuperset(map(type, call))
+    )

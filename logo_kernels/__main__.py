@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from . import __version__, available_backends
-from .backends import BACKENDS, Problem
+from .backends import BACKENDS, Request
 from .backends.extension import extension
 
 
@@ -57,13 +57,13 @@ def devices() -> list[str]:
 
 def refusals(device: int) -> list[str]:
     """Why backends that work on this machine do not on one of its GPUs: those may differ."""
-    problem = Problem("similarity", "cuda", frozenset([torch.bfloat16]), 1, 8)
+    request = Request("similarity", "cuda", frozenset([torch.bfloat16]), 1, 8)
     with torch.cuda.device(device):
         return [
             f"{name} does not work here: {reason}"
             for name in ("triton", "cuda")
             if BACKENDS[name].missing() is None
-            and (reason := BACKENDS[name].refuses(problem)) is not None
+            and (reason := BACKENDS[name].refuses(request)) is not None
         ]
 
 

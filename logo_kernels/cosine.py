@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .autograd import graph_is_kept, guarded
-from .backends import AUTO, Key, remembered
+from .backends import AUTO, Key, backend_for
 from .backends.protocol import scale_factor
 from .buffers import compute_dtype, gradient_for
 from .operators import Operator
@@ -204,5 +204,5 @@ def scaled(
             scales.append(rows)
     if work:
         key = "scale", work[0].device, tuple(one.dtype for one in work), 0, work[0].shape[2]
-        remembered(AUTO, *key).scale_(work, upstream, scales)
+        backend_for(AUTO, key).scale_(work, upstream, scales)
     return found

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, NamedTuple, Protocol, TypeVar, get_t
 import torch
 from torch import Tensor, nn
 
-from .backends import Key, remembered
+from .backends import Key, backend_for
 
 try:  # torch tells only by private names who looks on; without one of them, assume somebody
     from torch._C import _is_tracing, _len_torch_dispatch_stack, _len_torch_function_stack
@@ -87,7 +87,7 @@ class Operator(Generic[C, R]):
 
     def _fill(self, call: Any, backend: str, key: Key) -> R:
         result = self.result.empty(call)  # type: ignore[attr-defined]
-        getattr(remembered(backend, *key), self.name)(call, result)
+        getattr(backend_for(backend, key), self.name)(call, result)
         if self.writes and (written := call.written()):
             torch.autograd.graph.increment_version(written)
         return result

@@ -2,7 +2,7 @@
 
 `Affinity` and `Objective` are whole: unit vectors, the first product once per crop for each half of
 W₁, the pairs' hidden layer, the second product, and each image's mean over its pairs. One Function
-each, since a node of autograd costs the host more than a kernel's launch. pairs.py has the formulas.
+each, since a node of autograd costs the host more than a kernel's launch. The formulas: pairs.py.
 """
 
 from __future__ import annotations

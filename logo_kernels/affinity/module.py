@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import checks
-from ..backends import AUTO, BACKENDS, remembered
+from ..backends import AUTO, BACKENDS, backend_for
 from ..buffers import compute_dtype
 from ..units import autocast_dtype
 from . import functions
@@ -29,7 +29,7 @@ def has_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
 
     To find out, some backends call the compiled extension, which nothing can trace.
     """
-    return remembered(backend, *key_of(device, dtype)).fuses_affinity
+    return backend_for(backend, key_of(device, dtype)).fuses_affinity
 
 
 class LocalAffinity(nn.Sequential):

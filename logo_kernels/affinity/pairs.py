@@ -54,7 +54,7 @@ def _wide(like: Tensor, *shape: int) -> Tensor:
 
 
 def _of_pairs(record: Any) -> Any:
-    """Gives a Call what a backend reads of a [B, L, H], which every record of the hidden layer has."""
+    """Gives a Call of the hidden layer what backends read of its a [B, L, H]."""
     record.images = property(lambda call: call.a.shape[0])
     record.crops = property(lambda call: call.a.shape[1])
     record.width = property(lambda call: call.a.shape[2])
@@ -64,7 +64,7 @@ def _of_pairs(record: Any) -> Any:
 
 
 def _of_products(record: Any) -> Any:
-    """Gives a Call what a backend reads of y [P, H'], which every record of the output has."""
+    """Gives a Call of the output what backends read of its y [P, H']."""
     record.images = property(lambda call: call.y.shape[0] // getattr(call, "pairs", 1))
     record.width = property(lambda call: call.y.shape[1])
     record.dtype = property(lambda call: call.y.dtype)

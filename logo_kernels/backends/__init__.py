@@ -6,8 +6,6 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .preference import AHEAD, order
@@ -21,9 +19,9 @@ __all__ = [
     "Backend",
     "Key",
     "Request",
+    "backend_for",
     "choose",
     "preferring",
-    "remembered",
 ]
 
 AUTO = "auto"
@@ -57,15 +55,9 @@ def choose(name: str, request: Request, backends: dict[str, Backend]) -> Backend
 
 
 @functools.lru_cache(maxsize=1024)  # a training loop asks the same question at every step
-def remembered(
-    name: str,
-    operation: str,
-    device: torch.device,
-    dtypes: tuple[torch.dtype, ...],
-    crops: int,
-    dim: int,
-) -> Backend:
-    """`choose` for the facts of a `Key`; the device is one, since a machine's may differ."""
+def backend_for(name: str, key: Key) -> Backend:
+    """`choose` for the facts of a call; the device is one, since a machine's may differ."""
+    operation, device, dtypes, crops, dim = key
     index = device.index or 0
     request = Request(operation, device.type, frozenset(dtypes), crops, dim, index)
     return choose(name, request, BACKENDS)
@@ -75,9 +67,9 @@ def remembered(
 def preferring(name: str) -> Iterator[None]:
     """Within it, "auto" takes the backend `name` wherever that serves."""
     AHEAD.append(name)
-    remembered.cache_clear()
+    backend_for.cache_clear()
     try:
         yield
     finally:
         AHEAD.pop()
-        remembered.cache_clear()
+        backend_for.cache_clear()

@@ -1,4 +1,4 @@
-"""What a backend is: its name, the reasons it may give for refusing, and the operations it serves."""
+"""A backend: its name, its reasons for refusing, and the operations that it serves."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class ReferenceBackend(Backend):
 
 
 def store_gradient(gradient: Tensor, buffer: Tensor, row_scale: Tensor | None) -> None:
-    """Writes gradient [B, V, D] to its buffer; fp16 rows divided by a power of two (`CosineResult`).
+    """Writes gradient [B, V, D] to its buffer; fp16 rows over a power of two (`CosineResult`).
 
     The scale puts the largest magnitude of a row in [2¹³, 2¹⁴): four times below the end of fp16.
     """

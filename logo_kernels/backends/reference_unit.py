@@ -1,4 +1,4 @@
-"""Rows as unit vectors in readable PyTorch, and the gradient through them; see affinity/units.py."""
+"""Rows as unit vectors in readable PyTorch, and the gradient through them (affinity/units.py)."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import torch
 
-from ..backends import BACKENDS, preferring, resolve
+from ..backends import BACKENDS, backend_for, preferring
 from ..backends.extension import extension
 from . import affinity, cosine, info_nce, similarity
 from .errors import Difference, difference
-from .problem import Case, Place, Results
+from .case import Case, Place, Results
 
 OPERATIONS = {
     "cosine": cosine,
@@ -105,7 +105,7 @@ def place_of(backend: str) -> Place | str:
     reasons = []
     for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):
         try:
-            resolve(backend, "similarity", torch.empty(1, 1, 8, device=device))
+            backend_for(backend, ("similarity", torch.device(device), (torch.float32,), 1, 8))
         except RuntimeError as refusal:
             reasons.append(str(refusal))
         else:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import logo_loss
-from .problem import UPSTREAM, Case, Numbers, Place, Results, extreme, identity, name_of, step
+from .case import UPSTREAM, Case, Numbers, Place, Results, extreme, identity, name_of, step
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 REPULSION = 0.1  # as large as attraction's weights, nearly: an error in it shows

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import info_nce, logo_loss
 from .errors import BOUNDS
-from .problem import UPSTREAM, Case, Numbers, Place, Results, extreme, identity, name_of, step
+from .case import UPSTREAM, Case, Numbers, Place, Results, extreme, identity, name_of, step
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 

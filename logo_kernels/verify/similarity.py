@@ -9,7 +9,7 @@ from itertools import product
 import torch
 
 from .. import block_cosine_similarity
-from .problem import Case, Numbers, Place, Results, extreme, identity, name_of, step
+from .case import Case, Numbers, Place, Results, extreme, identity, name_of, step
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 

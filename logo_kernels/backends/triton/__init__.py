@@ -75,4 +75,3 @@ class TritonBackend(Backend):
             reasons = (misfit(request.dim, kind, facts) for kind in (HALF, TWO_HALVES, FULL))
             return next((reason for reason in reasons if reason is not None), None)
         return None
-

@@ -33,7 +33,7 @@ class Place:
 
 
 class Case:
-    """A problem that runs through the public functions alone, so that it holds for any backend."""
+    """What runs through the public functions alone, so that it holds for any backend."""
 
     operation: str
     dtype: torch.dtype

@@ -1,7 +1,7 @@
-"""What the autograd Functions share: a second derivative is refused.
+"""What the autograd Functions share: one derivative in reverse mode, and words for all others.
 
-`once_differentiable` would not do: where the upstream gradient is a constant, as that of a loss is,
-it lets a gradient penalty pass for a constant, silently.
+Kernels compute values and first derivatives. A second derivative, a forward-mode derivative and a
+transform of torch.func would each get a number that looks right and is not: they are refused.
 """
 
 from __future__ import annotations
@@ -10,13 +10,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+try:  # torch tells only by private names of transforms of torch.func and of batched gradients
+    from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
+except ImportError:
+    is_legacy_batchedtensor = lambda _: True  # noqa: E731
+    peek_interpreter_stack = lambda: None  # noqa: E731
 
 
 class NoSecondDerivative(torch.autograd.Function):
-    """The identity on a gradient; raises when somebody differentiates it."""
+    """The identity on a gradient; raises when somebody differentiates it.
+
+    `once_differentiable` would not do: where the upstream gradient is a constant, as that of a loss
+    is, it lets a gradient penalty pass for a constant, silently. `inputs`, on which the gradient
+    depends, tie it to all that a second derivative may be asked for.
+    """
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, _anchor: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *inputs: Tensor | None) -> Tensor:
+        ctx.inputs = len(inputs)
         return gradient.view_as(gradient)
 
     @staticmethod
@@ -27,17 +40,45 @@ class NoSecondDerivative(torch.autograd.Function):
         )
 
 
-def differentiated_once(gradient: Tensor) -> Tensor:
+def once(gradient: Tensor | None, *inputs: Tensor | None) -> Tensor | None:
     """`gradient`, guarded against a second derivative where create_graph asks for one."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if gradient is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return gradient  # compiled graphs refuse double backward by themselves
-    anchor = torch.empty(0, device=gradient.device, requires_grad=True)  # ties it into the graph
-    return NoSecondDerivative.apply(gradient, anchor)
+    return NoSecondDerivative.apply(gradient, *inputs)
 
 
-def guarded(gradient: Tensor | None) -> Tensor | None:
-    """`differentiated_once` of a gradient that may be absent."""
-    return None if gradient is None else differentiated_once(gradient)
+def reverse_mode_only(name: str, *tensors: Tensor | None) -> None:
+    """Refuses tangents and transforms, which would end in zeros or in torch's internal words."""
+    if torch.compiler.is_compiling():
+        return
+    if peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            f"{name} got tensors inside a transform of torch.func (grad, vmap, jvp, jacfwd, ...), "
+            f"which its kernels do not serve; call it on plain tensors, and differentiate by "
+            f"backward() or torch.autograd.grad"
+        )
+    if forward_ad._current_level >= 0:
+        for tensor in tensors:
+            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+                raise RuntimeError(
+                    f"{name} has no forward-mode derivative, and got a dual tensor; differentiate "
+                    f"by backward() or torch.autograd.grad"
+                )
+
+
+def kept(constant: Tensor | None) -> Tensor | None:
+    """A constant that backward reads again; of one made under inference_mode, a copy.
+
+    Autograd saves no inference tensors.
+    """
+    if constant is not None and constant.is_inference() and not torch.is_inference_mode_enabled():
+        return constant.clone()
+    return constant
+
+
+def batched(upstream: Tensor) -> bool:
+    """Whether backward runs for many upstream gradients at once (is_grads_batched, vmap)."""
+    return is_legacy_batchedtensor(upstream) or peek_interpreter_stack() is not None
 
 
 def graph_is_kept() -> bool:

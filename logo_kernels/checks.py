@@ -6,7 +6,8 @@ Every message says which argument is wrong, what it is, and what it should be.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -15,10 +16,30 @@ from torch import Tensor
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def block(name: str, value: Any, letters: str) -> Tensor:
-    """`value` as a floating tensor of rank 3, `letters` naming its sizes ("B, G, D")."""
+def strided(name: str, value: Any, letters: str) -> None:
+    """Checks that `value` is a tensor whose elements lie at strides: not sparse, nested, quantised."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor [{letters}], got {type(value).__name__}")
+    if value.is_nested or value.layout is not torch.strided or value.is_quantized:
+        kind = "nested" if value.is_nested else "quantized" if value.is_quantized else value.layout
+        raise TypeError(
+            f"{name} must be a dense tensor [{letters}], got a tensor that is {kind}; convert it "
+            f"by to_padded_tensor, dequantize or to_dense"
+        )
+
+
+def is_sequence(value: Any) -> bool:
+    """A list, tuple, deque, ParameterList or the like, of tensors as one hopes."""
+    if isinstance(value, (list, tuple)):
+        return True
+    if isinstance(value, (Tensor, str, bytes, Mapping)):
+        return False
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
+
+def block(name: str, value: Any, letters: str) -> Tensor:
+    """`value` as a floating tensor of rank 3, `letters` naming its sizes ("B, G, D")."""
+    strided(name, value, letters)
     if value.ndim != 3:
         raise ValueError(f"{name} must be [{letters}], got shape {list(value.shape)}")
     if value.dtype not in FLOATING:
@@ -28,10 +49,10 @@ def block(name: str, value: Any, letters: str) -> Tensor:
 
 def crops(name: str, value: Tensor | Sequence[Tensor], letters: str) -> Tensor:
     """A block, or a sequence of crops [B, D], which is stacked view-major (one copy)."""
-    if not isinstance(value, (list, tuple)):
+    if isinstance(value, Tensor) or not is_sequence(value):
         return block(name, value, letters)
     size, wanted = letters.split(", ")[1], f"a tensor [{letters}] or a sequence of tensors [B, D]"
-    if not value:
+    if len(value) == 0:
         raise ValueError(f"{name} must be {wanted}, got an empty sequence ({size} = 0)")
     for index, crop in enumerate(value):
         if not isinstance(crop, Tensor):
@@ -60,8 +81,7 @@ def crops(name: str, value: Tensor | Sequence[Tensor], letters: str) -> Tensor:
 
 def matrix(name: str, value: Any, letters: str) -> Tensor:
     """`value` as a floating tensor of rank 2."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor [{letters}], got {type(value).__name__}")
+    strided(name, value, letters)
     if value.ndim != 2:
         raise ValueError(f"{name} must be [{letters}], got shape {list(value.shape)}")
     if value.dtype not in FLOATING:
@@ -116,19 +136,19 @@ def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
 
 
 def positive_integer(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, (int, Integral)):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value <= 0:
         raise ValueError(f"{name} must be positive, got {value}")
 
 
-def temperature(value: Any) -> None:
+def temperature(value: Any) -> float | Tensor:
     """A number τ > 0, or a floating tensor [], whose value stays where it is."""
     if not isinstance(value, Tensor):
-        number("temperature", value)
-        if value <= 0:
+        tau = number("temperature", value)
+        if tau <= 0:
             raise ValueError(f"temperature must be positive, got {value!r}")
-        return
+        return tau
     if value.ndim != 0:
         raise ValueError(
             f"temperature must be a number or a tensor [], got shape {list(value.shape)}"
@@ -137,11 +157,14 @@ def temperature(value: Any) -> None:
         raise TypeError(
             f"temperature must be float32, bfloat16, float16 or float64, got {value.dtype}"
         )
+    return value
 
 
-def number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def number(name: str, value: Any) -> float:
+    """A finite number, those of NumPy and the like as floats of Python."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     # torch.compile traces comparisons of a number that varies, a scheduled λ say, but not isfinite
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value!r}")
+    return value if isinstance(value, (int, float)) else float(value)

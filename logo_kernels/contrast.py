@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .autograd import guarded
+from .autograd import kept, once, reverse_mode_only
 from .backends import AUTO, BACKENDS, Key
 from .buffers import compute_dtype, gradient_for
 from .operators import Operator
@@ -66,7 +66,7 @@ def info_nce(
     q = q.unsqueeze(1)
     checks.alike("positives", k, "queries", q, {"N": 0, "D": 2})
     n = checks.negatives(negatives, q, "queries")
-    checks.temperature(temperature)
+    temperature = checks.temperature(temperature)
     if isinstance(temperature, Tensor):
         checks.same_device("temperature", temperature, "queries", q)
     losses, _ = contrast(None, q, k, n, temperature, (0.0, 1.0), "pairs", backend)
@@ -260,6 +260,7 @@ def contrast(
 
     A single global crop has no positives: it is no query, and its gradient is zero.
     """
+    reverse_mode_only("InfoNCE", global_crops, local_crops)
     tensor, number = None, 1.0
     if isinstance(temperature, Tensor):
         tensor = temperature.to(compute_dtype(global_crops, local_crops, positives, negatives))
@@ -300,7 +301,8 @@ class InfoNCE(torch.autograd.Function):
         *others, backend = options
         call = _call(global_crops, local_crops, positives, negatives, temperature, tensor, *others)
         total, terms, _, pull, mean = forward(call, backend)
-        ctx.save_for_backward(call.global_crops, local_crops, positives, tensor, pull, mean)
+        constants = kept(positives), kept(tensor), pull, mean
+        ctx.save_for_backward(kept(call.global_crops), kept(local_crops), *constants)
         ctx.of_negatives = None if negatives is None else negatives.dtype
         ctx.unasked = None  # of crops that are no queries, shape and dtype
         if global_crops is not None and call.global_crops is None and ctx.needs_input_grad[0]:
@@ -317,14 +319,14 @@ class InfoNCE(torch.autograd.Function):
             return (None,) * 10
         to_global, to_local, _, _, _, to_temperature, *_ = ctx.needs_input_grad
         wanted = to_global and ctx.unasked is None, to_local, to_temperature
-        call = InfoNCEBackwardCall(
-            upstream, *ctx.saved_tensors, ctx.temperature, *wanted, ctx.of_negatives
+        saved = ctx.saved_tensors
+        call = InfoNCEBackwardCall(upstream, *saved, ctx.temperature, *wanted, ctx.of_negatives)
+        found = backward(call, ctx.backend)
+        queries, locals_, _, tensor, *_ = saved
+        to_queries, to_locals, to_tau = (
+            once(gradient, upstream, queries, locals_, tensor) for gradient in found
         )
-        with torch.no_grad():
-            found = backward(call, ctx.backend)
-        to_global_crops = guarded(found.grad_global)
         if ctx.unasked is not None:
             shape, dtype = ctx.unasked
-            to_global_crops = upstream.new_zeros(shape, dtype=dtype)
-        to_tau = guarded(found.grad_temperature)
-        return to_global_crops, guarded(found.grad_local), None, None, None, to_tau, *(None,) * 4
+            to_queries = upstream.new_zeros(shape, dtype=dtype)
+        return to_queries, to_locals, None, None, None, to_tau, *(None,) * 4

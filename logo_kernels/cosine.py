@@ -1,7 +1,7 @@
 """The cosine LoGo loss (eqs. 2-5, 9): its records, its operator and its place in the graph.
 
-The gradient is computed in forward, dX = W·X in the same pass as the loss, and nothing else is
-saved; backward multiplies it by the upstream gradient.
+The gradient is computed in forward, dX = W·X in the same pass as the loss; backward multiplies it
+by the upstream gradient. Beside it, the inputs are saved, for what a second derivative hangs on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .autograd import graph_is_kept, guarded
+from .autograd import batched, graph_is_kept, once, reverse_mode_only
 from .backends import AUTO, Key, backend_for
 from .backends.protocol import scale_factor
 from .buffers import compute_dtype, gradient_for
@@ -124,7 +124,8 @@ def cosine_loss(
     reduction: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """(total, terms) of `CosineResult`, by way of the graph only where something needs a gradient."""
+    """(total, terms) of `CosineResult`, by way of the graph where something needs a gradient."""
+    reverse_mode_only("logo_loss", x, y, r)
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, y, r)):
         return Cosine.apply(x, y, t, r, *weights, repulsion, reduction, backend)
     call = CosineCall(x, y, t, r, *weights, repulsion, reduction, False, False, False)
@@ -134,7 +135,7 @@ def cosine_loss(
 def repulsion_loss(
     features: Tensor, weight: float, reduction: str, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """(`weight` Σ_{i<j} cos(rᵢ, rⱼ), mean over the pairs) of features r [B, L, D], L ≥ 2 (eq. 5)."""
+    """(`weight` Σ_{i<j} cos(rᵢ, rⱼ), mean over the pairs) of features r [B, L ≥ 2, D] (eq. 5)."""
     weights = 0.0, 0.0, weight
     total, terms = cosine_loss(None, features, None, None, weights, True, reduction, backend)
     return total, terms[2]
@@ -155,7 +156,8 @@ class Cosine(torch.autograd.Function):
         *numbers, backend = options
         to_x, to_y, _, to_r, *_ = ctx.needs_input_grad
         total, terms, *saved = cosine(CosineCall(x, y, t, r, *numbers, to_x, to_y, to_r), backend)
-        ctx.save_for_backward(*saved)
+        inputs = (v if needed else None for v, needed in ((x, to_x), (y, to_y), (r, to_r)))
+        ctx.save_for_backward(*saved, *inputs)
         globals_, locals_ = 0 if x is None else x.shape[1], 0 if y is None else y.shape[1]
         ctx.first_rows = 0, globals_, globals_ + locals_
         ctx.mark_non_differentiable(terms)
@@ -166,8 +168,9 @@ class Cosine(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, _terms: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 10
-        *gradients, row_scale = ctx.saved_tensors
-        to_x, to_y, to_r = map(guarded, scaled(gradients, upstream, row_scale, ctx.first_rows))
+        to_x, to_y, to_r, row_scale, *inputs = ctx.saved_tensors
+        found = scaled([to_x, to_y, to_r], upstream, row_scale, ctx.first_rows)
+        to_x, to_y, to_r = (once(gradient, upstream, *inputs) for gradient in found)
         return to_x, to_y, None, to_r, *(None,) * 6
 
 
@@ -183,7 +186,7 @@ def scaled(
     upstream is one, and no second gradient is allocated unless the graph is kept for another
     backward.
     """
-    kept = torch.compiler.is_compiling() or graph_is_kept()
+    kept = torch.compiler.is_compiling() or batched(upstream) or graph_is_kept()
     # Reading the value of a tensor is free on the CPU alone; elsewhere it would stop the host.
     if not kept and row_scale is None and upstream.ndim == 0 and upstream.is_cpu:
         if upstream.item() == 1:

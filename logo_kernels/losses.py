@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,44 @@ class LoGoTerms(NamedTuple):
     gg: Tensor
     lg: Tensor
     ll: Tensor
+
+
+@overload
+def logo_loss(
+    global_crops: Tensor | Sequence[Tensor],
+    local_crops: Tensor | Sequence[Tensor] | None = ...,
+    targets: Tensor | Sequence[Tensor] | None = ...,
+    *,
+    similarity: str = ...,
+    negatives: Tensor | str | None = ...,
+    temperature: float | Tensor = ...,
+    affinity: Affinity = ...,
+    repulsion_features: Tensor | Sequence[Tensor] | None = ...,
+    repulsion_weight: float = ...,
+    pair_reduction: str = ...,
+    reduction: str = ...,
+    return_terms: Literal[False] = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def logo_loss(
+    global_crops: Tensor | Sequence[Tensor],
+    local_crops: Tensor | Sequence[Tensor] | None = ...,
+    targets: Tensor | Sequence[Tensor] | None = ...,
+    *,
+    similarity: str = ...,
+    negatives: Tensor | str | None = ...,
+    temperature: float | Tensor = ...,
+    affinity: Affinity = ...,
+    repulsion_features: Tensor | Sequence[Tensor] | None = ...,
+    repulsion_weight: float = ...,
+    pair_reduction: str = ...,
+    reduction: str = ...,
+    return_terms: Literal[True],
+    backend: str = ...,
+) -> LoGoTerms: ...
 
 
 def logo_loss(
@@ -110,8 +148,9 @@ def logo_loss(
             (G = 1 and L = 0), or, for "info_nce", without negatives (K = 0, or "batch" with B = 1).
         RuntimeError: a named backend that cannot serve the call, with its reason.
     """
-    _check_options(similarity, temperature, affinity, repulsion_weight, pair_reduction, reduction)
-    checks.one_of("backend", backend, (AUTO, *BACKENDS))
+    _check_names(similarity, affinity, pair_reduction, reduction, backend)
+    temperature = checks.temperature(temperature)
+    repulsion_weight = checks.number("repulsion_weight", repulsion_weight)
     x, y, t, r = _check_crops(global_crops, local_crops, targets, repulsion_features)
     n = _check_negatives(similarity, negatives, x)
     if isinstance(temperature, Tensor):
@@ -167,10 +206,9 @@ class LoGoLoss(nn.Module):
         backend: str = AUTO,
     ) -> None:
         super().__init__()
-        _check_options(
-            similarity, temperature, affinity, repulsion_weight, pair_reduction, reduction
-        )
-        checks.one_of("backend", backend, (AUTO, *BACKENDS))
+        _check_names(similarity, affinity, pair_reduction, reduction, backend)
+        checks.temperature(temperature)
+        checks.number("repulsion_weight", repulsion_weight)
         self.similarity = similarity
         self.temperature = temperature
         self.affinity = affinity
@@ -249,16 +287,10 @@ def _reduce(per_image: Tensor, reduction: str) -> Tensor:
     return per_image.mean() if reduction == "mean" else per_image.sum()
 
 
-def _check_options(
-    similarity: str,
-    temperature: float | Tensor,
-    affinity: Affinity,
-    repulsion_weight: float,
-    pair_reduction: str,
-    reduction: str,
+def _check_names(
+    similarity: str, affinity: Affinity, pair_reduction: str, reduction: str, backend: str
 ) -> None:
     checks.one_of("similarity", similarity, SIMILARITIES)
-    checks.temperature(temperature)
     if isinstance(affinity, str):
         if affinity != "cosine":
             raise ValueError(f"affinity must be 'cosine', None or a callable, got {affinity!r}")
@@ -266,9 +298,9 @@ def _check_options(
         raise TypeError(
             f"affinity must be 'cosine', None or a callable, got {type(affinity).__name__}"
         )
-    checks.number("repulsion_weight", repulsion_weight)
     checks.one_of("pair_reduction", pair_reduction, PAIR_REDUCTIONS)
     checks.one_of("reduction", reduction, REDUCTIONS)
+    checks.one_of("backend", backend, (AUTO, *BACKENDS))
 
 
 def _check_crops(
@@ -339,4 +371,4 @@ def _check_negatives(similarity: str, negatives: Tensor | str | None, x: Tensor)
 
 
 def _is_empty_sequence(value: Tensor | Sequence[Tensor]) -> bool:
-    return isinstance(value, (list, tuple)) and not value
+    return checks.is_sequence(value) and len(value) == 0

@@ -16,11 +16,11 @@ from typing import Annotated, Any, Generic, NamedTuple, Protocol, TypeVar, get_t
 import torch
 from torch import Tensor, nn
 
+from .autograd import batched
 from .backends import Key, backend_for
 
 try:  # torch tells only by private names who looks on; without one of them, assume somebody
     from torch._C import _is_tracing, _len_torch_dispatch_stack, _len_torch_function_stack
-    from torch._C._functorch import peek_interpreter_stack
     from torch.autograd import _profiler_enabled
 except ImportError:
     _is_tracing = lambda: True  # noqa: E731
@@ -77,11 +77,14 @@ class Operator(Generic[C, R]):
 
         On a small batch the dispatcher costs the host as much as the kernel.
         """
-        if not torch.compiler.is_compiling() and not _observed(call):
+        if not torch.compiler.is_compiling():
             key = call.key()
-            if key[1].type != "meta":
+            if key[1].type != "meta" and not _observed(call):
                 return self._fill(call, backend, key)
-        made = self.registered(*call, backend)
+            with torch.no_grad():  # a constant that requires a gradient gets none
+                made = self.registered(*call, backend)
+        else:
+            made = self.registered(*call, backend)
         made = (made,) if isinstance(made, Tensor) else made
         return self.result(*(one if one.numel() else None for one in made))
 
@@ -121,7 +124,7 @@ def _observed(call: Any) -> bool:
         _is_tracing()
         or _len_torch_dispatch_stack() > 0
         or _len_torch_function_stack() > 0
-        or peek_interpreter_stack() is not None
+        or (call[0] is not None and batched(call[0]))  # an upstream gradient comes first
         or _profiler_enabled()
         or not _PLAIN.issuperset(map(type, call))
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .autograd import guarded
+from .autograd import kept, once, reverse_mode_only
 from .backends import AUTO, BACKENDS, Key
 from .buffers import gradient_for
 from .operators import Operator
@@ -44,6 +44,7 @@ def block_cosine_similarity(a: Tensor, b: Tensor | None = None, *, backend: str 
         checks.alike("b", b, "a", a, {"B": 0, "D": 2})
         _not_empty("b", b, "W")
     checks.one_of("backend", backend, (AUTO, *BACKENDS))
+    reverse_mode_only("block_cosine_similarity", a, b)
     if torch.is_grad_enabled() and (a.requires_grad or (b is not None and b.requires_grad)):
         return Similarity.apply(a, b, backend)
     return similarity(SimilarityCall(a, b), backend).cosines
@@ -130,14 +131,14 @@ class Similarity(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor | None, backend: str) -> Tensor:
-        ctx.save_for_backward(a, b)
+        ctx.save_for_backward(kept(a), kept(b))
         ctx.backend = backend
         return similarity(SimilarityCall(a, b), backend).cosines
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         to_a, to_b, _ = ctx.needs_input_grad
-        call = SimilarityBackwardCall(grad, *ctx.saved_tensors, to_a, to_b)
-        with torch.no_grad():
-            found = similarity_backward(call, ctx.backend)
-        return guarded(found.grad_a), guarded(found.grad_b), None
+        a, b = ctx.saved_tensors
+        call = SimilarityBackwardCall(grad, a, b, to_a, to_b)
+        found = similarity_backward(call, ctx.backend)
+        return once(found.grad_a, grad, a, b), once(found.grad_b, grad, a, b), None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..autograd import guarded
+from ..autograd import once
 from ..buffers import compute_dtype
 from . import norm as layers
 from . import products
@@ -64,17 +64,20 @@ class Affinity(torch.autograd.Function):
         unit, factors = to_units(UnitCall(z, dtype), backend)
         a, c, weight, second = halves(unit, mlp)
         value, ctx.seen, kept = forward(a, c, second, mlp, states, 0, "softplus", needed, backend)
-        ctx.save_for_backward(unit, factors, weight, second, *kept)
+        ctx.save_for_backward(
+            z if ctx.needs_input_grad[0] else None, unit, factors, weight, second, *kept
+        )
+        ctx.parameters = parameters
         ctx.backend, ctx.dtype, ctx.view_major = backend, z.dtype, is_view_major(z)
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return once(affinity_gradients, ctx, grad)
+        return guarded(affinity_gradients, ctx, grad)
 
 
 def affinity_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    unit, factors, weight, second, *kept = ctx.saved_tensors
+    _, unit, factors, weight, second, *kept = ctx.saved_tensors
     of_z, _, _, *of_parameters = ctx.needs_input_grad
     needed = of_parameters or NONE_NEEDED
     to_z = to_weight = None
@@ -131,17 +134,18 @@ class Objective(torch.autograd.Function):
         needed = ctx.needs_input_grad[4:]
         alike, seen, kept = forward(noisy_a, noisy_c, second, mlp, states, 0, near, needed, backend)
         unlike, far_seen, far_kept = forward(a, c, second, mlp, states, 1, far, needed, backend)
-        ctx.save_for_backward(unit, noise, weight, second, *kept, *far_kept)
+        ctx.save_for_backward(None, unit, noise, weight, second, *kept, *far_kept)
+        ctx.parameters = mlp
         ctx.seen, ctx.backend, ctx.deviation = (seen, far_seen), backend, deviation
         return (unlike - alike if noise is None else unlike + alike).mean()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return once(objective_gradients, ctx, grad)
+        return guarded(objective_gradients, ctx, grad)
 
 
 def objective_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    unit, noise, weight, second, *kept = ctx.saved_tensors
+    _, unit, noise, weight, second, *kept = ctx.saved_tensors
     needed = ctx.needs_input_grad[4:]
     images, backend = unit.shape[0], ctx.backend
     share = grad / images
@@ -280,12 +284,12 @@ def to_parameters(
     return tuple(v if wants else None for v, wants in zip(found, needed, strict=True))
 
 
-def once(
+def guarded(
     gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]], ctx: Any, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Those that are found, once differentiable."""
+    """The gradients that are found, once differentiable."""
     if not torch.is_grad_enabled():
         return gradients(ctx, grad)
     with torch.no_grad():
         found = gradients(ctx, grad)
-    return tuple(map(guarded, found))
+    return tuple(once(gradient, grad, ctx.saved_tensors[0], *ctx.parameters) for gradient in found)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from .. import checks
+from ..autograd import reverse_mode_only
 from ..backends import AUTO, BACKENDS, backend_for
 from ..buffers import compute_dtype
 from ..units import autocast_dtype
 from . import functions
 from .pairs import key_of
 from .units import Unit
+
+_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
+LAYERS = (
+    (nn.Linear,), _NORMS, (nn.ReLU,), (nn.Linear,), _NORMS, (nn.ReLU,), (nn.Linear,)
+)  # fmt: skip
 
 OBJECTIVES = ("logistic", "difference")
 
@@ -30,6 +38,23 @@ def has_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
     To find out, some backends call the compiled extension, which nothing can trace.
     """
     return backend_for(backend, key_of(device, dtype)).fuses_affinity
+
+
+def _is_plain(layer: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether a layer is of one of these very types, with no hook and no forward of its own."""
+    if type(layer) not in kinds or layer._forward_hooks or layer._forward_pre_hooks:
+        return False
+    if layer._backward_hooks or layer._backward_pre_hooks:
+        return False
+    return torch.compiler.is_compiling() or "forward" not in layer.__dict__
+
+
+def _fit(first: Any, norm: Any, _: Any, second: Any, other: Any, __: Any, last: Any) -> bool:
+    """Whether all parameters are there, and the last layer gives one number."""
+    whole = last.weight.shape[0] == 1
+    for layer in (first, norm, second, other, last):
+        whole = whole and layer.weight is not None and layer.bias is not None
+    return whole and (torch.compiler.is_compiling() or not _has_any_global_hook())
 
 
 class LocalAffinity(nn.Sequential):
@@ -56,7 +81,8 @@ class LocalAffinity(nn.Sequential):
     concatenated pairs: the same ``state_dict``, the same numbers, the same running statistics,
     SyncBatchNorm after ``convert_sync_batchnorm``. It never concatenates, though. The first product
     is taken once per crop for each half of W₁, and sums, batch norm, ReLU and softplus of the pairs
-    are kernels around the second; ``backend="reference"`` is the plain form.
+    are kernels around the second. The plain form runs with ``backend="reference"``, and wherever a
+    layer was replaced, wrapped or hooked, or lacks a parameter.
 
     Args:
         dim: D, numbers of a crop.
@@ -96,13 +122,16 @@ class LocalAffinity(nn.Sequential):
         )
         self.dim, self.backend = dim, backend
 
-    def forward(self, local: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(self, local: Tensor | Sequence[Tensor], *, objective: str | None = None) -> Tensor:
         """ℓa: mean softplus(f) over the ordered pairs of local crops of each image.
 
         Args:
             local: [B, L, D], L ≥ 2, float32, bfloat16, float16 or float64, any strides, or a
                 sequence of L tensors [B, D]. Gradients flow to it, and to θd where that requires
                 them: they are computed only there.
+            objective: "logistic" or "difference": returns `objective` of that form instead.
+                DistributedDataParallel and fully_shard see nothing but ``forward``: an affinity
+                that they wrap is trained by ``affinity(local, objective="logistic")``.
 
         Returns:
             [B], float32, float64 for a float64 module. Once differentiable.
@@ -112,9 +141,11 @@ class LocalAffinity(nn.Sequential):
             ValueError: a wrong shape, or L < 2.
             RuntimeError: a named backend that cannot serve the call, with its reason.
         """
+        if objective is not None:
+            return self.objective(local, objective)
         z = self._crops(local)
         dtype = self._dtype(z)
-        if has_kernels(self.backend, z.device, dtype):
+        if self._is_fused(z, dtype):
             settings, parameters = functions.of_module(self, dtype, self.backend)
             if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
                 return functions.Affinity.apply(z, settings, None, *parameters)
@@ -151,7 +182,7 @@ class LocalAffinity(nn.Sequential):
         logistic, noise, deviation = form == "logistic", None, NOISE / self.dim**0.5
         if logistic:
             noise = torch.randn(2, len(z), 1, self.dim, device=z.device, dtype=dtype)
-        if has_kernels(self.backend, z.device, dtype):
+        if self._is_fused(z, dtype):
             settings, parameters = functions.of_module(self, dtype, self.backend)
             return functions.Objective.apply(z, settings, noise, deviation, *parameters)
         units = self._units(z)
@@ -159,6 +190,12 @@ class LocalAffinity(nn.Sequential):
         alike = self._plain(first, second, 0, "softplus_negated" if logistic else "identity")
         unlike = self._plain(units, units, 1, "softplus" if logistic else "identity")
         return (unlike + alike if logistic else unlike - alike).mean()
+
+    def __getitem__(self, index: Any) -> Any:
+        """A layer; of a slice, an ``nn.Sequential`` of those layers."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, backend={self.backend!r}"
@@ -174,20 +211,35 @@ class LocalAffinity(nn.Sequential):
             raise ValueError(
                 f"local has D = {z.shape[2]}, but this affinity was made for {self.dim}"
             )
-        weight: Tensor = self[0].weight  # type: ignore[assignment]
-        if z.device != weight.device:
-            raise ValueError(f"local is on {z.device}, the affinity on {weight.device}; move one")
+        first = self._first_parameter(z)
+        if z.device != first.device:
+            raise ValueError(f"local is on {z.device}, the affinity on {first.device}; move one")
+        reverse_mode_only("LocalAffinity", z)
         return z
 
+    def _first_parameter(self, z: Tensor) -> Tensor:
+        """For what all parameters have in common; the crops', should there be none."""
+        return next(self.parameters(), z)
+
     def _dtype(self, z: Tensor) -> torch.dtype:
-        """Of ẑ and of the products: autocast's where it is on, else that of the parameters."""
-        return autocast_dtype(z.device.type) or self[0].weight.dtype  # type: ignore[return-value]
+        """Of ẑ and of the products: autocast's where it is on, else the parameters'."""
+        return autocast_dtype(z.device.type) or self._first_parameter(z).dtype
+
+    def _is_fused(self, z: Tensor, dtype: torch.dtype) -> bool:
+        """Whether kernels take the place of the layers: where nobody changed or watches these."""
+        layers = tuple(self._modules.values())
+        return (
+            len(layers) == len(LAYERS)
+            and all(map(_is_plain, layers, LAYERS))
+            and _fit(*layers)
+            and has_kernels(self.backend, z.device, dtype)
+        )
 
     def _units(self, z: Tensor) -> Tensor:
         """ẑ for the plain form; autocast rounds it there."""
-        weight: Tensor = self[0].weight  # type: ignore[assignment]
+        first = self._first_parameter(z)
         autocast = autocast_dtype(z.device.type) is not None
-        return Unit.apply(z, compute_dtype(z, weight) if autocast else weight.dtype, self.backend)
+        return Unit.apply(z, compute_dtype(z, first) if autocast else first.dtype, self.backend)
 
     def _plain(self, first: Tensor, second: Tensor, roll: int, link: str) -> Tensor:
         """The same from [zᵢ; zⱼ], concatenated."""

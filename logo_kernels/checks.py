@@ -17,7 +17,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def strided(name: str, value: Any, letters: str) -> None:
-    """Checks that `value` is a tensor whose elements lie at strides: not sparse, nested, quantised."""
+    """Checks that `value` is a tensor, and neither sparse nor nested nor quantised."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor [{letters}], got {type(value).__name__}")
     if value.is_nested or value.layout is not torch.strided or value.is_quantized:

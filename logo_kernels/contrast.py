@@ -14,6 +14,7 @@ from .autograd import kept, once, reverse_mode_only
 from .backends import AUTO, BACKENDS, Key
 from .buffers import compute_dtype, gradient_for
 from .operators import Operator
+from .weights import attraction_weights
 
 
 def info_nce(
@@ -69,7 +70,7 @@ def info_nce(
     temperature = checks.temperature(temperature)
     if isinstance(temperature, Tensor):
         checks.same_device("temperature", temperature, "queries", q)
-    losses, _ = contrast(None, q, k, n, temperature, (0.0, 1.0), "pairs", backend)
+    losses, _ = contrast(None, q, k, n, temperature, "sum", "pairs", backend)
     return losses.squeeze(1)
 
 
@@ -87,8 +88,7 @@ class InfoNCECall(NamedTuple):
     negatives: Tensor | None  # [K, D], constants; None: the positives of the other images
     temperature: float  # τ, unless a tensor gives it
     temperature_tensor: Tensor | None  # [] of `dtype`, on the device of the queries
-    gg_weight: float  # of the loss of one pair in its image's total; of a global crop
-    lg_weight: float  # of a local crop
+    pair_reduction: str  # "sum" | "mean"
     reduction: str  # over images: "mean" | "sum" | "none"; "pairs": no sum at all
 
     @property
@@ -113,6 +113,18 @@ class InfoNCECall(NamedTuple):
             0 if locals_ is None else locals_.shape[1],
             self.positives.shape[1],
         )
+
+    @property
+    def gg_weight(self) -> float:
+        """Of the loss of one pair in its image's total, of a global crop."""
+        _, locals_, positives = self.counts
+        return attraction_weights(positives, locals_, self.pair_reduction)[0]
+
+    @property
+    def lg_weight(self) -> float:
+        """Of a local crop."""
+        _, locals_, positives = self.counts
+        return attraction_weights(positives, locals_, self.pair_reduction)[1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -252,7 +264,7 @@ def contrast(
     positives: Tensor,  # [B, P, D]
     negatives: Tensor | None,  # [K, D]; None: the positives of the other images
     temperature: float | Tensor,
-    weights: tuple[float, float],  # gg, lg
+    pair_reduction: str,
     reduction: str,
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
@@ -264,9 +276,14 @@ def contrast(
     tensor, number = None, 1.0
     if isinstance(temperature, Tensor):
         tensor = temperature.to(compute_dtype(global_crops, local_crops, positives, negatives))
+    elif torch.compiler.is_compiling():  # else a new number would be compiled anew
+        dtype = compute_dtype(global_crops, local_crops, positives, negatives)
+        tensor = positives.new_ones((), dtype=dtype) * temperature
     else:
         number = float(temperature)
-    arguments = global_crops, local_crops, positives, negatives, number, tensor, *weights, reduction
+    arguments = (
+        global_crops, local_crops, positives, negatives, number, tensor, pair_reduction, reduction
+    )  # fmt: skip
     if torch.is_grad_enabled() and any(
         v is not None and v.requires_grad for v in (global_crops, local_crops, tensor)
     ):
@@ -316,7 +333,7 @@ class InfoNCE(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _terms: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return (None,) * 10
+            return (None,) * 9
         to_global, to_local, _, _, _, to_temperature, *_ = ctx.needs_input_grad
         wanted = to_global and ctx.unasked is None, to_local, to_temperature
         saved = ctx.saved_tensors
@@ -329,4 +346,4 @@ class InfoNCE(torch.autograd.Function):
         if ctx.unasked is not None:
             shape, dtype = ctx.unasked
             to_queries = upstream.new_zeros(shape, dtype=dtype)
-        return to_queries, to_locals, None, None, None, to_tau, *(None,) * 4
+        return to_queries, to_locals, None, None, None, to_tau, *(None,) * 3

@@ -6,7 +6,7 @@ by the upstream gradient. Beside it, the inputs are saved, for what a second der
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,12 +16,13 @@ from .backends import AUTO, Key, backend_for
 from .backends.protocol import scale_factor
 from .buffers import compute_dtype, gradient_for
 from .operators import Operator
+from .weights import attraction_weights, repulsion_weight
 
 
 class CosineCall(NamedTuple):
     """What a backend's `cosine` is given: B images, G global crops x, L local crops y.
 
-    With weights of one pair, an image's loss is
+    With the weights gg, lg, ll of one pair, an image's loss is
 
         total = gg Σ_{i≠j} −cos(xᵢ, tⱼ) + lg Σ_{i,j} −cos(yᵢ, tⱼ) + ll Σ_{i<j} cos(rᵢ, rⱼ).
     """
@@ -30,10 +31,10 @@ class CosineCall(NamedTuple):
     local_crops: Tensor | None  # [B, L, D] y, online
     targets: Tensor | None  # [B, G, D] t, constants; None: global_crops, read once
     features: Tensor | None  # [B, L, D] r; None: local_crops, read once
-    gg_weight: float
-    lg_weight: float
-    ll_weight: float
+    repulsion_weight: float  # λ, unless a tensor gives it: then 1
+    repulsion_weight_tensor: Tensor | None  # [] of `dtype`, on the device of the crops
     repulsion: bool  # whether ll is computed at all
+    pair_reduction: str  # "sum" | "mean"
     reduction: str  # over images: "mean" | "sum" | "none"
     grad_global: bool  # whether the gradient to x is wanted
     grad_local: bool
@@ -53,6 +54,25 @@ class CosineCall(NamedTuple):
     @property
     def dim(self) -> int:
         return self.online.shape[2]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(G, L)."""
+        x, y = self.global_crops, self.local_crops
+        return 0 if x is None else x.shape[1], 0 if y is None else y.shape[1]
+
+    @property
+    def gg_weight(self) -> float:
+        return attraction_weights(*self.counts, self.pair_reduction)[0]
+
+    @property
+    def lg_weight(self) -> float:
+        return attraction_weights(*self.counts, self.pair_reduction)[1]
+
+    @property
+    def ll_weight(self) -> float:
+        """Times `repulsion_weight_tensor`, if there is one."""
+        return self.repulsion_weight * repulsion_weight(self.counts[1], self.pair_reduction)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,25 +139,31 @@ def cosine_loss(
     y: Tensor | None,
     t: Tensor | None,
     r: Tensor | None,
-    weights: tuple[float, float, float],  # gg, lg, ll
+    weight: float,  # λ
     repulsion: bool,
+    pair_reduction: str,
     reduction: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """(total, terms) of `CosineResult`, by way of the graph where something needs a gradient."""
     reverse_mode_only("logo_loss", x, y, r)
+    tensor = None
+    if torch.compiler.is_compiling():  # a number among an operator's arguments would be a constant
+        like = y if x is None else x
+        tensor = cast(Tensor, like).new_ones((), dtype=compute_dtype(x, y, t, r)) * weight
+        weight = 1.0
+    arguments = x, y, t, r, weight, tensor, repulsion, pair_reduction, reduction
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, y, r)):
-        return Cosine.apply(x, y, t, r, *weights, repulsion, reduction, backend)
-    call = CosineCall(x, y, t, r, *weights, repulsion, reduction, False, False, False)
-    return cosine(call, backend)[:2]
+        return Cosine.apply(*arguments, backend)
+    return cosine(CosineCall(*arguments, False, False, False), backend)[:2]
 
 
 def repulsion_loss(
-    features: Tensor, weight: float, reduction: str, backend: str
+    features: Tensor, weight: float, pair_reduction: str, reduction: str, backend: str
 ) -> tuple[Tensor, Tensor]:
     """(`weight` Σ_{i<j} cos(rᵢ, rⱼ), mean over the pairs) of features r [B, L ≥ 2, D] (eq. 5)."""
-    weights = 0.0, 0.0, weight
-    total, terms = cosine_loss(None, features, None, None, weights, True, reduction, backend)
+    options = True, pair_reduction, reduction, backend
+    total, terms = cosine_loss(None, features, None, None, weight, *options)
     return total, terms[2]
 
 

@@ -12,11 +12,11 @@ from . import checks
 from .backends import AUTO, BACKENDS
 from .contrast import contrast
 from .cosine import cosine_loss, repulsion_loss
+from .weights import PAIR_REDUCTIONS
 
 Affinity = str | Callable[[Tensor], Tensor] | None
 
 SIMILARITIES = ("cosine", "info_nce")
-PAIR_REDUCTIONS = ("sum", "mean")
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -158,25 +158,26 @@ def logo_loss(
     locals_ = 0 if y is None else y.shape[1]
     has_repulsion = affinity is not None and locals_ > 1
     fused_repulsion = has_repulsion and affinity == "cosine"
-    weights = pair_weights(x.shape[1], locals_, pair_reduction, repulsion_weight)
+    options = pair_reduction, reduction, backend
 
     ll = None
     if similarity == "cosine":
         features = r if fused_repulsion else None
-        total, terms = cosine_loss(x, y, t, features, weights, fused_repulsion, reduction, backend)
+        total, terms = cosine_loss(x, y, t, features, repulsion_weight, fused_repulsion, *options)
     else:
         positives = x.detach() if t is None else t
-        total, terms = contrast(x, y, positives, n, temperature, weights[:2], reduction, backend)
+        total, terms = contrast(x, y, positives, n, temperature, *options)
         if fused_repulsion:
             features = cast(Tensor, y if r is None else r)
-            repulsion, ll = repulsion_loss(features, weights.ll, reduction, backend)
+            repulsion, ll = repulsion_loss(features, repulsion_weight, *options)
             total = total + repulsion
-    if has_repulsion and not fused_repulsion and (repulsion_weight != 0 or return_terms):
+    weighs = bool(repulsion_weight != 0)
+    if has_repulsion and not fused_repulsion and (weighs or return_terms):
         pairs = locals_ * (locals_ - 1) / 2 if pair_reduction == "sum" else 1.0
-        with torch.set_grad_enabled(torch.is_grad_enabled() and repulsion_weight != 0):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weighs):
             repulsion = _affinity(cast(Callable[[Tensor], Tensor], affinity), cast(Tensor, y), r)
             repulsion = _reduce(repulsion.to(total.dtype), reduction)
-        if repulsion_weight != 0:
+        if weighs:
             total = total + (repulsion_weight * pairs) * repulsion
         ll = repulsion.detach()
     if not return_terms:
@@ -246,25 +247,6 @@ class LoGoLoss(nn.Module):
     def extra_repr(self) -> str:
         shown = ("similarity", "repulsion_weight", "pair_reduction", "reduction", "backend")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
-
-
-class PairWeights(NamedTuple):
-    """Of one pair of each kind in an image's total."""
-
-    gg: float
-    lg: float
-    ll: float
-
-
-def pair_weights(
-    global_crops: int, local_crops: int, pair_reduction: str, repulsion_weight: float
-) -> PairWeights:
-    """By the formulas of `logo_loss` (eqs. 3-5, 9)."""
-    if pair_reduction == "sum":
-        return PairWeights(0.5, 1.0, repulsion_weight)
-    attraction = 1 / (global_crops * (global_crops - 1) + local_crops * global_crops)
-    repelled = max(1, local_crops * (local_crops - 1) // 2)
-    return PairWeights(attraction, attraction, repulsion_weight / repelled)
 
 
 def _affinity(affinity: Callable[[Tensor], Tensor], y: Tensor, r: Tensor | None) -> Tensor:

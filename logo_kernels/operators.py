@@ -1,9 +1,9 @@
 """Operators made from records: schema, fake implementation, allocation and choice of a backend.
 
-An operation owns two records, NamedTuples beside its autograd Function: a Call holds the arguments of
-a kernel, a Result the tensors that a kernel fills. From their fields follow the schema of a
-registered operator, its fake implementation (`Result.empty`), and what a call does: allocate, choose
-a backend, let the backend's method of the operator's name fill the result.
+An operation owns two records, NamedTuples beside its autograd Function: a Call holds the arguments
+of a kernel, a Result the tensors that a kernel fills. From their fields follow the schema of a
+registered operator, its fake implementation (`Result.empty`), and the course of a call: allocate,
+choose a backend, let the backend's method of the operator's name fill the result.
 
 Operators are registered by define + impl + register_fake: `custom_op` costs three times as much per
 call. Results are ordinary outputs; the autograd Functions wire them into the graph.
@@ -119,7 +119,7 @@ def _outputs(call: Any, result: Any) -> Any:
 
 
 def _observed(call: Any) -> bool:
-    """Whether torch traces, profiles or transforms, a mode is on, or an argument is no plain one."""
+    """Whether torch traces, profiles or transforms, a mode is on, or an argument is special."""
     return (
         _is_tracing()
         or _len_torch_dispatch_stack() > 0

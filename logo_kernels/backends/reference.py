@@ -80,9 +80,12 @@ class ReferenceBackend(Backend):
                     r_r = r.unit @ r.unit.mT  # [B, L, L]
                     pairs = r_r.new_ones(locals_, locals_).fill_diagonal_(0)
                     ll = 0.5 * (pairs * r_r).sum((1, 2))
-                    total = total + call.ll_weight * ll
+                    weight: float | Tensor = call.ll_weight
+                    if call.repulsion_weight_tensor is not None:
+                        weight = weight * call.repulsion_weight_tensor
+                    total = total + weight * ll
                     ll = ll / (locals_ * (locals_ - 1) / 2)
-                    push = r.pull(call.ll_weight * pairs.expand_as(r_r), r, r_r)
+                    push = r.pull(weight * pairs.expand_as(r_r), r, r_r)
                     if call.features is None:
                         pull_local = pull_local + push
                     else:

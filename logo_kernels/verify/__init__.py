@@ -19,8 +19,8 @@ import torch
 from ..backends import BACKENDS, backend_for, preferring
 from ..backends.extension import extension
 from . import affinity, cosine, info_nce, similarity
-from .errors import Difference, difference
 from .case import Case, Place, Results
+from .errors import Difference, difference
 
 OPERATIONS = {
     "cosine": cosine,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .. import LocalAffinity
-from .errors import BOUNDS
 from .case import UPSTREAM, Case, Numbers, Place, Results, extreme, identity, name_of, step
+from .errors import BOUNDS
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 RELUS = (2, 5)  # their places in the nn.Sequential

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import info_nce, logo_loss
-from .errors import BOUNDS
 from .case import UPSTREAM, Case, Numbers, Place, Results, extreme, identity, name_of, step
+from .errors import BOUNDS
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 

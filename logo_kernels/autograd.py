@@ -71,9 +71,9 @@ def kept(constant: Tensor | None) -> Tensor | None:
 
     Autograd saves no inference tensors.
     """
-    if constant is not None and constant.is_inference() and not torch.is_inference_mode_enabled():
-        return constant.clone()
-    return constant
+    if constant is None or torch.compiler.is_compiling() or not constant.is_inference():
+        return constant
+    return constant.clone()
 
 
 def batched(upstream: Tensor) -> bool:

@@ -186,8 +186,8 @@ class InfoNCEBackwardCall(NamedTuple):
 
     With w = upstream · pull of a pair and δ = Σ w (O − k̂⁺) over its pairs, a query's gradient is
     (δ − (δ·q̂) q̂)/(τ‖q‖), 0 for a zero row, and the gradient of τ is −Σ δ·q̂ / τ² over all queries.
-    Finite gradients that bf16 or fp32 cannot hold saturate; fp16 reaches inf, for which a loss
-    scaler looks.
+    Finite gradients that the dtype cannot hold saturate; but fp16 reaches inf where the upstream
+    gradient (of a query, the largest of its pairs') is more than one: a loss scaler looks for it.
     """
 
     upstream: Tensor  # of the shape and dtype of `InfoNCEResult.total`, any strides

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Literal, NamedTuple, cast, overload
 
 import torch
@@ -174,7 +175,7 @@ def logo_loss(
     weighs = bool(repulsion_weight != 0)
     if has_repulsion and not fused_repulsion and (weighs or return_terms):
         pairs = locals_ * (locals_ - 1) / 2 if pair_reduction == "sum" else 1.0
-        with torch.set_grad_enabled(torch.is_grad_enabled() and weighs):
+        with nullcontext() if weighs else torch.no_grad():
             repulsion = _affinity(cast(Callable[[Tensor], Tensor], affinity), cast(Tensor, y), r)
             repulsion = _reduce(repulsion.to(total.dtype), reduction)
         if weighs:

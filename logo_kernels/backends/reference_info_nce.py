@@ -65,18 +65,20 @@ def info_nce_backward(call: InfoNCEBackwardCall, result: InfoNCEGradients) -> No
     upstream, pull, mean = call.upstream, call.pull, call.mean
     with torch.no_grad(), full_precision(call.queries.device.type):
         q = UnitRows(_joined(call), mean.dtype)
-        weights = upstream.view(*upstream.shape, *[1] * (3 - upstream.ndim)) * pull
+        upstream = upstream.view(*upstream.shape, *[1] * (3 - upstream.ndim))  # as [B, V, P]
+        weights = upstream * pull
         direction = weights.sum(-1, keepdim=True) * mean
         direction = direction - weights @ UnitRows(call.positives, mean.dtype).unit
         along = (direction * q.unit).sum(-1, keepdim=True)
         tau = _temperature(call)
         gradient = q.gradient((direction - along * q.unit) / tau)
-        if call.queries.dtype != torch.float16:
-            gradient = saturated(gradient, call.queries.dtype)
+        finite = saturated(gradient, call.queries.dtype)
+        if call.queries.dtype == torch.float16:  # see `InfoNCEBackwardCall`
+            finite = torch.where(upstream.abs().amax(-1, keepdim=True) > 1, gradient, finite)
         globals_ = 0 if call.global_crops is None else call.global_crops.shape[1]
         for buffer, of in (
-            (result.grad_global, gradient[:, :globals_]),
-            (result.grad_local, gradient[:, globals_:]),
+            (result.grad_global, finite[:, :globals_]),
+            (result.grad_local, finite[:, globals_:]),
         ):
             if buffer is not None:
                 buffer.copy_(of)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/static"
 SOURCES = (
     "cosine", "similarity", "scale", "info_nce", "info_nce_backward",
-    "pair_hidden", "pair_output", "unit",
+    "affinity_hidden", "affinity_output", "unit",
 )  # fmt: skip
 FLAGS = ("-O3", "-std=c++17", "-Xptxas", "-v")
 

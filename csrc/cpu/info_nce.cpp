@@ -5,6 +5,7 @@
 #include "cpu/info_nce_pass.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
+#include "cpu/temperature.h"
 #include "cpu/totals.h"
 #include "cpu/variants.h"
 
@@ -103,7 +104,7 @@ Status run(const InfoNCEProblem& p) {
 #if defined(__AVX512F__)
 // Where queries and negatives came as bf16, their unit rows are owed no more than that.
 bool all_bf16(const InfoNCEProblem& p) {
-  const Rows& queries = p.global.present() ? p.global : p.local;
+  const Rows& queries = p.global_crops.present() ? p.global_crops : p.local_crops;
   const Rows& negatives = p.negatives.present() ? p.negatives : p.positives;
   return queries.dtype == DType::bf16 && negatives.dtype == DType::bf16;
 }
@@ -113,7 +114,8 @@ bool all_bf16(const InfoNCEProblem& p) {
 
 namespace LOGO_SIMD {
 
-Status info_nce(const InfoNCEProblem& p) {
+Status info_nce(const InfoNCEProblem& given) {
+  const InfoNCEProblem p = with_temperature(given);
   if (p.fp64) return run<double, Factors::numbers>(p);
 #if defined(__AVX512F__)
   if (all_bf16(p) && multiplies_pairs()) return run<float, Factors::pairs>(p);

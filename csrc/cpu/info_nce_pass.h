@@ -13,7 +13,7 @@
 #include "cpu/product.h"
 #include "cpu/softmax.h"
 #include "cpu/unit_tile.h"
-#include "logo/info_nce_problem.h"
+#include "logo/problem.h"
 
 namespace logo {
 namespace cpu {

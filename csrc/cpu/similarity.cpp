@@ -131,8 +131,8 @@ class Worker {
       const int first = to_a ? 0 : at.b, other = to_a ? at.b : 0;
       for (int i = 0; i < count; ++i) {
         for (int j = 0; j < partners; ++j) {
-          double u = to_a ? read(p.cosines, image, i, j) : read(p.cosines, image, j, i);
-          if (at.self) u += read(p.cosines, image, j, i);  // a_i is partner in both roles
+          double u = to_a ? read(p.grad, image, i, j) : read(p.grad, image, j, i);
+          if (at.self) u += read(p.grad, image, j, i);  // a_i is partner in both roles
           upstream[j] = C(u);
         }
         C sum = 0;

@@ -358,10 +358,7 @@ Status cosine(const CosineProblem& p, const Queue& queue, Failure* failure) {
   Input input;
   input.images = p.images;
   input.dim = p.dim;
-  input.add(at.own_targets ? p.global : p.targets);
-  if (at.locals > 0) input.add(p.local);
-  if (!at.own_targets) input.add(p.global);
-  if (!at.own_features) input.add(p.features);
+  each_tensor(at, p, [&](const Rows& rows) { input.add(rows); });
   input.as_is = copied_as_is(input);
   const DType dtype = common_dtype(input);
 

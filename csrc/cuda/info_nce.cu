@@ -195,19 +195,19 @@ cudaError_t launch_all(const Kernels& kernels, const InfoNCEArguments& a, const 
 // What does not depend on the plan.
 InfoNCEArguments arguments_of(const InfoNCEProblem& p) {
   const bool batch = !p.negatives.present();
-  const double globals = double(p.global.count), locals = double(p.local.count);
+  const double globals = double(p.global_crops.count), locals = double(p.local_crops.count);
   const double share = p.reduction == Reduction::mean ? 1 / double(p.images) : 1;
   InfoNCEArguments a;
   a.queries = queries_of(p);
   a.positives = p.positives;
-  a.in_quads = in_quads(p.global, p.images, p.dim) && in_quads(p.local, p.images, p.dim) &&
-               in_quads(p.positives, p.images, p.dim);
+  a.in_quads = in_quads(p.global_crops, p.images, p.dim) &&
+               in_quads(p.local_crops, p.images, p.dim) && in_quads(p.positives, p.images, p.dim);
   a.negatives = batch ? Negatives(p.positives, p.images, p.dim) : Negatives(p.negatives, p.dim);
   a.images = p.images;
   a.dim = p.dim;
   a.reduction = p.reduction;
   const bool f16_kept = a.negatives.rows.dtype == DType::f16;
-  a.tau_at = static_cast<const float*>(p.temperature_at);
+  a.tau_at = static_cast<const float*>(p.temperature_tensor);
   a.running = f16_kept || a.tau_at != nullptr || p.temperature < kLeastFixed;
   a.tau = float(p.temperature);
   a.scale = float(1.4426950408889634 / p.temperature / (f16_kept ? kQueryLift<f16> : 1.0f));
@@ -215,7 +215,7 @@ InfoNCEArguments arguments_of(const InfoNCEProblem& p) {
   a.lg_weight = share * p.lg_weight;
   a.gg_mean = globals > 1 ? share / (globals * (globals - 1)) : 0;
   a.lg_mean = locals > 0 ? share / (locals * double(p.positives.count)) : 0;
-  a.own_queries = batch ? p.global.count + p.local.count : 0;
+  a.own_queries = batch ? p.global_crops.count + p.local_crops.count : 0;
   a.own_negatives = batch ? p.positives.count : 0;
   a.total = static_cast<float*>(p.total);
   a.terms = static_cast<float*>(p.terms);

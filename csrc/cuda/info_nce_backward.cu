@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kThreads, HELD ? 3 : 2)
 
 bool all_in_quads(const InfoNCEProblem& p) {
   for (const Rows* rows :
-       {&p.global, &p.local, &p.positives, &p.mean, &p.grad_global, &p.grad_local}) {
+       {&p.global_crops, &p.local_crops, &p.positives, &p.mean, &p.grad_global, &p.grad_local}) {
     if (!in_quads(*rows, p.images, p.dim)) return false;
   }
   return true;
@@ -265,7 +265,7 @@ Status info_nce_backward(const InfoNCEProblem& p, const Queue& queue, Failure* f
     a.grad_local = p.grad_local;
     a.dim = p.dim;
     a.tau = float(p.temperature);
-    a.tau_at = static_cast<const float*>(p.temperature_at);
+    a.tau_at = static_cast<const float*>(p.temperature_tensor);
     a.grad_tau = static_cast<float*>(p.grad_temperature);
     a.finished = static_cast<unsigned*>(queue.workspace);
     a.found = reinterpret_cast<double*>(static_cast<char*>(queue.workspace) + kFoundOffset);

@@ -3,22 +3,22 @@
 
 #include "cuda/info_nce_rows.cuh"
 #include "cuda/launcher.h"
-#include "logo/info_nce_problem.h"
+#include "logo/problem.h"
 
 namespace logo {
 namespace cuda {
 
 inline Queries queries_of(const InfoNCEProblem& p) {
   Queries queries;
-  queries.global = p.global;
-  queries.local = p.local;
-  queries.crops = Divider(p.global.count + p.local.count);
+  queries.global = p.global_crops;
+  queries.local = p.local_crops;
+  queries.crops = Divider(p.global_crops.count + p.local_crops.count);
   queries.count = p.images * queries.crops.by;
   return queries;
 }
 
 inline DType dtype_of_queries(const InfoNCEProblem& p) {
-  return p.global.present() ? p.global.dtype : p.local.dtype;
+  return p.global_crops.present() ? p.global_crops.dtype : p.local_crops.dtype;
 }
 
 // Makes a device current for this library's calls, and reads its limits.

@@ -10,7 +10,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/plan.h"
-#include "logo/launch.h"
+#include "logo/operations.h"
 
 namespace logo {
 namespace cuda {

@@ -22,7 +22,7 @@ struct SimilarityArguments {
   Plan plan;
   int v, w;      // rows of a and of b; where b is a, of a
   int b;         // row at which b begins; 0 where b is a
-  Rows cosines;  // [B, V, W] with D standing for W: written, or the upstream gradient
+  Rows cosines;  // [B, V, W] with W in the place of D: written, or the upstream gradient
   Output grad_a, grad_b;
   bool plain;    // gradients are written in whole vectors
   bool careful;  // fp16 gradients saturate
@@ -191,7 +191,7 @@ Status run(const char* name, const SimilarityProblem& p, const Queue& queue, Fai
   if (entered != Status::ok) return entered;
 
   arguments.plan = plan_for(arguments.input.rows, p.dim, int(dtype_bytes(dtype)), limits);
-  arguments.cosines = p.cosines;
+  arguments.cosines = backward ? p.grad : p.cosines;
   arguments.grad_a = Output(p.grad_a, p.images, p.dim, dtype);
   arguments.grad_b = Output(p.grad_b, p.images, p.dim, dtype);
   arguments.plain = arguments.grad_a.plain() && arguments.grad_b.plain();

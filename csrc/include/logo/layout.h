@@ -21,10 +21,10 @@ struct CosineLayout {
   double gg_weight, lg_weight, ll_weight;
 
   LOGO_METHOD explicit CosineLayout(const CosineProblem& p)
-      : globals(int(p.global.count)),
-        locals(int(p.local.count)),
-        own_targets(!p.targets.present()),
-        own_features(!p.features.present()),
+      : globals(int(p.global_crops.count)),
+        locals(int(p.local_crops.count)),
+        own_targets(!p.targets.present() || globals == 0),
+        own_features(!p.features.present() || locals == 0),
         repulsion(p.repulsion && locals > 1),
         gg_total(p.gg_weight),
         lg_total(p.lg_weight),
@@ -54,6 +54,18 @@ struct CosineLayout {
   // Rows of one image in row_scale [B, ·]: global, local, features.
   LOGO_METHOD int scaled_rows() const { return globals + locals * (own_features ? 1 : 2); }
 };
+
+// each(rows) for the tensors whose crops are an image's rows, in the order of the rows.
+template <class Each>
+inline void each_tensor(const CosineLayout& at, const CosineProblem& p, const Each& each) {
+  const auto give = [&](const Rows& rows) {
+    if (rows.present()) each(rows);
+  };
+  give(at.own_targets ? p.global_crops : p.targets);
+  give(p.local_crops);
+  if (!at.own_targets) give(p.global_crops);
+  if (!at.own_features) give(p.features);
+}
 
 // What an image contributes: its total, and gg, lg, ll as means over their pairs.
 struct CosineTerms {

@@ -5,7 +5,7 @@
 
 #include <cuda_runtime.h>
 
-#include "cuda/pair_tiles.cuh"
+#include "cuda/affinity_tiles.cuh"
 #include "cuda/warp.cuh"
 #include "logo/batch_norm.h"
 
@@ -79,106 +79,71 @@ __device__ __forceinline__ void add_partials(const double* partials, int64_t cou
   *second = warp_sum(exchange[1][lane][warp]);
 }
 
+template <class Problem>
 struct FinishArguments {
+  Problem p;
   const double* partials;
-  int64_t partial_count, width;
-  float* to;  // [2, width]: moments or sums, where they do not become what follows
-  // Moments only: values that the sums are of, and what was taken off each of them, the sum of the
-  // first rows of these; the second may be absent.
-  int64_t values;
-  const void *pivot, *second_pivot;
-  float* norm;           // moments: written if the batch norm has a weight; sums: read for facts
-  BatchNorm batch_norm;  // of moments
-  float* facts;          // of sums, may be null
-  const float* weight;   // w₃; null: facts are those of the hidden layer
+  int64_t partial_count;
 };
 
+// What was taken off a column's values before they were summed: the first of them.
 template <class T>
-__device__ __forceinline__ void finish_moments(const FinishArguments& a, int64_t column,
-                                               double first, double second) {
-  double mean = first / double(a.values);
-  double var = second / double(a.values) - mean * mean;
+__device__ __forceinline__ double add_pivot(double mean, const void* first_row, int64_t column) {
+  return mean + double(to_float(static_cast<const T*>(first_row)[column]));
+}
+template <class T>
+__device__ __forceinline__ double add_pivots(double mean, const AffinityHiddenProblem& p,
+                                             int64_t column) {
+  return add_pivot<T>(add_pivot<T>(mean, p.a, column), p.c, column);
+}
+template <class T>
+__device__ __forceinline__ double add_pivots(double mean, const AffinityOutputProblem& p,
+                                             int64_t column) {
+  return add_pivot<T>(mean, p.y, column);
+}
+
+template <class T, class Problem>
+__device__ __forceinline__ void finish_moments(const Problem& p, int64_t column, double first,
+                                               double second) {
+  const double values = double(p.all_pairs());
+  double mean = first / values;
+  double var = second / values - mean * mean;
   if (var < 0) var = 0;  // by rounding; NaN stays
-  mean += double(to_float(static_cast<const T*>(a.pivot)[column]));
-  if (a.second_pivot != nullptr) {
-    mean += double(to_float(static_cast<const T*>(a.second_pivot)[column]));
-  }
-  if (a.batch_norm.weight != nullptr) {
-    fold_batch<float>(a.batch_norm, mean, var, double(a.values), column, a.width, a.norm);
-    return;
-  }
-  a.to[column] = float(mean);
-  a.to[a.width + column] = float(var);
+  mean = add_pivots<T>(mean, p, column);
+  if (p.norm_weight != nullptr) return fold_batch<float>(p, mean, var, values, column);
+  float* const to = static_cast<float*>(p.moments);
+  to[column] = float(mean);
+  to[p.width + column] = float(var);
 }
 
 // MOMENTS: from Σ d and Σ d² to mean and biased variance, or to what batch norm makes of them; else
 // the sums themselves, or the facts.
-template <class T, bool MOMENTS>
-__device__ __forceinline__ void finish_sums(const FinishArguments& a) {
+template <class T, bool MOMENTS, class Problem>
+__device__ __forceinline__ void finish_sums(const FinishArguments<Problem>& a) {
+  const Problem& p = a.p;
   int64_t column;
   double first, second;
-  add_partials(a.partials, a.partial_count, a.width, &column, &first, &second);
-  if (threadIdx.x % 32 != 0 || column >= a.width) return;
-  if (MOMENTS) return finish_moments<T>(a, column, first, second);
-  if (a.facts == nullptr) {
-    a.to[column] = float(first);
-    a.to[a.width + column] = float(second);
-  } else if (a.weight == nullptr) {
-    write_facts(a.norm, first, second, a.values, column, a.width, a.facts);
-  } else {
-    write_output_facts(a.norm, a.weight, first, second, a.values, column, a.width, a.facts);
-  }
-}
-
-// What a launch of moments becomes, and of sums.
-template <class Problem>
-FinishArguments finish_moments_of(const Problem& p, const void* workspace, int64_t partial_count,
-                                  int64_t values, const void* pivot, const void* second_pivot) {
-  return {static_cast<const double*>(workspace),
-          partial_count,
-          p.width,
-          static_cast<float*>(p.moments),
-          values,
-          pivot,
-          second_pivot,
-          static_cast<float*>(p.norm),
-          p.batch_norm,
-          nullptr,
-          nullptr};
-}
-template <class Problem>
-FinishArguments finish_sums_of(const Problem& p, const void* workspace, int64_t partial_count,
-                               const void* weight) {
-  return {static_cast<const double*>(workspace),
-          partial_count,
-          p.width,
-          static_cast<float*>(p.sums),
-          p.values,
-          nullptr,
-          nullptr,
-          static_cast<float*>(p.norm),
-          BatchNorm(),
-          static_cast<float*>(p.facts),
-          static_cast<const float*>(weight)};
+  add_partials(a.partials, a.partial_count, p.width, &column, &first, &second);
+  if (threadIdx.x % 32 != 0 || column >= p.width) return;
+  if (MOMENTS) return finish_moments<T>(p, column, first, second);
+  if (p.facts != nullptr) return write_facts_of<float>(p, first, second, column);
+  float* const to = static_cast<float*>(p.sums);
+  to[column] = float(first);
+  to[p.width + column] = float(second);
 }
 
 // The batches that running statistics are of, before a launch of moments reads how many.
-__device__ __forceinline__ void count_batch(const BatchNorm& batch_norm) {
-  if (batch_norm.batches != nullptr && blockIdx.x == 0 && threadIdx.x == 0) ++*batch_norm.batches;
+template <class Problem>
+__device__ __forceinline__ void count_batch(const Problem& p) {
+  if (p.batches != nullptr && blockIdx.x == 0 && threadIdx.x == 0) ++*p.batches;
 }
-
-struct FoldArguments {
-  BatchNorm batch_norm;
-  float* norm;
-  int64_t width;
-};
 
 // A thread for each column of a batch norm by constants.
 constexpr int kFoldThreads = 128;
-template <class T>
-__device__ __forceinline__ void fold_constants(const FoldArguments& a) {
+template <class T, class Problem>
+__device__ __forceinline__ void fold_constants(const Problem& p) {
   const int64_t column = int64_t(blockIdx.x) * kFoldThreads + threadIdx.x;
-  if (column < a.width) fold_running<T>(a.batch_norm, column, a.width, a.norm);
+  if (column < p.width) fold_running<T>(p, column);
 }
 
 inline Grid fold_grid(int64_t width, const Queue& queue) {

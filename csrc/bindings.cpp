@@ -12,7 +12,7 @@ using namespace logo;
 namespace {
 
 // `where`: a number of threads.
-class CpuHalf {
+class CpuCalls {
  public:
   template <class Problem>
   using Launcher = Status (*)(const Problem&);
@@ -43,7 +43,8 @@ class CpuHalf {
 
 void bind_cpu(py::module_& m) {
   py::dict fields;
-#define LOGO_BIND(name, Problem, ...) bind_launcher<CpuHalf, Problem, &cpu::name>(m, fields, #name);
+#define LOGO_BIND(name, Problem, ...) \
+  bind_launcher<CpuCalls, Problem, &cpu::name>(m, fields, #name);
   LOGO_LAUNCHERS(LOGO_BIND)
   LOGO_COMPOSITES(LOGO_BIND)
 #undef LOGO_BIND

@@ -123,15 +123,15 @@ inline PyObject* refuse(PyObject* launcher, const char* argument, const char* ki
 //   raise()                         sets the error of a run that failed
 //
 // self: the launcher's name, for errors.
-template <class Half, class Problem, typename Half::template Launcher<Problem> launcher>
+template <class Calls, class Problem, typename Calls::template Launcher<Problem> launcher>
 PyObject* call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 1 + Problem::kFields) {
     return PyErr_Format(PyExc_TypeError, "%U takes `where` and %d fields, and got %zd arguments",
                         self, Problem::kFields, count);
   }
-  Half half;
-  if (!half.read_where(arguments[0])) {
-    return refuse(self, "where", Half::kWhere, arguments[0]);
+  Calls calls;
+  if (!calls.read_where(arguments[0])) {
+    return refuse(self, "where", Calls::kWhere, arguments[0]);
   }
   Problem problem;
   const char *wrong = nullptr, *kind = nullptr;
@@ -146,19 +146,19 @@ PyObject* call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   });
   if (wrong != nullptr) return refuse(self, wrong, kind, *argument);
   bool done;
-  Py_BEGIN_ALLOW_THREADS done = half.run(launcher, problem);
+  Py_BEGIN_ALLOW_THREADS done = calls.run(launcher, problem);
   Py_END_ALLOW_THREADS if (!done) {
-    half.raise();
+    calls.raise();
     return nullptr;
   }
   Py_RETURN_NONE;
 }
 
-template <class Half, class Problem, typename Half::template Launcher<Problem> launcher>
+template <class Calls, class Problem, typename Calls::template Launcher<Problem> launcher>
 void bind_launcher(pybind11::module_& m, pybind11::dict& fields, const char* name) {
   static PyMethodDef definition = {
       name,
-      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call<Half, Problem, launcher>)),
+      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call<Calls, Problem, launcher>)),
       METH_FASTCALL, "(where, *fields): see `fields`."};
   const pybind11::str self(name);
   PyObject* const function = PyCFunction_NewEx(&definition, self.ptr(), nullptr);

@@ -8,8 +8,8 @@
 #include <tuple>
 
 #include "bindings.h"
+#include "cuda/image_plan.h"
 #include "cuda/info_nce_plan.h"
-#include "cuda/plan.h"
 
 namespace py = pybind11;
 
@@ -17,7 +17,7 @@ namespace logo {
 namespace {
 
 // `where`: (device, stream, workspace), addresses the last two.
-class CudaHalf {
+class CudaCalls {
  public:
   template <class Problem>
   using Launcher = Status (*)(const Problem&, const cuda::Queue&, cuda::Failure*);
@@ -138,7 +138,7 @@ py::dict info_nce_plan(int64_t queries, int64_t negatives, int64_t dim, int elem
 py::dict plan(int rows, int64_t dim, int element_bytes, int64_t shared_per_block) {
   cuda::Limits limits{};
   limits.shared_per_block = shared_per_block;
-  const cuda::Plan plan = cuda::plan_for(rows, dim, element_bytes, limits);
+  const cuda::ImagePlan plan = cuda::plan_for(rows, dim, element_bytes, limits);
   py::dict facts;
   facts["threads"] = plan.threads;
   facts["stages"] = plan.stages;
@@ -156,7 +156,7 @@ py::dict plan(int rows, int64_t dim, int element_bytes, int64_t shared_per_block
 void bind_cuda(py::module_& m) {
   py::dict fields;
 #define LOGO_BIND(name, Problem, ...) \
-  bind_launcher<CudaHalf, Problem, &cuda::name>(m, fields, #name);
+  bind_launcher<CudaCalls, Problem, &cuda::name>(m, fields, #name);
   LOGO_LAUNCHERS(LOGO_BIND)
   LOGO_COMPOSITES(LOGO_BIND)
 #undef LOGO_BIND
@@ -179,7 +179,8 @@ void bind_cuda(py::module_& m) {
         "share.");
   m.def("plan", &plan, py::arg("rows"), py::arg("dim"), py::arg("element_bytes"),
         py::arg("shared_per_block"),
-        "How images of these sizes are laid over a device (csrc/cuda/plan.h); also without one.");
+        "How images of these sizes are laid over a device (csrc/cuda/image_plan.h); also without "
+        "one.");
   m.attr("architectures") = cuda::architectures();
   m.attr("max_rows") = cuda::max_rows();
 }

@@ -1,4 +1,4 @@
-// Pairs of crops before the second product of the learned affinity; see backends/pairs.py.
+// Pairs of crops before the second product of the learned affinity; problem.h has the arrays.
 //
 // The arrays of pairs, [P, H], are read or written once. An image's rows of a and c stay in cache.
 //
@@ -209,7 +209,7 @@ class Hidden {
     });
   }
 
-  // Near the mean of h: of some images' means.
+  // A number near the mean of h: the mean of some images' means.
   void sample(T* shift) const {
     constexpr int64_t kImages = 16;
     const int64_t images = p_.images < kImages ? p_.images : kImages;

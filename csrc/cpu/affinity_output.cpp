@@ -1,4 +1,4 @@
-// Pairs of crops after the second product of the learned affinity; see backends/pairs.py.
+// Pairs of crops after the second product of the learned affinity; problem.h has the arrays.
 //
 // Compiled once per instruction set (LOGO_SIMD names the namespace); dispatch.cpp chooses.
 #include "cpu/column_sums.h"
@@ -105,7 +105,7 @@ class Output {
   }
 
  private:
-  // t of a pair.
+  // t of a pair, the gradient that arrives at its f.
   T pull(int64_t row) const {
     return static_cast<const T*>(p_.grad)[row / p_.pairs * p_.grad_stride] * slope_[row];
   }
@@ -186,7 +186,7 @@ class Output {
     });
   }
 
-  // Near the mean of y: of some rows.
+  // A number near the mean of y: the mean of some rows.
   void sample(T* shift) const {
     constexpr int64_t kRows = 32;
     const int64_t rows = rows_ < kRows ? rows_ : kRows;

@@ -10,7 +10,7 @@ namespace logo {
 namespace cpu {
 namespace {
 
-// Some rows are summed in T, those sums in fp64.
+// Sums of a few rows are in T, and the sums of these in fp64.
 template <class T>
 class ColumnSums {
  public:
@@ -23,7 +23,7 @@ class ColumnSums {
   T* first() const { return near_; }
   T* second() const { return near_ + width_; }
 
-  // To be called after rows were added, with where the sums of the chunk are.
+  // After rows were added. chunk: the fp64 sums, [2, width], of the chunk that they are of.
   void added(int64_t rows, double* chunk) {
     if ((rows_ += rows) >= kRows) flush(chunk);
   }
@@ -44,8 +44,8 @@ class ColumnSums {
   T* near_;
 };
 
-// total [2, width] = the sums that add(item, sums, chunk) adds to, over all items. Their chunks
-// depend on nothing but the sizes, and are added up in order.
+// total [2, width]: the sums over all items of whatever add(first item, last item, sums, chunk)
+// adds to them. Chunks of items depend on nothing but the sizes, and are added up in order.
 template <class T, class Add>
 inline Status sum_columns(int64_t items, int64_t rows_per_item, int64_t width, int threads,
                           Scratch& scratch, double** total, const Add& add) {

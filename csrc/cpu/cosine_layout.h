@@ -1,5 +1,5 @@
-// What the fast and the exact evaluation of an image's cosine loss have in common: where its rows
-// come from and where its terms go.
+// The layout of an image in the cosine loss, for its fast and its exact evaluation: where rows come
+// from, and where terms go.
 #pragma once
 
 #include "logo/layout.h"

@@ -13,7 +13,7 @@ namespace logo {
 namespace cpu {
 namespace {
 
-// What the threads share, carved out of one block.
+// Arrays that the threads share, carved out of one block.
 template <class T>
 struct Shared {
   T* queries;         // [N, row] unit rows
@@ -35,12 +35,12 @@ struct Shared {
     found.softmax = scratch.take<SoftmaxRow<T> >(rows);
     found.means = in_place(cut) ? static_cast<T*>(p.mean.data) : scratch.take<T>(rows * cut.row);
   }
-  // Sums over the negatives lie where the mean belongs.
+  // Whether sums over the negatives lie in the place of the mean.
   static bool in_place(const Cut<T>& cut) { return cut.parts == 1 && cut.row == cut.dim; }
 };
 
-// A thread's bands of queries past one part each, one part after the other: it has few parts, and
-// packs their tiles for many queries.
+// Takes the calling thread's bands of queries past the negatives, one part after the other: a
+// thread has few parts, and packs their tiles for many queries.
 template <class T, Factors kFactors>
 void run_pass(Pass<T, kFactors>& pass, const Cut<T>& cut, const Found<T>& found) {
   const Share share = share_of(cut.parts * cut.bands());

@@ -14,7 +14,7 @@ namespace logo {
 namespace cpu {
 namespace {
 
-// One thread's.
+// One thread's gradients, image by image.
 template <class T>
 class Gradients {
  public:
@@ -130,7 +130,7 @@ class Gradients {
     from_float(float(value), to);
   }
 
-  // Of a factor whose products with ordinary numbers are ordinary.
+  // The least factor whose products with ordinary numbers are ordinary.
   static constexpr T kLeast = sizeof(T) == 4 ? T(0x1p-80) : T(0x1p-600);
 
   const InfoNCEProblem& p_;

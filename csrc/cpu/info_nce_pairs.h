@@ -10,7 +10,7 @@ namespace logo {
 namespace cpu {
 namespace {
 
-// One thread's.
+// One thread's pairs, image by image.
 template <class T>
 class Pairs {
  public:
@@ -55,7 +55,7 @@ class Pairs {
     }
   }
 
-  // Losses and all that backward needs, from what the pass found.
+  // Losses, and backward's weights of pairs, from the sums over the negatives.
   void finish(int64_t image, const Found<T>& found) {
     const int64_t positives = p_.positives.count;
     T* const pulls = pull(image);

@@ -1,4 +1,4 @@
-// The kernels as compiled for each instruction set, for dispatch.cpp to choose from.
+// The launchers as compiled for each instruction set, for dispatch.cpp to choose from.
 #pragma once
 
 #include "cpu/parallel.h"

@@ -1,4 +1,4 @@
-// Stands for csrc/cuda where the build found no nvcc.
+// Stands for csrc/cuda in a build without nvcc.
 #include <cstdio>
 
 #include "logo/operations.h"

@@ -1,5 +1,5 @@
-// The pairs after the second product of the learned affinity: f_p = w·relu(n(y_p)) + b, and the
-// mean of link(f_p) over each image's pairs. pair_problem.h has the arrays.
+// Pairs after the second product of the learned affinity: f_p = w·relu(n(y_p)) + b, and the mean of
+// link(f_p) over each image's pairs. problem.h has the arrays.
 //
 // Every kernel reads y once, and is bound by that.
 #include <cuda_runtime.h>
@@ -23,12 +23,12 @@ constexpr int kMostWarps = 8;      // for an image
 
 struct AffinityOutputArguments {
   AffinityOutputProblem p;
-  PairGrid grid;
+  AffinityGrid grid;
   double* partials;
   int64_t rows, block_rows;  // of y; that a block walks over, and the last one perhaps fewer
   Groups pairs;              // of the images
 
-  AffinityOutputArguments(const AffinityOutputProblem& problem, const PairGrid& over,
+  AffinityOutputArguments(const AffinityOutputProblem& problem, const AffinityGrid& over,
                           void* workspace)
       : p(problem),
         grid(over),
@@ -44,7 +44,7 @@ struct RowWalk {
   int step;
 
   template <int N>
-  __device__ RowWalk(const PairPlace<N>& place, const AffinityOutputArguments& arguments)
+  __device__ RowWalk(const AffinityPlace<N>& place, const AffinityOutputArguments& arguments)
       : first(place.row_block * arguments.block_rows + place.row), step(place.rows) {
     end = min((place.row_block + 1) * arguments.block_rows, arguments.rows);
   }
@@ -75,12 +75,12 @@ struct Run {
 // A run of rows has its mean, and its squares about that, in fp32, relative to its first row; what
 // it adds to the sums of y − pivot is fp64.
 template <class T, int N>
-__global__ void __launch_bounds__(kPairThreads, kMomentsBlocks)
+__global__ void __launch_bounds__(kAffinityThreads, kMomentsBlocks)
     affinity_output_moments_kernel(const __grid_constant__ AffinityOutputArguments arguments) {
   __shared__ double exchange[kSumsExchange<N>];
   const AffinityOutputProblem& p = arguments.p;
   count_batch(p);
-  const PairPlace<N> place(arguments.grid, p.width);
+  const AffinityPlace<N> place(arguments.grid, p.width);
   const RowWalk walk(place, arguments);
   double sum[N] = {}, squares[N] = {};
   if (!place.idle) {
@@ -208,11 +208,11 @@ __global__ void __launch_bounds__(kMostWarps * 32)
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(kPairThreads, kSummingBlocks)
+__global__ void __launch_bounds__(kAffinityThreads, kSummingBlocks)
     affinity_output_sums_kernel(const __grid_constant__ AffinityOutputArguments arguments) {
   __shared__ double exchange[kSumsExchange<N>];
   const AffinityOutputProblem& p = arguments.p;
-  const PairPlace<N> place(arguments.grid, p.width);
+  const AffinityPlace<N> place(arguments.grid, p.width);
   const RowWalk walk(place, arguments);
   float sum[N] = {}, product[N] = {};
   if (!place.idle) {
@@ -243,10 +243,10 @@ __global__ void __launch_bounds__(kPairThreads, kSummingBlocks)
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(kPairThreads, 4)
+__global__ void __launch_bounds__(kAffinityThreads, 4)
     affinity_output_backward_kernel(const __grid_constant__ AffinityOutputArguments arguments) {
   const AffinityOutputProblem& p = arguments.p;
-  const PairPlace<N> place(arguments.grid, p.width);
+  const AffinityPlace<N> place(arguments.grid, p.width);
   if (place.idle) return;
   ColumnNorm<N> norm;
   norm.load(p.norm, p.width, place.column);
@@ -297,7 +297,8 @@ Status run_output(const char* name, const AffinityOutputProblem& p,
   char shape[160];
   snprintf(shape, sizeof(shape), "B=%lld of %lld pairs H=%lld %s", static_cast<long long>(p.images),
            static_cast<long long>(p.pairs), static_cast<long long>(p.width), name_of(p.dtype));
-  return run_pairs(name, shape, p.dtype, in_vectors(p.width, p.dtype, arrays), queue, failure, run);
+  return run_affinity(name, shape, p.dtype, in_vectors(p.width, p.dtype, arrays), queue, failure,
+                      run);
 }
 
 }  // namespace
@@ -310,8 +311,8 @@ Status affinity_output_moments(const AffinityOutputProblem& p, const Queue& queu
         if (is_constant(p)) {
           return launch(affinity_output_fold_kernel<float>, fold_grid(p.width, queue), p);
         }
-        const PairGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun, 1,
-                            kMomentsBlocks, limits);
+        const AffinityGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun, 1,
+                                kMomentsBlocks, limits);
         const AffinityOutputArguments arguments(p, grid, queue.workspace);
         const auto kernel = affinity_output_moments_kernel<typename Each::T, Each::N>;
         const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
@@ -337,19 +338,19 @@ Status affinity_output(const AffinityOutputProblem& p, const Queue& queue, Failu
 }
 
 Status affinity_output_sums(const AffinityOutputProblem& p, const Queue& queue, Failure* failure) {
-  return run_output("affinity_output_sums", p, {p.y, p.norm}, queue, failure,
-                    [&](auto numbers, const Limits& limits) {
-                      using Each = decltype(numbers);
-                      const PairGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun,
-                                          1, kSummingBlocks, limits);
-                      const AffinityOutputArguments arguments(p, grid, queue.workspace);
-                      const auto kernel = affinity_output_sums_kernel<typename Each::T, Each::N>;
-                      const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
-                      if (error != cudaSuccess) return error;
-                      return launch(affinity_output_finish_kernel<float, false>,
-                                    finish_grid(p.width, queue),
-                                    {p, arguments.partials, grid.row_blocks});
-                    });
+  return run_output(
+      "affinity_output_sums", p, {p.y, p.norm}, queue, failure,
+      [&](auto numbers, const Limits& limits) {
+        using Each = decltype(numbers);
+        const AffinityGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun, 1,
+                                kSummingBlocks, limits);
+        const AffinityOutputArguments arguments(p, grid, queue.workspace);
+        const auto kernel = affinity_output_sums_kernel<typename Each::T, Each::N>;
+        const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
+        if (error != cudaSuccess) return error;
+        return launch(affinity_output_finish_kernel<float, false>, finish_grid(p.width, queue),
+                      {p, arguments.partials, grid.row_blocks});
+      });
 }
 
 Status affinity_output_backward(const AffinityOutputProblem& p, const Queue& queue,
@@ -358,7 +359,7 @@ Status affinity_output_backward(const AffinityOutputProblem& p, const Queue& que
       "affinity_output_backward", p, {p.y, p.norm, p.last, p.correction, p.grad_y}, queue, failure,
       [&](auto numbers, const Limits& limits) {
         using Each = decltype(numbers);
-        const PairGrid grid(p.width, Each::N, p.images * p.pairs, 1, kStreamingBlocks, limits);
+        const AffinityGrid grid(p.width, Each::N, p.images * p.pairs, 1, kStreamingBlocks, limits);
         const auto kernel = affinity_output_backward_kernel<typename Each::T, Each::N>;
         return launch(kernel, grid.grid(queue), {p, grid, nullptr});
       });

@@ -16,40 +16,40 @@ constexpr int kFinishColumns = 8;
 constexpr int kFinishGroups = 32;
 constexpr int kFinishThreads = kFinishColumns * kFinishGroups;
 
-// What blocks leave: at most kSummingBlocks for each multiprocessor, each of a tile of 256 columns,
-// or one of each tile.
+// Bytes of the blocks' sums: at most kSummingBlocks for each multiprocessor, each of a tile of 256
+// columns, or one of each tile.
 inline int64_t partial_bytes(int64_t width, const Limits& limits) {
   const int64_t tile = kMostLanes * kVector<bf16>;
   return (int64_t(limits.multiprocessors) * kSummingBlocks * tile + width) * 2 * 8;
 }
 
-// Of shared memory, in doubles.
+// Doubles of shared memory that leave_sums takes.
 template <int N>
-constexpr int kSumsExchange = 2 * N * kPairThreads;
+constexpr int kSumsExchange = 2 * N * kAffinityThreads;
 
-// From the sums of each thread to partials [row_blocks, 2, width]. All threads of the block come
-// here, when none uses `exchange` any more.
+// Adds the sums of each thread to partials [row_blocks, 2, width]. All threads of the block come
+// here, once none of them uses `exchange` any more.
 template <class Sum, int N>
-__device__ __forceinline__ void leave_sums(const PairPlace<N>& place, const Sum (&first)[N],
+__device__ __forceinline__ void leave_sums(const AffinityPlace<N>& place, const Sum (&first)[N],
                                            const Sum (&second)[N], int64_t width, double* exchange,
                                            double* partials) {
 #pragma unroll
   for (int k = 0; k < N; ++k) {
-    exchange[k * kPairThreads + threadIdx.x] = first[k];
-    exchange[(N + k) * kPairThreads + threadIdx.x] = second[k];
+    exchange[k * kAffinityThreads + threadIdx.x] = first[k];
+    exchange[(N + k) * kAffinityThreads + threadIdx.x] = second[k];
   }
   __syncthreads();
   // A thread for each column and each of its sums; they lie in the order of k, then of lanes.
-  const int lanes = kPairThreads / place.rows;
+  const int lanes = kAffinityThreads / place.rows;
   const int64_t tile_column = place.column - place.lane * N;
-  for (int item = threadIdx.x; item < 2 * N * lanes; item += kPairThreads) {
+  for (int item = threadIdx.x; item < 2 * N * lanes; item += kAffinityThreads) {
     const int of_k = item / lanes, lane = item - of_k * lanes;
     const int which = of_k / N, k = of_k - which * N;
     const int64_t column = tile_column + lane * N + k;
     if (column >= width) continue;
     double sum = 0;
     for (int row = 0; row < place.rows; ++row) {
-      sum += exchange[of_k * kPairThreads + row * lanes + lane];
+      sum += exchange[of_k * kAffinityThreads + row * lanes + lane];
     }
     partials[(2 * place.row_block + which) * width + column] = sum;
   }
@@ -132,7 +132,8 @@ __device__ __forceinline__ void finish_sums(const FinishArguments<Problem>& a) {
   to[p.width + column] = float(second);
 }
 
-// The batches that running statistics are of, before a launch of moments reads how many.
+// Counts the batch among those of the running statistics, before the finishing kernel reads their
+// number.
 template <class Problem>
 __device__ __forceinline__ void count_batch(const Problem& p) {
   if (p.batches != nullptr && blockIdx.x == 0 && threadIdx.x == 0) ++*p.batches;

@@ -1,13 +1,13 @@
 // Rows as unit vectors, and the gradient through them.
 //
-// A row is read once: a warp, or a block where rows are long, has it in registers, and only what
-// goes beyond them is read again. Bound by the bytes of the crops, once in and once out.
+// A row is read once: a warp, or a block where rows are long, has it in registers, and reads only
+// the columns beyond them again. Bound by the bytes of the crops, once in and once out.
 #include "logo/unit.h"
 
 #include <cuda_runtime.h>
 
+#include "cuda/device.h"
 #include "cuda/divider.cuh"
-#include "cuda/launcher.h"
 #include "cuda/output.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/warp.cuh"
@@ -32,8 +32,8 @@ struct UnitArguments {
   }
 };
 
-// What UNITS stands for: the dtype of units and of their gradient, or kAny, where rows are read one
-// number at a time, whatever they are.
+// UNITS: the dtype of units and of their gradient, or kAny, where rows of any kind are read one
+// number at a time.
 constexpr int kAny = 4;
 template <int UNITS>
 struct UnitsOf {
@@ -128,8 +128,8 @@ struct Largest {
 template <class Of>
 __device__ __forceinline__ float over_row(float value, int threads, float* exchange) {
   value = Of::warp(value);
-  if (threads > 32) {  // the same in the whole block, as is how often it comes here
-    __syncthreads();   // what a former call left there is read
+  if (threads > 32) {  // alike in the whole block, whose threads come here equally often
+    __syncthreads();   // after the reads of the call before
     if (threadIdx.x % 32 == 0) exchange[threadIdx.x / 32] = value;
     __syncthreads();
     value = exchange[0];
@@ -306,7 +306,7 @@ cudaError_t with_rows(const UnitProblem& p, const Rows& of_z, const Run& run) {
   return run(UnitKinds<float, kAny>());
 }
 
-// kernel(UnitKinds<T, UNITS>) gives it.
+// kernel(UnitKinds<T, UNITS>) gives the kernel.
 template <class Kernel>
 Status run(const char* name, const UnitProblem& p, const Rows& of_z, const Queue& queue,
            Failure* failure, const Kernel& kernel) {

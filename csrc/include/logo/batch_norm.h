@@ -1,4 +1,4 @@
-// What the sums of batch norm become, one column at a time, for host and device.
+// From sums to a batch norm and its gradients, one column at a time, for host and device.
 //
 // Norm: a problem with LOGO_BATCH_NORM_FIELDS.
 #pragma once

@@ -1,4 +1,4 @@
-// Where the rows of an image stand in the cosine loss and what weighs on them, for host and device.
+// Where an image's rows stand in the cosine loss, and their weights, for host and device.
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,8 @@
 namespace logo {
 
 // Rows of an image: t | y | x | r, without x where the targets are the global crops themselves, and
-// without r where the repulsion sees the local crops themselves.
+// without r where the repulsion sees the local crops themselves. The partners of y, its targets and
+// y itself, are neighbours, so that they enter a gradient as one range.
 struct CosineLayout {
   int globals, locals;
   bool own_targets, own_features, repulsion;
@@ -57,7 +58,7 @@ struct CosineLayout {
 
 // each(rows) for the tensors whose crops are an image's rows, in the order of the rows.
 template <class Each>
-inline void each_tensor(const CosineLayout& at, const CosineProblem& p, const Each& each) {
+static void each_tensor(const CosineLayout& at, const CosineProblem& p, const Each& each) {
   const auto give = [&](const Rows& rows) {
     if (rows.present()) each(rows);
   };
@@ -67,7 +68,7 @@ inline void each_tensor(const CosineLayout& at, const CosineProblem& p, const Ea
   if (!at.own_features) give(p.features);
 }
 
-// What an image contributes: its total, and gg, lg, ll as means over their pairs.
+// An image's contributions: its total, and gg, lg, ll as means over their pairs.
 struct CosineTerms {
   double total, gg, lg, ll;
 };
@@ -81,8 +82,8 @@ LOGO_FUNCTION CosineTerms cosine_terms(const CosineLayout& at, double gg, double
           at.repulsion ? ll / ll_pairs : 0};
 }
 
-// An fp16 row of a gradient is divided by a power of two (see backends/protocol.py), this one: it
-// puts `bound`, which no element exceeds, at 2¹⁴, four times below the end of fp16.
+// An fp16 row of a gradient is stored over a power of two (docs/design.md). This one puts `bound`,
+// which no element exceeds, at 2¹⁴, four times below the end of fp16.
 LOGO_FUNCTION int fp16_exponent(double bound) {
   if (!(bound > 0) || bound > 1e300) return 0;
   int exponent;

@@ -126,6 +126,9 @@ struct InfoNCEProblem {
 
   LOGO_METHOD int64_t crops() const { return global_crops.count + local_crops.count; }  // V
   LOGO_METHOD int64_t queries() const { return images * crops(); }                      // N
+  LOGO_METHOD DType query_dtype() const {
+    return global_crops.present() ? global_crops.dtype : local_crops.dtype;
+  }
   LOGO_METHOD int64_t negative_count() const {
     return negatives.present() ? negatives.count : images * positives.count;
   }

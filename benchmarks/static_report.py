@@ -4,9 +4,9 @@
     python benchmarks/static_report.py --write   files them in benchmarks/results/static
 
 Registers and spills are ptxas' own report; instructions are counted in the disassembly; threads,
-stages and shared memory are the launcher's (csrc/cuda/plan.h, through the extension). The rest is
-computed from data sheets. It needs nvcc, and cuobjdump's companion nvdisasm, which Triton's wheel
-has too; no GPU. Nothing here is a measured speed.
+stages and shared memory are the launcher's (csrc/cuda/image_plan.h, through the extension). The
+rest is computed from data sheets. It needs nvcc, and cuobjdump's companion nvdisasm, which
+Triton's wheel has too; no GPU. Nothing here is a measured speed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/static"
 SOURCES = (
     "cosine", "similarity", "scale", "info_nce", "info_nce_backward",
-    "pair_hidden", "pair_output", "unit",
+    "affinity_hidden", "affinity_output", "unit",
 )  # fmt: skip
 FLAGS = ("-O3", "-std=c++17", "-Xptxas", "-v")
 

@@ -1,4 +1,4 @@
-// Python's view of the CPU launchers: integers in, exceptions out, the GIL released in between.
+// Python's view of the CPU launchers, and the extension module.
 #include <pybind11/pybind11.h>
 
 #include <array>
@@ -11,86 +11,44 @@ using namespace logo;
 
 namespace {
 
-void check(Status status) {
-  if (status == Status::out_of_memory) throw std::bad_alloc();  // MemoryError
-}
+// `where`: a number of threads.
+class CpuCalls {
+ public:
+  template <class Problem>
+  using Launcher = Status (*)(const Problem&);
 
-void cosine(int64_t images, int64_t dim, const RowsTuple& global, const RowsTuple& local,
-            const RowsTuple& targets, const RowsTuple& features, double gg_weight, double lg_weight,
-            double ll_weight, bool repulsion, int reduction, bool fp64,
-            const RowsTuple& grad_global, const RowsTuple& grad_local,
-            const RowsTuple& grad_features, uintptr_t row_scale, uintptr_t total, uintptr_t terms,
-            int threads) {
-  CosineProblem p = cosine_problem(images, dim, global, local, targets, features, gg_weight,
-                                   lg_weight, ll_weight, repulsion, reduction, fp64, grad_global,
-                                   grad_local, grad_features, row_scale, total, terms);
-  p.threads = threads;
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = cpu::cosine(p);
-  }
-  check(status);
-}
+  static constexpr char kWhere[] = "int, a number of threads,";
 
-void similarity(int64_t images, int64_t dim, const RowsTuple& a, const RowsTuple& b,
-                const RowsTuple& cosines, int threads) {
-  SimilarityProblem p = similarity_problem(images, dim, a, b, cosines);
-  p.threads = threads;
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = cpu::similarity(p);
-  }
-  check(status);
-}
+  bool read_where(PyObject* from) { return read_integer(from, &threads_); }
 
-void similarity_backward(int64_t images, int64_t dim, const RowsTuple& upstream, const RowsTuple& a,
-                         const RowsTuple& b, const RowsTuple& grad_a, const RowsTuple& grad_b,
-                         int threads) {
-  SimilarityProblem p = similarity_problem(images, dim, a, b, upstream);
-  p.threads = threads;
-  p.grad_a = rows(grad_a);
-  p.grad_b = rows(grad_b);
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = cpu::similarity_backward(p);
+  template <class Problem>
+  bool run(Launcher<Problem> launcher, Problem& problem) {
+    problem.threads = int(threads_);
+    status_ = launcher(problem);
+    return status_ == Status::ok;
   }
-  check(status);
-}
 
-void info_nce(int64_t images, int64_t dim, const RowsTuple& global, const RowsTuple& local,
-              const RowsTuple& positives, const RowsTuple& negatives, double temperature,
-              const RowsTuple& pull, const RowsTuple& mean, double gg_weight, double lg_weight,
-              int reduction, uintptr_t total, uintptr_t terms, uintptr_t lse, int threads) {
-  InfoNCEProblem p = info_nce_problem(images, dim, global, local, positives, negatives, temperature,
-                                      0, pull, mean);
-  set_results(p, gg_weight, lg_weight, reduction, total, terms, lse);
-  p.threads = threads;
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = cpu::info_nce(p);
+  void raise() const {
+    if (status_ == Status::out_of_memory) {
+      PyErr_NoMemory();
+    } else {
+      PyErr_SetString(PyExc_RuntimeError, "a dtype that the CPU's kernels do not know");
+    }
   }
-  check(status);
-}
 
-void info_nce_backward(int64_t images, int64_t dim, const RowsTuple& global, const RowsTuple& local,
-                       const RowsTuple& positives, double temperature, const RowsTuple& pull,
-                       const RowsTuple& mean, const RowsTuple& upstream,
-                       const RowsTuple& grad_global, const RowsTuple& grad_local,
-                       uintptr_t grad_temperature, int threads) {
-  InfoNCEProblem p = info_nce_problem(images, dim, global, local, positives, RowsTuple{},
-                                      temperature, 0, pull, mean);
-  set_gradients(p, upstream, grad_global, grad_local, grad_temperature);
-  p.threads = threads;
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = cpu::info_nce_backward(p);
-  }
-  check(status);
+ private:
+  int64_t threads_ = 1;
+  Status status_ = Status::ok;
+};
+
+void bind_cpu(py::module_& m) {
+  py::dict fields;
+#define LOGO_BIND(name, Problem, ...) \
+  bind_launcher<CpuCalls, Problem, &cpu::name>(m, fields, #name);
+  LOGO_LAUNCHERS(LOGO_BIND)
+  LOGO_COMPOSITES(LOGO_BIND)
+#undef LOGO_BIND
+  m.attr("fields") = fields;
 }
 
 constexpr std::array<std::pair<cpu::Simd, const char*>, 3> kSimds{{
@@ -103,12 +61,7 @@ constexpr std::array<std::pair<cpu::Simd, const char*>, 3> kSimds{{
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ kernels; called by logo_kernels.backends, which allocates and validates.";
-  m.def("cosine", &cosine);
-  m.def("similarity", &similarity);
-  m.def("similarity_backward", &similarity_backward);
-  m.def("info_nce", &info_nce);
-  m.def("info_nce_backward", &info_nce_backward);
-  bind_pair_stage(m);
+  bind_cpu(m);
   m.def(
       "simds",
       [] {

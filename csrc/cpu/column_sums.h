@@ -10,7 +10,7 @@ namespace logo {
 namespace cpu {
 namespace {
 
-// Some rows are summed in T, those sums in fp64.
+// Sums of a few rows are in T, and the sums of these in fp64.
 template <class T>
 class ColumnSums {
  public:
@@ -23,7 +23,7 @@ class ColumnSums {
   T* first() const { return near_; }
   T* second() const { return near_ + width_; }
 
-  // To be called after rows were added, with where the sums of the chunk are.
+  // After rows were added. chunk: the fp64 sums, [2, width], of the chunk that they are of.
   void added(int64_t rows, double* chunk) {
     if ((rows_ += rows) >= kRows) flush(chunk);
   }
@@ -44,8 +44,8 @@ class ColumnSums {
   T* near_;
 };
 
-// total [2, width] = the sums that add(item, sums, chunk) adds to, over all items. Their chunks
-// depend on nothing but the sizes, and are added up in order.
+// total [2, width]: the sums over all items of whatever add(first item, last item, sums, chunk)
+// adds to them. Chunks of items depend on nothing but the sizes, and are added up in order.
 template <class T, class Add>
 inline Status sum_columns(int64_t items, int64_t rows_per_item, int64_t width, int threads,
                           Scratch& scratch, double** total, const Add& add) {
@@ -82,33 +82,44 @@ inline Status sum_columns(int64_t items, int64_t rows_per_item, int64_t width, i
   return Status::ok;
 }
 
-template <class T>
-inline void write_sums(const double* sums, int64_t width, T* to) {
-  for (int64_t k = 0; k < 2 * width; ++k) to[k] = T(sums[k]);
-}
-
-// The mean and the biased variance of each column, from the sums of d and d² of `rows` rows, d the
-// distance from `shift`: as norm [4, width] if the batch norm is given, else as moments [2, width].
-template <class T>
-inline void write_moments(const double* sums, const T* shift, double rows, int64_t width,
-                          const BatchNorm& batch_norm, void* norm, T* moments) {
-  if (batch_norm.batches != nullptr) ++*batch_norm.batches;
-  for (int64_t k = 0; k < width; ++k) {
-    const double off = sums[k] / rows, mean = double(shift[k]) + off;
-    double var = sums[width + k] / rows - off * off;
+// The mean and the biased variance of each column, from the sums of d and d² over all pairs, d the
+// distance from `shift`: as p.norm where a batch norm is given, else as p.moments.
+template <class T, class Problem>
+inline void write_moments(const Problem& p, const double* sums, const T* shift) {
+  const double count = double(p.all_pairs());
+  T* const moments = static_cast<T*>(p.moments);
+  if (p.batches != nullptr) ++*p.batches;
+  for (int64_t k = 0; k < p.width; ++k) {
+    const double off = sums[k] / count, mean = double(shift[k]) + off;
+    double var = sums[p.width + k] / count - off * off;
     if (var < 0) var = 0;  // NaN stays
-    if (batch_norm.weight != nullptr) {
-      fold_batch<T>(batch_norm, mean, var, rows, k, width, norm);
+    if (p.norm_weight != nullptr) {
+      fold_batch<T>(p, mean, var, count, k);
     } else {
       moments[k] = T(mean);
-      moments[width + k] = T(var);
+      moments[p.width + k] = T(var);
     }
   }
 }
 
-template <class T>
-inline void fold_constants(const BatchNorm& batch_norm, int64_t width, void* norm) {
-  for (int64_t k = 0; k < width; ++k) fold_running<T>(batch_norm, k, width, norm);
+// p.norm from constants.
+template <class T, class Problem>
+inline void write_constants(const Problem& p) {
+  for (int64_t k = 0; k < p.width; ++k) fold_running<T>(p, k);
+}
+
+// The sums as p.facts where these are given, else as p.sums.
+template <class T, class Problem>
+inline void write_sums(const Problem& p, const double* sums) {
+  T* const to = static_cast<T*>(p.sums);
+  for (int64_t k = 0; k < p.width; ++k) {
+    if (p.facts != nullptr) {
+      write_facts_of<T>(p, sums[k], sums[p.width + k], k);
+    } else {
+      to[k] = T(sums[k]);
+      to[p.width + k] = T(sums[p.width + k]);
+    }
+  }
 }
 
 }  // namespace

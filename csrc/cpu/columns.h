@@ -7,7 +7,7 @@ namespace logo {
 namespace cpu {
 namespace {
 
-// What elements of dtype S are computed in.
+// The compute type of elements of dtype S.
 template <class S>
 struct ComputeOf {
   using type = float;
@@ -83,7 +83,7 @@ inline void for_columns(int64_t width, const Each& each) {
   if (k < width) each(k, Part<T>{width - k});
 }
 
-// Rows that are handled at once share what is loaded for their columns.
+// Rows handled at once share the loads for their columns.
 template <int N>
 struct Count {
   static constexpr int value = N;
@@ -102,14 +102,14 @@ inline void for_rows(int64_t count, const Each& each) {
   }
 }
 
-// each(Half<S>(problem)), S the dtype of its rows.
-template <template <class S> class Half, class Problem, class Each>
+// each(Layer<S>(problem)), S the dtype of its rows.
+template <template <class S> class Layer, class Problem, class Each>
 inline Status by_dtype(const Problem& problem, const Each& each) {
   switch (problem.dtype) {
-    case DType::f32: return each(Half<float>(problem));
-    case DType::f64: return each(Half<double>(problem));
-    case DType::bf16: return each(Half<bf16>(problem));
-    case DType::f16: return each(Half<f16>(problem));
+    case DType::f32: return each(Layer<float>(problem));
+    case DType::f64: return each(Layer<double>(problem));
+    case DType::bf16: return each(Layer<bf16>(problem));
+    case DType::f16: return each(Layer<f16>(problem));
   }
   return Status::launch_failed;
 }

@@ -19,7 +19,7 @@ class ExactCosine {
     ready_ = true;
     image_.clear();
     at_.add_rows(image_, image);
-    image_.multiply();
+    image_.find_dots();
     for (int row = 0; row < at_.rows; ++row) {
       const double squared = image_.squared_norm(row);
       inverse_[row] = squared == 0 ? 0 : 1 / sqrt(squared);

@@ -17,8 +17,8 @@ namespace {
 template <class T>
 class FastCosine {
  public:
-  // Rows besides those of the image: T, R, and what pulls a local crop that is also repelled,
-  // U = lg_weight T + ll_weight R.
+  // Rows besides the image's: T, R, and U = lg_weight T + ll_weight R for local crops that are
+  // attracted and repelled at once.
   enum Buffer { kTargets = 0, kFeatures = 1, kBoth = 2, kBuffers = 3 };
 
   FastCosine(const Layout& layout, bool streaming)
@@ -46,7 +46,7 @@ class FastCosine {
     return true;
   }
 
-  // False where a norm leaves the range in which squares are safe: then nothing has been written.
+  // False where a norm leaves the range in which squares are safe; then nothing has been written.
   bool run(int64_t image, bool has_next, double* per_image) {
     image_.clear();
     at_.add_rows(image_, image, has_next);
@@ -165,7 +165,7 @@ class FastCosine {
           t_high += load_as<T>(row(i) + d + kLane) * inverse[i];
         }
         store2(t_low, t_high, sum_t + d, false);
-        V y_low = t_low, y_high = t_high;  // what pulls the local crops
+        V y_low = t_low, y_high = t_high;  // the local crops' partner
         if (repulsion) {
           V low{}, high{};
           for (int i = r; i < r + locals; ++i) {

@@ -1,5 +1,5 @@
-// What the fast and the exact evaluation of an image's cosine loss have in common: where its rows
-// come from and where its terms go.
+// The layout of an image in the cosine loss, for its fast and its exact evaluation: where rows come
+// from, and where terms go.
 #pragma once
 
 #include "logo/layout.h"
@@ -15,10 +15,7 @@ struct Layout : CosineLayout {
 
   template <class Image, class... Arguments>
   void add_rows(Image& image, Arguments... arguments) const {
-    image.add(own_targets ? p.global : p.targets, arguments...);
-    if (locals > 0) image.add(p.local, arguments...);
-    if (!own_targets) image.add(p.global, arguments...);
-    if (!own_features) image.add(p.features, arguments...);
+    each_tensor(*this, p, [&](const Rows& rows) { image.add(rows, arguments...); });
   }
 
   // Null without fp16 gradients.

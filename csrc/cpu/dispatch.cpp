@@ -2,7 +2,7 @@
 #include <atomic>
 
 #include "cpu/variants.h"
-#include "logo/launch.h"
+#include "logo/operations.h"
 
 namespace logo {
 namespace cpu {
@@ -53,21 +53,7 @@ void use_simd(Simd simd) { chosen().store(simd, std::memory_order_relaxed); }
   Status name(const Problem& problem) { return portable::name(problem); }
 #endif
 
-LOGO_DISPATCH(cosine, CosineProblem)
-LOGO_DISPATCH(similarity, SimilarityProblem)
-LOGO_DISPATCH(similarity_backward, SimilarityProblem)
-LOGO_DISPATCH(info_nce, InfoNCEProblem)
-LOGO_DISPATCH(info_nce_backward, InfoNCEProblem)
-LOGO_DISPATCH(pair_hidden_moments, PairHiddenProblem)
-LOGO_DISPATCH(pair_hidden, PairHiddenProblem)
-LOGO_DISPATCH(pair_hidden_sums, PairHiddenProblem)
-LOGO_DISPATCH(pair_hidden_backward, PairHiddenProblem)
-LOGO_DISPATCH(pair_output_moments, PairOutputProblem)
-LOGO_DISPATCH(pair_output, PairOutputProblem)
-LOGO_DISPATCH(pair_output_sums, PairOutputProblem)
-LOGO_DISPATCH(pair_output_backward, PairOutputProblem)
-LOGO_DISPATCH(unit, UnitProblem)
-LOGO_DISPATCH(unit_backward, UnitProblem)
+LOGO_LAUNCHERS(LOGO_DISPATCH)
 
 }  // namespace cpu
 }  // namespace logo

@@ -1,9 +1,11 @@
 // One image in fp64 with every row scaled by a power of two: right for any finite norm.
 //
-// The fast path (image.h) squares rows as they are, and hands over the few images in which a norm
-// leaves the range that squares allow. Also serves mixtures of fp64 constants with narrower crops.
+// The fast path (image.h) squares rows as they are. It hands over the few images in which a norm
+// leaves the range that squares allow. Mixtures of fp64 constants with narrower crops come here
+// too.
+//
 // cos(2^a x, 2^b y) = cos(x, y), so scaling changes neither cosines nor coefficients; the gradient
-// of a row is 2^a times that of the scaled row.
+// of a row is 2^a times the scaled row's.
 #pragma once
 
 #include <cmath>
@@ -45,7 +47,7 @@ class ExactImage {
     }
   }
 
-  void multiply() {
+  void find_dots() {
     for (int i = 0; i < rows_; ++i) {
       for (int j = 0; j <= i; ++j) {
         const double* const a = scaled_ + i * dim_;
@@ -61,7 +63,8 @@ class ExactImage {
   double squared_norm(int row) const { return dots_[row * rows_ + row]; }
   int exponent(int row) const { return exponent_[row]; }
 
-  // As Image::sum, for one row: 2^shift (Σ_k weights[k] row_{first + k} + own row_{own_row}).
+  // Writes a row of a gradient, 2^shift (Σ_k weights[k] row_{first + k} + own row_{own_row}), with
+  // no magnitude above `limit`.
   void sum(const double* weights, int first, int count, double own, int own_row, int shift,
            double limit, const Rows& gradient, int64_t image, int64_t crop) {
     const double* const own_values = scaled_ + own_row * dim_;

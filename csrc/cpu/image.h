@@ -116,7 +116,7 @@ class Image {
 
   // dots(i) for the pairs of the plan. `fetch` the rows of the next image meanwhile, which is for
   // calls without gradients: write_sums() does it where there are some.
-  void multiply(const DotPlan& plan, bool fetch) {
+  void find_dots(const DotPlan& plan, bool fetch) {
     const Prefetch prefetch = next_rows(fetch);
     for (int k = 0; k < plan.accumulators(); ++k) totals_[k] = Vector<T>{};
     columns(kColumns, [&](int64_t count) {

@@ -5,6 +5,7 @@
 #include "cpu/info_nce_pass.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
+#include "cpu/temperature.h"
 #include "cpu/totals.h"
 #include "cpu/variants.h"
 
@@ -12,7 +13,7 @@ namespace logo {
 namespace cpu {
 namespace {
 
-// What the threads share, carved out of one block.
+// Arrays that the threads share, carved out of one block.
 template <class T>
 struct Shared {
   T* queries;         // [N, row] unit rows
@@ -34,12 +35,12 @@ struct Shared {
     found.softmax = scratch.take<SoftmaxRow<T> >(rows);
     found.means = in_place(cut) ? static_cast<T*>(p.mean.data) : scratch.take<T>(rows * cut.row);
   }
-  // Sums over the negatives lie where the mean belongs.
+  // Whether sums over the negatives lie in the place of the mean.
   static bool in_place(const Cut<T>& cut) { return cut.parts == 1 && cut.row == cut.dim; }
 };
 
-// A thread's bands of queries past one part each, one part after the other: it has few parts, and
-// packs their tiles for many queries.
+// Takes the calling thread's bands of queries past the negatives, one part after the other: a
+// thread has few parts, and packs their tiles for many queries.
 template <class T, Factors kFactors>
 void run_pass(Pass<T, kFactors>& pass, const Cut<T>& cut, const Found<T>& found) {
   const Share share = share_of(cut.parts * cut.bands());
@@ -103,7 +104,7 @@ Status run(const InfoNCEProblem& p) {
 #if defined(__AVX512F__)
 // Where queries and negatives came as bf16, their unit rows are owed no more than that.
 bool all_bf16(const InfoNCEProblem& p) {
-  const Rows& queries = p.global.present() ? p.global : p.local;
+  const Rows& queries = p.global_crops.present() ? p.global_crops : p.local_crops;
   const Rows& negatives = p.negatives.present() ? p.negatives : p.positives;
   return queries.dtype == DType::bf16 && negatives.dtype == DType::bf16;
 }
@@ -113,7 +114,8 @@ bool all_bf16(const InfoNCEProblem& p) {
 
 namespace LOGO_SIMD {
 
-Status info_nce(const InfoNCEProblem& p) {
+Status info_nce(const InfoNCEProblem& given) {
+  const InfoNCEProblem p = with_temperature(given);
   if (p.fp64) return run<double, Factors::numbers>(p);
 #if defined(__AVX512F__)
   if (all_bf16(p) && multiplies_pairs()) return run<float, Factors::pairs>(p);

@@ -5,15 +5,16 @@
 #include "cpu/columns.h"
 #include "cpu/parallel.h"
 #include "cpu/sums.h"
+#include "cpu/temperature.h"
 #include "cpu/unit_row.h"
 #include "cpu/variants.h"
-#include "logo/info_nce_problem.h"
+#include "logo/problem.h"
 
 namespace logo {
 namespace cpu {
 namespace {
 
-// One thread's.
+// One thread's gradients, image by image.
 template <class T>
 class Gradients {
  public:
@@ -37,11 +38,11 @@ class Gradients {
     }
     double sum = 0;
     for (int64_t crop = 0; crop < p_.crops(); ++crop) {
-      const bool global = crop < p_.global.count;
-      const int64_t at = global ? crop : crop - p_.global.count;
+      const bool global = crop < p_.global_crops.count;
+      const int64_t at = global ? crop : crop - p_.global_crops.count;
       const Rows& gradient = global ? p_.grad_global : p_.grad_local;
       if (!gradient.present() && p_.grad_temperature == nullptr) continue;
-      row_.read(global ? p_.global : p_.local, image, at);
+      row_.read(global ? p_.global_crops : p_.local_crops, image, at);
       direct(image, crop);
       const double along = project();
       sum += along;
@@ -129,7 +130,7 @@ class Gradients {
     from_float(float(value), to);
   }
 
-  // Of a factor whose products with ordinary numbers are ordinary.
+  // The least factor whose products with ordinary numbers are ordinary.
   static constexpr T kLeast = sizeof(T) == 4 ? T(0x1p-80) : T(0x1p-600);
 
   const InfoNCEProblem& p_;
@@ -170,7 +171,8 @@ Status run(const InfoNCEProblem& p) {
 
 namespace LOGO_SIMD {
 
-Status info_nce_backward(const InfoNCEProblem& p) {
+Status info_nce_backward(const InfoNCEProblem& given) {
+  const InfoNCEProblem p = with_temperature(given);
   return p.fp64 ? run<double>(p) : run<float>(p);
 }
 

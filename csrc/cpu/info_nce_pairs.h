@@ -4,13 +4,13 @@
 #include "cpu/info_nce_pass.h"
 #include "cpu/link.h"
 #include "cpu/unit_row.h"
-#include "logo/info_nce_problem.h"
+#include "logo/problem.h"
 
 namespace logo {
 namespace cpu {
 namespace {
 
-// One thread's.
+// One thread's pairs, image by image.
 template <class T>
 class Pairs {
  public:
@@ -45,8 +45,9 @@ class Pairs {
     T* cosine = pull(image);
     T* query = queries_ + image * p_.crops() * cut_.row;
     for (int64_t crop = 0; crop < p_.crops(); ++crop, query += cut_.row) {
-      const bool global = crop < p_.global.count;
-      row_.read(global ? p_.global : p_.local, image, global ? crop : crop - p_.global.count);
+      const bool global = crop < p_.global_crops.count;
+      row_.read(global ? p_.global_crops : p_.local_crops, image,
+                global ? crop : crop - p_.global_crops.count);
       row_.write(query);
       for (int64_t k = 0; k < positives; ++k) {
         *cosine++ = T(inner_product(query, units_ + k * cut_.row, cut_.row));
@@ -54,7 +55,7 @@ class Pairs {
     }
   }
 
-  // Losses and all that backward needs, from what the pass found.
+  // Losses, and backward's weights of pairs, from the sums over the negatives.
   void finish(int64_t image, const Found<T>& found) {
     const int64_t positives = p_.positives.count;
     T* const pulls = pull(image);
@@ -84,11 +85,11 @@ class Pairs {
 
   void write(int64_t image, T* pulls) {
     const int64_t positives = p_.positives.count;
-    const double globals = double(p_.global.count), locals = double(p_.local.count);
+    const double globals = double(p_.global_crops.count), locals = double(p_.local_crops.count);
     const double share = p_.reduction == Reduction::mean ? 1 / double(p_.images) : 1;
     double gg = 0, lg = 0;
     for (int64_t crop = 0, at = 0; crop < p_.crops(); ++crop) {
-      const bool global = crop < p_.global.count;
+      const bool global = crop < p_.global_crops.count;
       const T weight = T((global ? p_.gg_weight : p_.lg_weight) * share);
       double& sum = global ? gg : lg;
       for (int64_t k = 0; k < positives; ++k, ++at) {

@@ -13,18 +13,18 @@
 #include "cpu/product.h"
 #include "cpu/softmax.h"
 #include "cpu/unit_tile.h"
-#include "logo/info_nce_problem.h"
+#include "logo/problem.h"
 
 namespace logo {
 namespace cpu {
 namespace {
 
 constexpr int64_t kTileBytes = 512 << 10;  // of both forms of a tile, in the L2 cache
-constexpr int64_t kPartsBytes = 4 << 20;   // of what the parts find, all together
+constexpr int64_t kPartsBytes = 4 << 20;   // of the sums of all parts together
 constexpr int64_t kMostParts = 64;
 constexpr int64_t kLeastTiles = 8;  // of a part
 
-// How a problem is cut up; for one instruction set, a function of its sizes.
+// How a problem is cut up: for one instruction set, a function of its sizes.
 template <class T>
 struct Cut {
   int64_t queries, dim, row;  // row: numbers of a sum of unit vectors, whole vectors
@@ -115,7 +115,7 @@ class Pass {
     }
   }
 
-  // means: what earlier tiles found, if any.
+  // means: sums over earlier tiles, if any.
   void weigh(int64_t query, int64_t rows, int64_t start, int64_t count, SoftmaxRow<T>* softmax,
              T* means) {
     const int64_t padded = (count + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
@@ -155,7 +155,8 @@ class Pass {
   T* weights_ = nullptr;  // [kBandRows, tile] cosines, then weights: in the L1 cache
 };
 
-// What the parts found of one query, in their order: its log-sum-exp, and the mean.
+// Combines the sums that the parts found for one query, in their order. Writes its mean, and
+// returns its log-sum-exp.
 template <class T>
 double combine(const Cut<T>& cut, const Found<T>& found, int64_t query, T* mean) {
   T exponent = -T(__builtin_inf());

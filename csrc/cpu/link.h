@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/exp2.h"
-#include "logo/pair_problem.h"
+#include "logo/problem.h"
 
 namespace logo {
 namespace cpu {

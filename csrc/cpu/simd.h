@@ -62,8 +62,6 @@ inline V in_register(V value) {
   return value;
 }
 
-// ---- kLanes<float> values at once
-
 inline Vector<float> load_as_float(const float* from) { return load(from); }
 inline Vector<float> load_as_float(const bf16* from) {
 #if defined(__AVX512F__)

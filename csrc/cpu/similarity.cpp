@@ -78,7 +78,7 @@ class Worker {
     image_.clear();
     image_.add(p_.a, image, has_next);
     if (!at_.self) image_.add(p_.b, image, has_next);
-    image_.multiply(plan_, has_next && !backward);
+    image_.find_dots(plan_, has_next && !backward);
     for (int row = 0; row < at_.rows; ++row) {
       const T squared = image_.squared_norm(row);
       if (!squares_well(squared)) {
@@ -131,8 +131,8 @@ class Worker {
       const int first = to_a ? 0 : at.b, other = to_a ? at.b : 0;
       for (int i = 0; i < count; ++i) {
         for (int j = 0; j < partners; ++j) {
-          double u = to_a ? read(p.cosines, image, i, j) : read(p.cosines, image, j, i);
-          if (at.self) u += read(p.cosines, image, j, i);  // a_i is partner in both roles
+          double u = to_a ? read(p.grad, image, i, j) : read(p.grad, image, j, i);
+          if (at.self) u += read(p.grad, image, j, i);  // a_i is partner in both roles
           upstream[j] = C(u);
         }
         C sum = 0;
@@ -169,7 +169,7 @@ class Worker {
     exact_.clear();
     exact_.add(p_.a, image);
     if (!at_.self) exact_.add(p_.b, image);
-    exact_.multiply();
+    exact_.find_dots();
     for (int row = 0; row < at_.rows; ++row) {
       const double squared = exact_.squared_norm(row);
       slow_.inverse[row] = squared == 0 ? 0 : 1 / sqrt(squared);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cpu/exp2.h"
+#include "logo/running_maximum.h"
 
 namespace logo {
 namespace cpu {
@@ -15,8 +16,8 @@ struct Hidden {
   bool any() const { return first < last; }
 };
 
-// One row's softmax so far is 2^exponent · sum, and whatever its weights were multiplied with
-// is 2^exponent too large.
+// One row's softmax so far. Its weights, their sum, and sums of their products are those of the
+// softmax over 2^exponent.
 template <class T>
 struct SoftmaxRow {
   T exponent;
@@ -28,18 +29,14 @@ class Softmax {
  public:
   // Logits are cosines / temperature.
   explicit Softmax(double temperature) : scale_(kLog2E / temperature) {
-    const double scale = kLog2E / temperature;
-    // Cosines lie in [−1, 1]: where the weights of both ends are ordinary numbers, the exponent
-    // of 1 does for all.
-    running_ = 2 * scale > (sizeof(T) == 4 ? 100 : 900);
-    first_ = running_ ? -T(__builtin_inf()) : T(ceil(scale));
+    running_ = needs_running_maximum<T>(temperature);
+    first_ = running_ ? -T(__builtin_inf()) : T(ceil(kLog2E / temperature));
   }
 
-  bool running() const { return running_; }
   SoftmaxRow<T> start() const { return {first_, 0}; }
 
-  // Cosines become weights. Returns what earlier weights, and sums of them, are to be multiplied
-  // by: a power of two, mostly one. `count` is a multiple of kLanes.
+  // Cosines become weights. Returns the factor that brings earlier weights, and sums of them, to
+  // the new exponent: a power of two, mostly one. `count` is a multiple of kLanes.
   T weigh(SoftmaxRow<T>& row, T* cosines, int64_t count, const Hidden (&hidden)[2]) const {
     const bool partial = hidden[0].any() || hidden[1].any();
     T before = 1;
@@ -65,8 +62,6 @@ class Softmax {
   static constexpr double kLn2 = 0.693147180559945309417;
 
  private:
-  static constexpr double kLog2E = 1.44269504088896340736;
-
   static void fill(T* row, const Hidden (&hidden)[2], T value) {
     for (const Hidden& range : hidden) {
       for (int64_t k = range.first; k < range.last; ++k) row[k] = value;

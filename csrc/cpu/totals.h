@@ -1,4 +1,4 @@
-// From what each image contributes to what a loss returns.
+// A loss's results from the contributions of its images.
 #pragma once
 
 #include "logo/problem.h"

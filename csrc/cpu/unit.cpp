@@ -1,4 +1,4 @@
-// Rows as unit vectors, and the gradient through them; see backends/pairs.py.
+// Rows as unit vectors, and the gradient through them.
 //
 // A row is widened into a buffer in L1 first, so that no dtype or stride concerns the arithmetic.
 //
@@ -97,8 +97,8 @@ class Unit {
   explicit Unit(const UnitProblem& p) : p_(p), factors_(static_cast<T*>(p.factors)) {}
 
   Status forward() const {
-    return each_row(1, [&](int64_t image, int64_t crop, T* z, T*) {
-      read_row(p_.crops, image, crop, p_.dim, z);
+    return each_row(p_.z.count, 1, [&](int64_t image, int64_t crop, T* z, T*) {
+      read_row(p_.z, image, crop, p_.dim, z);
       T first = 1, squares = dot(z, z, p_.dim);
       if (!ordinary(squares)) {
         first = towards_one(largest_of(z));
@@ -107,8 +107,8 @@ class Unit {
       }
       const UnitFactors<T> of = unit_factors(first, squares);
       scale(z, of.second);
-      write_row(z, p_.units, image, crop, p_.dim);
-      T* const to = factors_ + 2 * (image * p_.crops.count + crop);
+      write_row(z, p_.unit, image, crop, p_.dim);
+      T* const to = factors_ + 2 * (image * p_.z.count + crop);
       to[0] = of.first;
       to[1] = of.second;
     });
@@ -116,26 +116,26 @@ class Unit {
 
   // (g − (g·ẑ) ẑ)/‖z‖; beyond the largest number of its dtype, that number.
   Status backward() const {
-    const T most = T(largest(p_.crops.dtype));
-    return each_row(2, [&](int64_t image, int64_t crop, T* unit, T* grad) {
-      read_row(p_.units, image, crop, p_.dim, unit);
+    const T most = T(largest(p_.grad_z.dtype));
+    return each_row(p_.unit.count, 2, [&](int64_t image, int64_t crop, T* unit, T* grad) {
+      read_row(p_.unit, image, crop, p_.dim, unit);
       read_row(p_.grad, image, crop, p_.dim, grad);
       const T along = dot(unit, grad, p_.dim);
-      const T* const of = factors_ + 2 * (image * p_.crops.count + crop);
+      const T* const of = factors_ + 2 * (image * p_.grad_z.count + crop);
       const T first = of[0], second = of[1];
       for_columns<T>(p_.dim, [&](int64_t k, auto at) {
         Vector<T> to = (at.load(grad + k) - along * at.load(unit + k)) * second * first;
         to = to > most ? Vector<T>{} + most : to;  // NaN stays
         at.store(to < -most ? Vector<T>{} - most : to, grad + k);
       });
-      write_row(grad, p_.crops, image, crop, p_.dim);
+      write_row(grad, p_.grad_z, image, crop, p_.dim);
     });
   }
 
  private:
   template <class Each>
-  Status each_row(int buffers, const Each& each) const {
-    const int64_t crops = p_.crops.count, rows = p_.images * crops;
+  Status each_row(int64_t crops, int buffers, const Each& each) const {
+    const int64_t rows = p_.images * crops;
     const int threads = threads_for(rows, p_.dim, p_.threads);
     bool short_of_memory = false;
 #pragma omp parallel num_threads(threads) reduction(|| : short_of_memory)

@@ -12,7 +12,7 @@ namespace logo {
 namespace cpu {
 namespace {
 
-// In chains that do not wait for one another.
+// Σ lanes, in chains that do not wait for one another.
 template <class T>
 inline double sum_lanes(Vector<T> values) {
   double sums[4] = {};

@@ -1,7 +1,7 @@
-// Stands for csrc/cuda where the build found no nvcc.
+// Stands for csrc/cuda in a build without nvcc.
 #include <cstdio>
 
-#include "logo/launch.h"
+#include "logo/operations.h"
 
 namespace logo {
 namespace cuda {
@@ -14,45 +14,13 @@ Status absent(Failure* failure) {
 
 }  // namespace
 
-Status cosine(const CosineProblem&, const Queue&, Failure* failure) { return absent(failure); }
-Status similarity(const SimilarityProblem&, const Queue&, Failure* failure) {
-  return absent(failure);
-}
-Status similarity_backward(const SimilarityProblem&, const Queue&, Failure* failure) {
-  return absent(failure);
-}
+#define LOGO_ABSENT(name, Problem) \
+  Status name(const Problem&, const Queue&, Failure* failure) { return absent(failure); }
+LOGO_LAUNCHERS(LOGO_ABSENT)
+#undef LOGO_ABSENT
+
 Status scale(const ScaleProblem&, const Queue&, Failure* failure) { return absent(failure); }
 Status probe(int, Failure* failure) { return absent(failure); }
-Status info_nce(const InfoNCEProblem&, const Queue&, Failure* failure) { return absent(failure); }
-Status info_nce_backward(const InfoNCEProblem&, const Queue&, Failure* failure) {
-  return absent(failure);
-}
-Status pair_hidden_moments(const PairHiddenProblem&, const Queue&, Failure* failure) {
-  return absent(failure);
-}
-Status pair_hidden(const PairHiddenProblem&, const Queue&, Failure* failure) {
-  return absent(failure);
-}
-Status pair_hidden_sums(const PairHiddenProblem&, const Queue&, Failure* failure) {
-  return absent(failure);
-}
-Status pair_hidden_backward(const PairHiddenProblem&, const Queue&, Failure* failure) {
-  return absent(failure);
-}
-Status pair_output_moments(const PairOutputProblem&, const Queue&, Failure* failure) {
-  return absent(failure);
-}
-Status pair_output(const PairOutputProblem&, const Queue&, Failure* failure) {
-  return absent(failure);
-}
-Status pair_output_sums(const PairOutputProblem&, const Queue&, Failure* failure) {
-  return absent(failure);
-}
-Status pair_output_backward(const PairOutputProblem&, const Queue&, Failure* failure) {
-  return absent(failure);
-}
-Status unit(const UnitProblem&, const Queue&, Failure* failure) { return absent(failure); }
-Status unit_backward(const UnitProblem&, const Queue&, Failure* failure) { return absent(failure); }
 int64_t workspace_bytes(int, Failure* failure) {
   absent(failure);
   return 0;
@@ -61,7 +29,7 @@ int64_t info_nce_workspace_bytes(int64_t, int64_t, int64_t, DType, DType, int, F
   absent(failure);
   return 0;
 }
-int64_t pair_workspace_bytes(int64_t, int, Failure* failure) {
+int64_t affinity_workspace_bytes(int64_t, int, Failure* failure) {
   absent(failure);
   return 0;
 }

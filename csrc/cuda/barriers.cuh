@@ -1,4 +1,4 @@
-// Barriers of some of a block's warps: ids 1 to 15; 0 is that of __syncthreads().
+// Barriers of some of a block's warps: ids 1 to 15; 0 belongs to __syncthreads().
 #pragma once
 
 #include <cuda_runtime.h>

@@ -6,8 +6,9 @@
 // tensor cores take the gradient as well, as a product with all rows (weights.cuh).
 #include <cuda_runtime.h>
 
-#include "cuda/launcher.h"
+#include "cuda/device.h"
 #include "cuda/output.cuh"
+#include "cuda/ticket.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/walk.cuh"
 #include "cuda/weights.cuh"
@@ -23,20 +24,15 @@ namespace {
 constexpr double kOrdinaryWeight = 0x1p40;
 
 struct CosineArguments {
-  Input input;
-  Plan plan;
+  CosineProblem p;
   CosineLayout at;
+  Input input;
+  ImagePlan plan;
   Output grad_global, grad_local, grad_features;
+  BlockSums sums;  // over images, of the cosines of each kind
   bool gradients;
   bool plain;    // they are written in whole vectors, and stay in range or are fp16
   bool careful;  // they may leave the range of their dtype
-  Reduction reduction;
-  float* row_scale;  // [B, at.scaled_rows()], or null
-  float* total;      // [] or [B]
-  float* terms;      // [3] or [3, B]
-  // For sums over images: blocks that have finished (zero between launches), and what they found.
-  unsigned* finished;
-  double* found;  // [blocks, kFound]
 };
 
 // Of a row's gradient: a T + b R + c row, and d times the target that is no partner.
@@ -94,7 +90,7 @@ class CosineKernel {
       }
       if (repelled) c.own -= c.features * inverse;  // R holds the row itself
       facts.limit[output] = float(largest(grad_of(output).rows.dtype));
-      if (a_.row_scale != nullptr) scale_row(output, row, image, scaled, facts, &c);
+      if (a_.p.row_scale != nullptr) scale_row(output, row, image, scaled, facts, &c);
       facts.coefficients[output] = make_float4(c.targets, c.features, c.own, c.other);
     }
     gg = warp_sum(gg);
@@ -124,25 +120,20 @@ class CosineKernel {
     }
   }
 
-  // The sums over images: the block that comes last adds up what all of them found, in order. What
-  // is summed are cosines, so that no block divides while it works on an image.
+  // Sums over images are sums of cosines, so that no block divides while it works on an image.
   __device__ void finish(unsigned* flag) {
-    if (a_.reduction == Reduction::none) return;
+    if (a_.p.reduction == Reduction::none) return;
     if (threadIdx.x == 0) {
-      double* const mine = a_.found + kFound * int64_t(blockIdx.x);
-      mine[0] = gg_;
-      mine[1] = lg_;
-      mine[2] = ll_;
-      __threadfence();
-      *flag = atomicAdd(a_.finished, 1u) == gridDim.x - 1;
+      double* const own = a_.sums.of(blockIdx.x);
+      own[0] = gg_;
+      own[1] = lg_;
+      own[2] = ll_;
     }
-    __syncthreads();
-    if (*flag == 0 || threadIdx.x >= 32) return;
-    __threadfence();
+    if (!comes_last(a_.sums.finished, flag) || threadIdx.x >= 32) return;
     double gg = 0, lg = 0, ll = 0;
 #pragma unroll 4
     for (int block = threadIdx.x; block < int(gridDim.x); block += 32) {
-      const double* const found = a_.found + kFound * int64_t(block);
+      const double* const found = a_.sums.of(block);
       gg += __ldcg(found);
       lg += __ldcg(found + 1);
       ll += __ldcg(found + 2);
@@ -151,9 +142,8 @@ class CosineKernel {
     lg = warp_sum(lg);
     ll = warp_sum(ll);
     if (threadIdx.x != 0) return;
-    const double share = a_.reduction == Reduction::mean ? 1 / double(a_.input.images) : 1;
+    const double share = a_.p.reduction == Reduction::mean ? 1 / double(a_.p.images) : 1;
     store(cosine_terms(at_, gg * share, lg * share, ll * share), 0, 1);
-    *a_.finished = 0;
   }
 
  private:
@@ -201,7 +191,7 @@ class CosineKernel {
       c->other *= factor;
       if (exponent > 0) facts.limit[output] *= factor;
     }
-    a_.row_scale[image * at_.scaled_rows() + output] = stored;
+    a_.p.row_scale[image * at_.scaled_rows() + output] = stored;
   }
 
   // Row `row` of the Gram matrix becomes that of the weights. skip: a target that is no partner.
@@ -251,7 +241,7 @@ class CosineKernel {
       }
       if (SCALED) scale(values, facts.factor[row]);
       if (SCALED || a_.careful) clamp(values, facts.limit[output]);
-      store_vector<T>(grad_of(output), to, first + vector * N, a_.input.dim, values);
+      store_vector<T>(grad_of(output), to, first + vector * N, a_.p.dim, values);
     }
   }
 
@@ -306,8 +296,8 @@ class CosineKernel {
   }
 
   __device__ void record(float gg, float lg, float ll, int64_t image) {
-    if (a_.reduction == Reduction::none) {
-      store(cosine_terms(at_, gg, lg, ll), image, a_.input.images);
+    if (a_.p.reduction == Reduction::none) {
+      store(cosine_terms(at_, gg, lg, ll), image, a_.p.images);
       return;
     }
     gg_ += gg;
@@ -316,10 +306,11 @@ class CosineKernel {
   }
 
   __device__ void store(const CosineTerms& terms, int64_t at, int64_t count) {
-    a_.total[at] = float(terms.total);
-    a_.terms[at] = float(terms.gg);
-    a_.terms[count + at] = float(terms.lg);
-    a_.terms[2 * count + at] = float(terms.ll);
+    static_cast<float*>(a_.p.total)[at] = float(terms.total);
+    float* const to = static_cast<float*>(a_.p.terms) + at;
+    to[0] = float(terms.gg);
+    to[count] = float(terms.lg);
+    to[2 * count] = float(terms.ll);
   }
 
   // Σ row / ‖row‖ over `count` rows.
@@ -358,10 +349,7 @@ Status cosine(const CosineProblem& p, const Queue& queue, Failure* failure) {
   Input input;
   input.images = p.images;
   input.dim = p.dim;
-  input.add(at.own_targets ? p.global : p.targets);
-  if (at.locals > 0) input.add(p.local);
-  if (!at.own_targets) input.add(p.global);
-  if (!at.own_features) input.add(p.features);
+  each_tensor(at, p, [&](const Rows& rows) { input.add(rows); });
   input.as_is = copied_as_is(input);
   const DType dtype = common_dtype(input);
 
@@ -381,28 +369,23 @@ Status cosine(const CosineProblem& p, const Queue& queue, Failure* failure) {
   const Output grad_global = output(p.grad_global), grad_local = output(p.grad_local),
                grad_features = output(p.grad_features);
   const bool vectors = grad_global.plain() && grad_local.plain() && grad_features.plain();
-  char* const workspace = static_cast<char*>(queue.workspace);
   const CosineArguments arguments{
+      p,
+      at,
       input,
       plan_for(input.rows, p.dim, int(dtype_bytes(dtype)), limits),
-      at,
       grad_global,
       grad_local,
       grad_features,
+      BlockSums(queue.workspace),
       p.grad_global.present() || p.grad_local.present() || p.grad_features.present(),
       vectors && (dtype == DType::f16 || !heavy),
       fp16 || heavy,
-      p.reduction,
-      p.row_scale,
-      static_cast<float*>(p.total),
-      static_cast<float*>(p.terms),
-      reinterpret_cast<unsigned*>(workspace),
-      reinterpret_cast<double*>(workspace + kFoundOffset),
   };
   const auto kernel = dtype == DType::f32    ? cosine_kernel<float>
                       : dtype == DType::bf16 ? cosine_kernel<bf16>
                                              : cosine_kernel<f16>;
-  return launch_over_images("cosine", shape, kernel, arguments, p.images, limits, queue, failure);
+  return launch_walk("cosine", shape, kernel, arguments, limits, queue, failure);
 }
 
 }  // namespace cuda

@@ -1,7 +1,9 @@
-// What the CUDA half knows of itself and of the devices.
+// Limits of the devices, and the questions that Python asks of them.
 #include <cuda_runtime.h>
 
-#include "cuda/launcher.h"
+#include "cuda/device.h"
+#include "cuda/image_plan.h"
+#include "cuda/ticket.cuh"
 
 namespace logo {
 namespace cuda {
@@ -50,7 +52,7 @@ int64_t shared_bytes(int device, Failure* failure) {
   return limits.shared_per_block;
 }
 
-// As CMake names them: "80-real, 90a-real, 100", the last one with PTX for what is newer.
+// As CMake names them: "80-real, 90a-real, 100", the last one with PTX for newer ones.
 const char* architectures() { return LOGO_CUDA_ARCHITECTURES; }
 
 int max_rows() { return kMaxRows; }

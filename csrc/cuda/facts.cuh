@@ -1,11 +1,11 @@
-// What a block knows of each row of its image, in shared memory, and how norms outside the range
-// that squares allow are brought into it.
+// Facts of each row of a block's image, in shared memory, and the factors of rows whose norms leave
+// the range that squares allow.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include "cuda/gram.cuh"
-#include "cuda/plan.h"
+#include "cuda/image_plan.h"
 #include "cuda/stage.cuh"
 #include "cuda/warp.cuh"
 #include "logo/math.h"
@@ -28,12 +28,12 @@ struct Facts {
         limit(factor + rows) {}
 };
 
-// The largest magnitude in each row, into facts.factor; of several chunks together where `add`.
+// The largest magnitude in each row, into facts.factor. add: of this chunk and those before it.
 template <class T>
 __device__ void find_largest(const Stage<T>& stage, int rows, const Facts& facts, bool add) {
   const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
   for (int row = threadIdx.x / 32; row < rows; row += warps) {
-    float most = add && lane == 0 ? facts.factor[row] : 0.0f;  // read by who writes it
+    float most = add && lane == 0 ? facts.factor[row] : 0.0f;  // read by the thread that writes it
     for (int quad = lane; quad < stage.quads(); quad += 32) {
       const float4 v = load_quad(stage, row, quad);
       most = fmaxf(fmaxf(most, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));

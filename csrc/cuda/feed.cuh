@@ -1,7 +1,7 @@
 // A ring of stages in shared memory, filled ahead of their use by asynchronous copies.
 //
-// The block asks for chunks of images in the order in which it will want them (issue), takes the
-// oldest (next) and gives it back (release). All threads call all three together.
+// A block asks for chunks of images in the order of their use (issue), takes the oldest (next), and
+// gives it back (release). All threads call all three together.
 //
 // Rows that can be copied as they are travel by bulk copies, one instruction a row, where the
 // hardware has them (sm_90 and newer), else by 16-byte cp.async. Other rows, of another dtype or
@@ -11,8 +11,8 @@
 #include <cuda_runtime.h>
 
 #include "cuda/copy.cuh"
+#include "cuda/image_plan.h"
 #include "cuda/input.cuh"
-#include "cuda/plan.h"
 #include "cuda/stage.cuh"
 
 namespace logo {
@@ -22,7 +22,8 @@ template <class T>
 class Feed {
  public:
   // arrivals: [stages] in shared memory.
-  __device__ Feed(const Input& input, const Plan& plan, unsigned char* stages, Arrivals* arrivals)
+  __device__ Feed(const Input& input, const ImagePlan& plan, unsigned char* stages,
+                  Arrivals* arrivals)
       : input_(input), plan_(plan), stages_(stages), arrivals_(arrivals) {
     bulk_ = has_bulk_copies() && input.as_is;
     if (bulk_) {
@@ -34,7 +35,6 @@ class Feed {
     }
   }
 
-  __device__ int outstanding() const { return outstanding_; }
   __device__ bool has_room() const { return outstanding_ < plan_.stages; }
 
   // Starts to fetch columns chunk · plan.chunk .. of all rows of the image.
@@ -67,7 +67,7 @@ class Feed {
     return {stages_ + from_ * plan_.stage_bytes, plan_.pitch, columns_of(chunk)};
   }
 
-  // The stage taken last is not read any more.
+  // Gives back the stage taken last, which nobody reads any more.
   __device__ void release() {
     __syncthreads();
     if (++from_ == plan_.stages) {
@@ -77,7 +77,7 @@ class Feed {
     --outstanding_;
   }
 
-  // Waits for everything asked for and forgets it.
+  // Waits for all stages asked for, and gives them back.
   __device__ void drain() {
     while (outstanding_ > 0) {
       next(0);
@@ -132,7 +132,7 @@ class Feed {
   }
 
   const Input& input_;
-  const Plan& plan_;
+  const ImagePlan& plan_;
   unsigned char* stages_;
   Arrivals* arrivals_;
   bool bulk_;

@@ -7,8 +7,8 @@
 
 #include <cuda_runtime.h>
 
+#include "cuda/image_plan.h"
 #include "cuda/mma.cuh"
-#include "cuda/plan.h"
 #include "cuda/stage.cuh"
 #include "cuda/warp.cuh"
 
@@ -19,7 +19,7 @@ struct Gram {
   float* data;  // [slices, padded, pitch]
   int rows, padded, pitch, slices;
 
-  __device__ Gram(float* at, int row_count, const Plan& plan)
+  __device__ Gram(float* at, int row_count, const ImagePlan& plan)
       : data(at),
         rows(row_count),
         padded(plan.gram_rows),
@@ -184,11 +184,11 @@ __device__ void multiply_rows_on_tensor_cores(const Stage<Half>& stage, const Gr
   }
 }
 
-__device__ __forceinline__ void multiply(const Stage<float>& stage, const Gram& gram, bool add) {
+__device__ __forceinline__ void form_gram(const Stage<float>& stage, const Gram& gram, bool add) {
   multiply_rows<false>(stage, gram, nullptr, add);
 }
 template <class Half>
-__device__ __forceinline__ void multiply(const Stage<Half>& stage, const Gram& gram, bool add) {
+__device__ __forceinline__ void form_gram(const Stage<Half>& stage, const Gram& gram, bool add) {
   multiply_rows_on_tensor_cores(stage, gram, add);
 }
 

@@ -8,21 +8,20 @@
 
 #include <cmath>
 
+#include "cuda/device.h"
 #include "cuda/info_nce_arguments.cuh"
 #include "cuda/info_nce_epilogue.cuh"
-#include "cuda/info_nce_launcher.h"
 #include "cuda/info_nce_products.cuh"
 #include "cuda/info_nce_prologue.cuh"
 #include "cuda/info_nce_ring.cuh"
 #include "cuda/info_nce_softmax.cuh"
 #include "cuda/shared.cuh"
+#include "logo/running_maximum.h"
 
 namespace logo {
 namespace cuda {
 namespace {
 
-// Base-2 exponents reach log2(e)/τ; see struct Softmax.
-constexpr double kLeastFixed = 0.025;
 constexpr char kTooSmall[] =
     "its shared memory does not hold a tile of queries and negatives; use another backend";
 
@@ -51,7 +50,8 @@ __global__ void __launch_bounds__(kInfoNCEThreads)
   Softmax<M> softmax(a.running);
   float means[M][COLUMNS / 8][4] = {};
   const int columns = ring.columns_of(chunk);
-  const float scale = a.tau_at == nullptr ? a.scale : kLog2e / kQueryLift<T> / *a.tau_at;
+  const float scale =
+      a.p.temperature_tensor == nullptr ? a.scale : kLog2e / kQueryLift<T> / a.temperature();
 
 #pragma unroll 1
   for (int64_t tile = first; tile < end; ++tile) {
@@ -76,11 +76,11 @@ __global__ void __launch_bounds__(kInfoNCEThreads)
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
       const int64_t row = query + 16 * m + 8 * side;
-      if (row >= a.queries.count) continue;
+      if (row >= a.count) continue;
       const float maximum = softmax.maximum[m][side], sum = softmax.sum[m][side];
       const bool states = chunk == 0 && lane % 4 == 0;  // of several lanes that know the same
       if (plan.splits > 1) {
-        const int64_t index = split_index * a.queries.count + row;
+        const int64_t index = split_index * a.count + row;
         if (states) a.sums[index] = make_float2(maximum, sum);
         float* const to = a.means + index * plan.dim + first_column;
 #pragma unroll
@@ -91,14 +91,14 @@ __global__ void __launch_bounds__(kInfoNCEThreads)
           }
         }
       } else {
-        if (states) a.lse[row] = fmaf(maximum, kLn2, logf(sum));
+        if (states) a.lse()[row] = fmaf(maximum, kLn2, logf(sum));
         const float divisor = sum * kWeightLift<T>;
-        float* const to = a.mean + row * a.dim + first_column;
+        float* const to = a.mean_of(row) + first_column;
 #pragma unroll
         for (int j = 0; j < COLUMNS / 8; ++j) {
 #pragma unroll
           for (int k = 0; k < 2; ++k) {
-            if (first_column + 8 * j + k < a.dim && 8 * j < columns) {
+            if (first_column + 8 * j + k < a.p.dim && 8 * j < columns) {
               to[8 * j + k] = means[m][j][2 * side + k] / divisor;
             }
           }
@@ -108,18 +108,16 @@ __global__ void __launch_bounds__(kInfoNCEThreads)
   }
 }
 
-// All that a plan depends on, beside the device.
+// The sizes that a plan depends on, beside the device.
 struct InfoNCESizes {
   int64_t queries, negatives, dim;
-  DType owed;  // of the queries: what precision they are owed
+  DType owed;  // of the queries: the precision that they are owed
   DType kept;  // of the negatives
 };
 
 InfoNCESizes sizes_of(const InfoNCEProblem& p) {
-  const bool batch = !p.negatives.present();
-  const Rows& negatives = batch ? p.positives : p.negatives;
-  return {queries_of(p).count, (batch ? p.images : 1) * negatives.count, p.dim, dtype_of_queries(p),
-          negatives.dtype};
+  const Rows& negatives = p.negatives.present() ? p.negatives : p.positives;
+  return {p.queries(), p.negative_count(), p.dim, p.query_dtype(), negatives.dtype};
 }
 
 // Whether queries and weights are to have more precision than the negatives.
@@ -135,7 +133,7 @@ InfoNCEPlan plan_of(const InfoNCESizes& of, const Limits& limits) {
   return info_nce_plan(of.queries, of.negatives, of.dim, bytes, planes, limits);
 }
 
-// Its sizes are put into words only here, where something has failed.
+// Puts the sizes into words, which costs time, only here, where something has failed.
 Status failed(const InfoNCESizes& of, int device, const char* reason, Failure* failure) {
   char shape[160];
   snprintf(shape, sizeof(shape), "N=%lld K=%lld D=%lld %s for %s",
@@ -176,11 +174,9 @@ cudaError_t launch_all(const Kernels& kernels, const InfoNCEArguments& a, const 
   const auto warps = [&](int64_t items, int threads) {
     return grid((items + threads / 32 - 1) / (threads / 32), threads, 0);
   };
-  Plan asked;  // allows the kernel its shared memory
-  asked.threads = plan.threads;
-  asked.shared_bytes = plan.shared_bytes;
-  int fit = 0;
-  cudaError_t error = Occupancy::blocks(kernels.main, queue.device, asked, &fit);
+  int fit = 0;  // asking also allows the kernel its shared memory
+  cudaError_t error =
+      Occupancy::blocks(kernels.main, queue.device, plan.threads, plan.shared_bytes, &fit);
   if (error == cudaSuccess && fit == 0) error = cudaErrorInvalidConfiguration;
   if (error != cudaSuccess) return error;
 
@@ -189,39 +185,28 @@ cudaError_t launch_all(const Kernels& kernels, const InfoNCEArguments& a, const 
   if (error != cudaSuccess) return error;
   error = launch(kernels.main, grid(plan.blocks(), plan.threads, plan.shared_bytes), a);
   if (error != cudaSuccess) return error;
-  return launch(kernels.epilogue, warps(a.queries.count, kEpilogueThreads), a);
+  return launch(kernels.epilogue, warps(a.count, kEpilogueThreads), a);
 }
 
-// What does not depend on the plan.
+// All arguments but the plan and the workspace.
 InfoNCEArguments arguments_of(const InfoNCEProblem& p) {
   const bool batch = !p.negatives.present();
-  const double globals = double(p.global.count), locals = double(p.local.count);
+  const double globals = double(p.global_crops.count), locals = double(p.local_crops.count);
   const double share = p.reduction == Reduction::mean ? 1 / double(p.images) : 1;
-  InfoNCEArguments a;
-  a.queries = queries_of(p);
-  a.positives = p.positives;
-  a.in_quads = in_quads(p.global, p.images, p.dim) && in_quads(p.local, p.images, p.dim) &&
-               in_quads(p.positives, p.images, p.dim);
+  InfoNCEArguments a(p);
+  a.in_quads = in_quads(p.global_crops, p.images, p.dim) &&
+               in_quads(p.local_crops, p.images, p.dim) && in_quads(p.positives, p.images, p.dim);
   a.negatives = batch ? Negatives(p.positives, p.images, p.dim) : Negatives(p.negatives, p.dim);
-  a.images = p.images;
-  a.dim = p.dim;
-  a.reduction = p.reduction;
   const bool f16_kept = a.negatives.rows.dtype == DType::f16;
-  a.tau_at = static_cast<const float*>(p.temperature_at);
-  a.running = f16_kept || a.tau_at != nullptr || p.temperature < kLeastFixed;
+  a.running = f16_kept || p.temperature_tensor != nullptr || p.temperature < kLeastFixedTemperature;
   a.tau = float(p.temperature);
   a.scale = float(1.4426950408889634 / p.temperature / (f16_kept ? kQueryLift<f16> : 1.0f));
   a.gg_weight = share * p.gg_weight;
   a.lg_weight = share * p.lg_weight;
   a.gg_mean = globals > 1 ? share / (globals * (globals - 1)) : 0;
   a.lg_mean = locals > 0 ? share / (locals * double(p.positives.count)) : 0;
-  a.own_queries = batch ? p.global.count + p.local.count : 0;
+  a.own_queries = batch ? p.crops() : 0;
   a.own_negatives = batch ? p.positives.count : 0;
-  a.total = static_cast<float*>(p.total);
-  a.terms = static_cast<float*>(p.terms);
-  a.lse = static_cast<float*>(p.lse);
-  a.pull = static_cast<float*>(p.pull.data);
-  a.mean = static_cast<float*>(p.mean.data);
   return a;
 }
 

@@ -1,4 +1,4 @@
-// What InfoNCE's kernels are given, and the formats of their operands.
+// The arguments of InfoNCE's kernels, and the formats of their operands.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -48,18 +48,13 @@ struct Negatives {
   }
 };
 
-struct InfoNCEArguments {
+struct InfoNCEArguments : OfQueries {
   InfoNCEPlan plan;
-  Queries queries;
-  Rows positives;
   bool in_quads;  // queries and positives
   Negatives negatives;
-  int64_t images, dim;
-  Reduction reduction;
   bool running;  // maximum: where sums of powers of two could leave fp32
-  float tau;
-  const float* tau_at;  // in its place, unless null
-  float scale;          // from scores to exponents of two: log2(e) / τ / kQueryLift
+  float tau;     // p.temperature
+  float scale;   // from scores to exponents of two: log2(e) / τ / kQueryLift
   // Of the sum of a kind's losses: in the total, and in its term, with an image's share in both.
   double gg_weight, lg_weight, gg_mean, lg_mean;
   // In-batch: query n does not see negatives k with k / own_negatives == n / own_queries. 0: it
@@ -71,14 +66,23 @@ struct InfoNCEArguments {
   float* losses;            // [B, G], then [B, L]: sums over a query's pairs
   float2* sums;             // [splits, N]: maximum, sum
   float* means;             // [splits, N, plan.dim]
-  float *total, *terms, *lse;
-  float* pull;  // [B, V, P]; from prologue to epilogue the cosines of pairs
-  float* mean;
 
-  __device__ __forceinline__ float temperature() const { return tau_at == nullptr ? tau : *tau_at; }
+  explicit InfoNCEArguments(const InfoNCEProblem& problem) : OfQueries(problem) {}
+
+  __device__ __forceinline__ float temperature() const { return OfQueries::temperature(tau); }
+  __device__ __forceinline__ float* total() const { return static_cast<float*>(p.total); }
+  __device__ __forceinline__ float* terms() const { return static_cast<float*>(p.terms); }
+  __device__ __forceinline__ float* lse() const { return static_cast<float*>(p.lse); }
+  // Of a query's pairs, [P]; from prologue to epilogue their cosines.
+  __device__ __forceinline__ float* pull_of(int64_t query) const {
+    return static_cast<float*>(p.pull.data) + query * p.positives.count;
+  }
+  __device__ __forceinline__ float* mean_of(int64_t query) const {
+    return static_cast<float*>(p.mean.data) + query * p.dim;
+  }
 };
 
-// What the tensor cores take: fp32 goes through them as bf16 parts.
+// The tensor cores' operands: fp32 goes through them as bf16 parts.
 template <class T>
 using Half = std::conditional_t<std::is_same_v<T, float>, bf16, T>;
 
@@ -86,8 +90,8 @@ using Half = std::conditional_t<std::is_same_v<T, float>, bf16, T>;
 template <class T>
 constexpr int kExactParts = std::is_same_v<T, f16> ? 2 : 3;
 
-// fp16 has few exponents. Unit queries and weights are multiplied by these, so that what counts of
-// them, parts included, stays clear of its smallest numbers.
+// fp16 has few exponents. Unit queries and weights are multiplied by these factors, so that all
+// their parts that count stay clear of its smallest numbers.
 template <class T>
 constexpr float kQueryLift = std::is_same_v<T, f16> ? 64.0f : 1.0f;
 template <class T>

@@ -1,10 +1,10 @@
 // InfoNCE's backward in one launch: gradients of the queries and of the temperature.
 //
 // With w = upstream · pull of a pair, O the mean of the negatives and δ = Σ w (O − k̂⁺) over a
-// query's pairs, the query's gradient is (δ − (δ·q̂) q̂)/(τ‖q‖), and that of τ −Σ δ·q̂ / τ².
+// query's pairs, the query's gradient is (δ − (δ·q̂) q̂)/(τ‖q‖), and τ's is −Σ δ·q̂ / τ².
 #include <cuda_runtime.h>
 
-#include "cuda/info_nce_launcher.h"
+#include "cuda/device.h"
 #include "cuda/info_nce_rows.cuh"
 #include "cuda/output.cuh"
 #include "cuda/ticket.cuh"
@@ -15,46 +15,40 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kBlocks = 8;  // of a multiprocessor; the rest of the queries they walk over
+constexpr int kBlocks = 8;  // of a multiprocessor; they walk over the rest of the queries
 // Words of a row that a lane holds at once.
 constexpr int kWords = 4;
 
-struct BackwardArguments {
-  Queries queries;
-  Rows positives, mean, upstream, pull;
-  Rows grad_global, grad_local;
-  int64_t dim;
-  float tau;
-  const float* tau_at;  // in its place, unless null
-  float* grad_tau;      // null: not wanted
-  // For the sum over queries: blocks that have finished (zero between launches), and what each
-  // found of Σ δ·q̂.
-  unsigned* finished;
-  double* found;
+struct BackwardArguments : OfQueries {
+  float tau;       // p.temperature
+  BlockSums sums;  // over queries, of δ·q̂
+
+  BackwardArguments(const InfoNCEProblem& problem, void* workspace)
+      : OfQueries(problem), tau(float(p.temperature)), sums(workspace) {}
 };
 
-// Of one of 32 positives, a lane for each: w k̂ = coefficient · (factor · k).
+// One of 32 positives, a lane for each: w k̂ = coefficient · (factor · k).
 struct Pulled {
   float coefficient = 0, factor = 1;
 };
 
-// One query's, by all lanes of a warp.
+// One query's gradient, by all lanes of a warp.
 template <int N>
 class Backward {
  public:
   __device__ __forceinline__ Backward(const BackwardArguments& arguments, int64_t query)
       : a_(arguments),
-        at_(a_.queries.at(query)),
-        crop_(at_.crop + (at_.global ? 0 : a_.queries.global.count)),
-        row_(a_.queries.row(at_)),
-        mean_(a_.mean, at_.image, crop_) {
+        at_(a_.at(query)),
+        crop_(at_.crop + (at_.global ? 0 : a_.p.global_crops.count)),
+        row_(a_.row(at_)),
+        mean_(a_.p.mean, at_.image, crop_) {
     float sum = 0;
-    for (int64_t p = threadIdx.x % 32; p < a_.positives.count; p += 32) sum += weight(p);
+    for (int64_t p = threadIdx.x % 32; p < a_.p.positives.count; p += 32) sum += weight(p);
     weights_ = warp_sum(sum);
   }
 
-  // Each writes the gradient in T, if it is wanted, and returns δ·q̂. Of no more columns than lanes
-  // hold: every row is read once.
+  // Writes the gradient in T, if it is wanted, and returns δ·q̂; so does `walked`. For no more
+  // columns than lanes hold: every row is read once.
   template <class T>
   __device__ __forceinline__ float held(float tau) const {
     Word<N> query[kWords], direction[kWords], row[kWords];
@@ -67,9 +61,9 @@ class Backward {
       direction[k] = weights_ * direction[k];
     }
 #pragma unroll 1
-    for (int64_t p = 0; p < a_.positives.count; ++p) {
+    for (int64_t p = 0; p < a_.p.positives.count; ++p) {
       load(positive(p), 0, row);
-      const Unit other = unit_of_words(row, a_.positives.dtype);
+      const Unit other = unit_of_words(row, a_.p.positives.dtype);
       pull(direction, weight(p) * other.inverse, other.factor, row);
     }
     const float along = warp_sum(dot_of_words(direction, query));
@@ -77,12 +71,12 @@ class Backward {
     return along;
   }
 
-  // Of any number of columns: rows are read for their norms, for δ·q̂, and for the gradient.
+  // For any number of columns: rows are read for their norms, for δ·q̂, and for the gradient.
   template <class T>
   __device__ __forceinline__ float walked(float tau) const {
     constexpr int64_t kStep = kWords * kColumnStep<N>;
     Word<N> query[kWords], direction[kWords];
-    const Unit unit = unit_of<N>(row_, a_.dim);
+    const Unit unit = unit_of<N>(row_, a_.p.dim);
     const auto load_query = [&](int64_t first) {
       load(row_, first, query);
 #pragma unroll
@@ -91,14 +85,14 @@ class Backward {
     const Pulled some = few() ? pulled(0) : Pulled();
     float sum = 0;
 #pragma unroll 1
-    for (int64_t first = 0; first < a_.dim; first += kStep) {
+    for (int64_t first = 0; first < a_.p.dim; first += kStep) {
       find_direction(first, some, direction);
       load_query(first);
       sum += dot_of_words(direction, query);
     }
     const float along = warp_sum(sum);
 #pragma unroll 1
-    for (int64_t first = 0; first < a_.dim && wanted().present(); first += kStep) {
+    for (int64_t first = 0; first < a_.p.dim && wanted().present(); first += kStep) {
       find_direction(first, some, direction);
       load_query(first);
       write_gradient<T>(first, direction, query, along, unit, tau);
@@ -108,18 +102,18 @@ class Backward {
 
  private:
   __device__ __forceinline__ const Rows& wanted() const {
-    return at_.global ? a_.grad_global : a_.grad_local;
+    return at_.global ? a_.p.grad_global : a_.p.grad_local;
   }
-  __device__ __forceinline__ bool few() const { return a_.positives.count <= 32; }
+  __device__ __forceinline__ bool few() const { return a_.p.positives.count <= 32; }
   __device__ __forceinline__ CropRow positive(int64_t p) const {
-    return {a_.positives, at_.image, p};
+    return {a_.p.positives, at_.image, p};
   }
   __device__ __forceinline__ float weight(int64_t p) const {
     const auto number = [&](const Rows& rows) {
       const char* const row = row_address(rows, at_.image, crop_);
       return reinterpret_cast<const float*>(row)[p * rows.element_stride];
     };
-    return number(a_.upstream) * number(a_.pull);
+    return number(a_.p.upstream) * number(a_.p.pull);
   }
 
   // A lane's words from column `first` on.
@@ -127,7 +121,7 @@ class Backward {
                                        Word<N> (&words)[kWords]) const {
 #pragma unroll
     for (int k = 0; k < kWords; ++k) {
-      words[k] = read<N>(row, first + k * kColumnStep<N> + first_column<N>(), a_.dim);
+      words[k] = read<N>(row, first + k * kColumnStep<N> + first_column<N>(), a_.p.dim);
     }
   }
   static __device__ __forceinline__ void pull(Word<N> (&direction)[kWords], float coefficient,
@@ -138,13 +132,13 @@ class Backward {
     }
   }
 
-  // Of the positives from `first` on, a lane for each.
+  // The positives from `first` on, a lane for each.
   __device__ __forceinline__ Pulled pulled(int64_t first) const {
     const int lane = threadIdx.x % 32;
     Pulled mine;
 #pragma unroll 1
-    for (int k = 0; k < 32 && first + k < a_.positives.count; ++k) {
-      const Unit unit = unit_of<N>(positive(first + k), a_.dim);
+    for (int k = 0; k < 32 && first + k < a_.p.positives.count; ++k) {
+      const Unit unit = unit_of<N>(positive(first + k), a_.p.dim);
       if (lane == k) mine = {weight(first + k) * unit.inverse, unit.factor};
     }
     return mine;
@@ -157,10 +151,10 @@ class Backward {
 #pragma unroll
     for (int k = 0; k < kWords; ++k) direction[k] = weights_ * direction[k];
 #pragma unroll 1
-    for (int64_t base = 0; base < a_.positives.count; base += 32) {
+    for (int64_t base = 0; base < a_.p.positives.count; base += 32) {
       const Pulled these = few() ? some : pulled(base);
 #pragma unroll 1
-      for (int p = 0; p < 32 && base + p < a_.positives.count; ++p) {
+      for (int p = 0; p < 32 && base + p < a_.p.positives.count; ++p) {
         Word<N> row[kWords];
         load(positive(base + p), first, row);
         pull(direction, __shfl_sync(kAllLanes, these.coefficient, p),
@@ -169,8 +163,8 @@ class Backward {
     }
   }
 
-  // Saturates, but in fp16, whose inf tells a loss scaler to step back. A zero row has none,
-  // whatever it sees.
+  // Saturates, but in fp16, whose inf tells a loss scaler to step back. A zero row's gradient is
+  // zero, whatever the row sees.
   template <class T>
   __device__ __forceinline__ void write_gradient(int64_t first, const Word<N> (&direction)[kWords],
                                                  const Word<N> (&query)[kWords], float along,
@@ -182,7 +176,7 @@ class Backward {
 #pragma unroll
     for (int k = 0; k < kWords; ++k) {
       const int64_t column = first + k * kColumnStep<N> + first_column<N>();
-      if (column >= a_.dim) continue;
+      if (column >= a_.p.dim) continue;
       // Over the norm in two steps: its inverse need not be a number of fp32.
       Word<N> w = unit.factor * (scale * fma(-along, query[k], direction[k]));
 #pragma unroll
@@ -206,35 +200,36 @@ template <class T, int N, bool HELD>
 __global__ void __launch_bounds__(kThreads, HELD ? 3 : 2)
     info_nce_backward_kernel(const __grid_constant__ BackwardArguments a) {
   __shared__ double found[kWarps];
+  __shared__ unsigned flag;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const float tau = a.tau_at == nullptr ? a.tau : *a.tau_at;
+  const float tau = a.temperature(a.tau);
   double along = 0;
 #pragma unroll 1
-  for (int64_t query = int64_t(blockIdx.x) * kWarps + warp; query < a.queries.count;
+  for (int64_t query = int64_t(blockIdx.x) * kWarps + warp; query < a.count;
        query += int64_t(gridDim.x) * kWarps) {
-    const Rows& to = a.queries.at(query).global ? a.grad_global : a.grad_local;
-    if (a.grad_tau == nullptr && !to.present()) continue;
+    const Rows& to = a.at(query).global ? a.p.grad_global : a.p.grad_local;
+    if (a.p.grad_temperature == nullptr && !to.present()) continue;
     const Backward<N> backward(a, query);
     along += double(HELD ? backward.template held<T>(tau) : backward.template walked<T>(tau));
   }
-  if (a.grad_tau == nullptr) return;
+  if (a.p.grad_temperature == nullptr) return;
   if (lane == 0) found[warp] = along;
   __syncthreads();
   if (threadIdx.x == 0) {
     double sum = 0;
     for (int k = 0; k < kWarps; ++k) sum += found[k];
-    a.found[blockIdx.x] = sum;
+    *a.sums.of(blockIdx.x) = sum;
   }
-  if (!comes_last(a.finished) || warp != 0) return;
+  if (!comes_last(a.sums.finished, &flag) || warp != 0) return;
   double sum = 0;
-  for (int64_t block = lane; block < gridDim.x; block += 32) sum += __ldcg(a.found + block);
+  for (int64_t block = lane; block < gridDim.x; block += 32) sum += __ldcg(a.sums.of(block));
   sum = warp_sum(sum);
-  if (lane == 0) *a.grad_tau = float(-sum) / tau / tau;
+  if (lane == 0) *static_cast<float*>(a.p.grad_temperature) = float(-sum) / tau / tau;
 }
 
 bool all_in_quads(const InfoNCEProblem& p) {
   for (const Rows* rows :
-       {&p.global, &p.local, &p.positives, &p.mean, &p.grad_global, &p.grad_local}) {
+       {&p.global_crops, &p.local_crops, &p.positives, &p.mean, &p.grad_global, &p.grad_local}) {
     if (!in_quads(*rows, p.images, p.dim)) return false;
   }
   return true;
@@ -255,23 +250,10 @@ Status info_nce_backward(const InfoNCEProblem& p, const Queue& queue, Failure* f
   Limits limits;
   cudaError_t error = enter(queue.device, &limits);
   if (error == cudaSuccess) {
-    BackwardArguments a;
-    a.queries = queries_of(p);
-    a.positives = p.positives;
-    a.mean = p.mean;
-    a.upstream = p.upstream;
-    a.pull = p.pull;
-    a.grad_global = p.grad_global;
-    a.grad_local = p.grad_local;
-    a.dim = p.dim;
-    a.tau = float(p.temperature);
-    a.tau_at = static_cast<const float*>(p.temperature_at);
-    a.grad_tau = static_cast<float*>(p.grad_temperature);
-    a.finished = static_cast<unsigned*>(queue.workspace);
-    a.found = reinterpret_cast<double*>(static_cast<char*>(queue.workspace) + kFoundOffset);
-    const int64_t needed = (a.queries.count + kWarps - 1) / kWarps;
+    const BackwardArguments a(p, queue.workspace);
+    const int64_t needed = (a.count + kWarps - 1) / kWarps;
     const int64_t most = int64_t(limits.multiprocessors) * kBlocks;
-    const DType dtype = dtype_of_queries(p);
+    const DType dtype = p.query_dtype();
     const bool quads = all_in_quads(p);
     const auto kernel = dtype == DType::f32    ? kernel_for<float>(quads, p.dim)
                         : dtype == DType::bf16 ? kernel_for<bf16>(quads, p.dim)
@@ -282,9 +264,9 @@ Status info_nce_backward(const InfoNCEProblem& p, const Queue& queue, Failure* f
   }
   if (error == cudaSuccess) return Status::ok;
   char shape[160];
-  snprintf(shape, sizeof(shape), "N=%lld P=%lld D=%lld %s",
-           static_cast<long long>(queries_of(p).count), static_cast<long long>(p.positives.count),
-           static_cast<long long>(p.dim), name_of(dtype_of_queries(p)));
+  snprintf(shape, sizeof(shape), "N=%lld P=%lld D=%lld %s", static_cast<long long>(p.queries()),
+           static_cast<long long>(p.positives.count), static_cast<long long>(p.dim),
+           name_of(p.query_dtype()));
   return fail(failure, "info_nce_backward", shape, queue.device, cudaGetErrorString(error));
 }
 

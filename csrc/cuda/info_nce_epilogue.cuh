@@ -1,6 +1,6 @@
 // InfoNCE's last launch: from sums over the negatives to losses.
 //
-// What the splits found is added up in a fixed order, and the losses of a query follow from its
+// Sums of the splits are added up in a fixed order. The losses of a query follow from its
 // log-sum-exp and the cosines that the prologue left. The block that comes last sums losses over
 // images, in a fixed order as well.
 #pragma once
@@ -19,7 +19,7 @@ constexpr int kEpilogueThreads = 256;
 template <class T>
 __device__ __forceinline__ float combine(const InfoNCEArguments& a, int64_t query) {
   const int lane = threadIdx.x % 32;
-  const int64_t splits = a.plan.splits, queries = a.queries.count;
+  const int64_t splits = a.plan.splits, queries = a.count;
   const float2* const sums = a.sums + query;
   float maximum = -INFINITY;
   for (int64_t k = lane; k < splits; k += 32) maximum = fmaxf(maximum, sums[k * queries].x);
@@ -51,45 +51,45 @@ __device__ __forceinline__ float combine(const InfoNCEArguments& a, int64_t quer
         mean = fma(__shfl_sync(kAllLanes, weight, k), Word<4>{v.x, v.y, v.z, v.w}, mean);
       }
     }
-    float* const to = a.mean + query * a.dim + column;
+    float* const to = a.mean_of(query) + column;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      if (column + k < a.dim) to[k] = mean.v[k] / divisor;
+      if (column + k < a.p.dim) to[k] = mean.v[k] / divisor;
     }
   }
   const float lse = fmaf(maximum, kLn2, logf(sum));
-  if (lane == 0) a.lse[query] = lse;
+  if (lane == 0) a.lse()[query] = lse;
   return lse;
 }
 
-// By all lanes of a warp: of a query's pairs, the loss and how its mean pulls; the sum of losses.
+// By all lanes of a warp: writes the losses of a query's pairs and how much its mean pulls in each;
+// returns the sum of the losses.
 __device__ __forceinline__ float find_losses(const InfoNCEArguments& a, int64_t query,
                                              const QueryAt& at, float lse) {
   const float tau = a.temperature(), weight = float(at.global ? a.gg_weight : a.lg_weight);
-  const int64_t positives = a.positives.count;
+  const int64_t positives = a.p.positives.count;
   float sum = 0;
 #pragma unroll 1
   for (int64_t p = threadIdx.x % 32; p < positives; p += 32) {
-    float* const pull = a.pull + query * positives + p;
+    float* const pull = a.pull_of(query) + p;
     const float gap = lse - *pull / tau, power = expf(-fabsf(gap));
     const float loss = fmaxf(gap, 0) + log1pf(power);  // NaN by the second
     const bool pair = !at.global || p != at.crop;
     *pull = pair ? weight * ((gap >= 0 ? 1 : power) / (1 + power)) : 0.0f;
-    if (a.reduction == Reduction::pairs) a.total[query * positives + p] = loss;
+    if (a.p.reduction == Reduction::pairs) a.total()[query * positives + p] = loss;
     if (pair) sum += loss;
   }
   return warp_sum(sum);
 }
 
-// Of what the queries' pairs sum to, in the order of a.losses: those of global crops, then those of
-// local ones.
+// Sums of losses over the pairs of global crops, and over those of local crops.
 struct LossSums {
   double gg = 0, lg = 0;
 
   __device__ __forceinline__ void write(const InfoNCEArguments& a, int64_t at, int64_t stride) {
-    a.total[at] = float(a.gg_weight * gg + a.lg_weight * lg);
-    a.terms[at] = float(a.gg_mean * gg);
-    a.terms[stride + at] = float(a.lg_mean * lg);
+    a.total()[at] = float(a.gg_weight * gg + a.lg_weight * lg);
+    a.terms()[at] = float(a.gg_mean * gg);
+    a.terms()[stride + at] = float(a.lg_mean * lg);
   }
 };
 
@@ -103,22 +103,22 @@ __device__ __forceinline__ double sum_of(const float* losses, int64_t first, int
 
 // By all threads of one block.
 static __device__ __forceinline__ void sum_over_images(const InfoNCEArguments& a) {
-  const int64_t globals = a.queries.global.count, locals = a.queries.local.count;
-  const float* const of_locals = a.losses + a.images * globals;
-  if (a.reduction == Reduction::none) {  // a thread for each image
+  const int64_t globals = a.p.global_crops.count, locals = a.p.local_crops.count;
+  const float* const of_locals = a.losses + a.p.images * globals;
+  if (a.p.reduction == Reduction::none) {  // a thread for each image
 #pragma unroll 1
-    for (int64_t image = threadIdx.x; image < a.images; image += kEpilogueThreads) {
+    for (int64_t image = threadIdx.x; image < a.p.images; image += kEpilogueThreads) {
       LossSums sums;
       sums.gg = sum_of(a.losses, image * globals, (image + 1) * globals, 1);
       sums.lg = sum_of(of_locals, image * locals, (image + 1) * locals, 1);
-      sums.write(a, image, a.images);
+      sums.write(a, image, a.p.images);
     }
     return;
   }
   __shared__ double found[2][kEpilogueThreads / 32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const double gg = warp_sum(sum_of(a.losses, threadIdx.x, a.images * globals, kEpilogueThreads));
-  const double lg = warp_sum(sum_of(of_locals, threadIdx.x, a.images * locals, kEpilogueThreads));
+  const double gg = warp_sum(sum_of(a.losses, threadIdx.x, a.p.images * globals, kEpilogueThreads));
+  const double lg = warp_sum(sum_of(of_locals, threadIdx.x, a.p.images * locals, kEpilogueThreads));
   if (lane == 0) {
     found[0][warp] = gg;
     found[1][warp] = lg;
@@ -138,17 +138,18 @@ template <class T>
 __global__ void __launch_bounds__(kEpilogueThreads, 4)
     info_nce_epilogue_kernel(const __grid_constant__ InfoNCEArguments a) {
   const int64_t query = int64_t(blockIdx.x) * (kEpilogueThreads / 32) + int64_t(threadIdx.x / 32);
-  if (query < a.queries.count) {
-    const float lse = a.plan.splits > 1 ? combine<T>(a, query) : a.lse[query];
-    const QueryAt at = a.queries.at(query);
+  if (query < a.count) {
+    const float lse = a.plan.splits > 1 ? combine<T>(a, query) : a.lse()[query];
+    const QueryAt at = a.at(query);
     const float losses = find_losses(a, query, at, lse);
     if (threadIdx.x % 32 == 0) {
-      const int64_t globals = a.queries.global.count, locals = a.queries.local.count;
+      const int64_t globals = a.p.global_crops.count, locals = a.p.local_crops.count;
       a.losses[at.global ? at.image * globals + at.crop
-                         : a.images * globals + at.image * locals + at.crop] = losses;
+                         : a.p.images * globals + at.image * locals + at.crop] = losses;
     }
   }
-  if (a.reduction != Reduction::pairs && comes_last(a.finished)) sum_over_images(a);
+  __shared__ unsigned flag;
+  if (a.p.reduction != Reduction::pairs && comes_last(a.finished, &flag)) sum_over_images(a);
 }
 
 }  // namespace cuda

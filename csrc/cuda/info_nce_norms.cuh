@@ -1,4 +1,4 @@
-// Inverse norms of negatives in one float each, and what brings norms out of range into it.
+// Inverse norms of negatives in one float each, and factors for rows whose norms are out of range.
 //
 // A weight of the mean is p/‖n‖ in the dtype of the negatives, and its product with n is summed in
 // fp32: both have to hold. Rows whose norms do not allow it are rare; where a tile has one, the
@@ -53,7 +53,7 @@ constexpr float kFactorDown = 0x1p-96f, kFactorUp = 0x1p96f;
 // Norms of up to 2^134 and of 2^-149 on: these keep the two kinds on either side of one.
 constexpr float kMarkDown = 0x1p66f, kMarkUp = 0x1p-60f;
 
-// What is kept of a row: 1/norm; 0 of a zero row; less than 0 of a row out of range, see
+// The float that is kept of a row: 1/norm; 0 of a zero row; less than 0 of a row out of range, see
 // decode_inverse; NaN where the row has NaN or inf.
 template <class T>
 __device__ float encode_inverse(const RowAt& row, int64_t dim, bool vectors) {

@@ -5,15 +5,15 @@
 //   `splits` equal parts. Few queries are split until blocks fill the device.
 // - Up to 128 columns of halves, a warp owns 32 queries, so that a fragment of negatives that it
 //   loads serves two products; beyond, 16 queries, whose sums over 256 columns take 128 registers.
-// - More than 256 columns come in chunks: a block sums the scores over all of them and the mean
-// over
-//   one chunk alone. Each chunk's blocks form the scores anew, so that D columns cost
+// - More than 256 columns come in chunks: a block sums the scores over all of them, and the mean
+//   over one chunk alone. Each chunk's blocks form the scores anew, so that D columns cost
 //   (1 + chunks) / 2 times the products that they need, and queries travel with the negatives.
 #pragma once
 
 #include <cstdint>
 
-#include "cuda/plan.h"
+#include "cuda/limits.h"
+#include "logo/macros.h"
 
 namespace logo {
 namespace cuda {
@@ -95,8 +95,8 @@ inline InfoNCEPlan info_nce_plan(int64_t queries, int64_t negatives, int64_t dim
     plan.stage_bytes = int64_t(plan.tile) * (plan.pitch + 4);
     if (plan.chunks > 1) plan.stage_bytes += plan.query_bytes;
     plan.shared_bytes = stages * plan.stage_bytes + (plan.chunks > 1 ? 0 : plan.query_bytes);
-    // Of a multiprocessor's shared memory, a KiB is the system's for each block.
-    const int64_t fit = (limits.shared_per_block + 1024) / (plan.shared_bytes + 1024);
+    const int64_t fit =
+        (limits.shared_per_block + kReservedBytes) / (plan.shared_bytes + kReservedBytes);
     plan.resident = int(fit < 2 ? fit : 2);  // registers allow no more
     return plan.resident;
   };

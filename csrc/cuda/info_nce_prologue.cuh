@@ -1,4 +1,4 @@
-// InfoNCE's first launch: all that the pass over the negatives needs of single rows.
+// InfoNCE's first launch: single rows, made ready for the pass over the negatives.
 //
 // Queries become unit operands of the tensor cores, in the order n = b·V + v; their cosines with
 // their positives are found in fp32 on the way; negatives get their inverse norms.
@@ -19,11 +19,11 @@ __device__ __forceinline__ void write_operand(const InfoNCEArguments& a, int64_t
                                               const CropRow& row, const Unit& unit) {
   const int planes = a.plan.planes;
   T* const to = reinterpret_cast<T*>(a.prepared) + query * planes * a.plan.dim;
-  const bool there = query < a.queries.count;
+  const bool there = query < a.count;
 #pragma unroll 1
   for (int64_t column = first_column<N>(); column < a.plan.dim; column += kColumnStep<N>) {
     Word<N> w = {};
-    if (there) w = kQueryLift<T> * unit.of(read<N>(row, column, a.dim));
+    if (there) w = kQueryLift<T> * unit.of(read<N>(row, column, a.p.dim));
 #pragma unroll 1
     for (int plane = 0; plane < planes; ++plane) {
       T* const at = to + plane * a.plan.dim + column;
@@ -36,16 +36,16 @@ __device__ __forceinline__ void write_operand(const InfoNCEArguments& a, int64_t
 
 template <class T, int N>
 __device__ __forceinline__ void prepare_query(const InfoNCEArguments& a, int64_t query) {
-  const QueryAt at = a.queries.at(query < a.queries.count ? query : 0);
-  const CropRow row = a.queries.row(at);
-  const Unit unit = unit_of<N>(row, a.dim);
+  const QueryAt at = a.at(query < a.count ? query : 0);
+  const CropRow row = a.row(at);
+  const Unit unit = unit_of<N>(row, a.p.dim);
   write_operand<T, N>(a, query, row, unit);
-  if (query >= a.queries.count) return;
+  if (query >= a.count) return;
 #pragma unroll 1
-  for (int64_t p = 0; p < a.positives.count; ++p) {
-    const float found = cosine_with<N>(row, unit, CropRow(a.positives, at.image, p), a.dim);
+  for (int64_t p = 0; p < a.p.positives.count; ++p) {
+    const float found = cosine_with<N>(row, unit, CropRow(a.p.positives, at.image, p), a.p.dim);
     // Until the epilogue.
-    if (threadIdx.x % 32 == 0) a.pull[query * a.positives.count + p] = found;
+    if (threadIdx.x % 32 == 0) a.pull_of(query)[p] = found;
   }
 }
 
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kPrologueThreads, 5)
   if (negative >= a.plan.tiles * a.plan.tile) return;
   float inverse = 0;
   if (negative < a.negatives.count) {
-    inverse = encode_inverse<T>(a.negatives.row(negative), a.dim, a.negatives.as_is);
+    inverse = encode_inverse<T>(a.negatives.row(negative), a.p.dim, a.negatives.as_is);
   }
   if (threadIdx.x % 32 == 0) a.inverse[negative] = inverse;
 }

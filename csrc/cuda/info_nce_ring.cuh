@@ -108,7 +108,7 @@ class InfoNCERing {
 
   __device__ void copy_negatives(unsigned char* stage, int columns) {
     const int64_t first = int64_t(chunk_) * a_.plan.chunk;
-    const int64_t left = (a_.dim - first) / kVector<T>;
+    const int64_t left = (a_.p.dim - first) / kVector<T>;
 #pragma unroll 2
     for (int row = threadIdx.x / kAcross; row < TILE; row += kInfoNCEThreads / kAcross) {
       const int64_t negative = tile_ * TILE + row;
@@ -138,7 +138,7 @@ class InfoNCERing {
       T* const to = reinterpret_cast<T*>(stage + row * a_.plan.pitch);
 #pragma unroll 2
       for (int k = threadIdx.x % kAcross; k < columns; k += kAcross) {
-        to[k] = there && first + k < a_.dim ? from[(first + k) * stride] : T();
+        to[k] = there && first + k < a_.p.dim ? from[(first + k) * stride] : T();
       }
     }
   }

@@ -41,18 +41,27 @@ struct QueryAt {
   bool global;
 };
 
-struct Queries {
-  Rows global, local;
-  int64_t count = 0;  // B · V
-  Divider crops;      // V
+// A launch's problem, and where its queries stand.
+struct OfQueries {
+  InfoNCEProblem p;
+  int64_t count;  // N = B·V
+  Divider crops;  // V
+
+  explicit OfQueries(const InfoNCEProblem& problem)
+      : p(problem), count(p.queries()), crops(p.crops()) {}
 
   __device__ __forceinline__ QueryAt at(int64_t query) const {
     const int64_t image = crops.quotient(query), crop = query - image * crops.by;
-    return crop < global.count ? QueryAt{image, crop, true}
-                               : QueryAt{image, crop - global.count, false};
+    const int64_t globals = p.global_crops.count;
+    return crop < globals ? QueryAt{image, crop, true} : QueryAt{image, crop - globals, false};
   }
   __device__ __forceinline__ CropRow row(const QueryAt& at) const {
-    return {at.global ? global : local, at.image, at.crop};
+    return {at.global ? p.global_crops : p.local_crops, at.image, at.crop};
+  }
+  // τ as it is in memory, or rounded on the host.
+  __device__ __forceinline__ float temperature(float rounded) const {
+    return p.temperature_tensor == nullptr ? rounded
+                                           : *static_cast<const float*>(p.temperature_tensor);
   }
 };
 

@@ -9,7 +9,7 @@
 namespace logo {
 namespace cuda {
 
-// Of powers of two below 2^-126 nothing is left.
+// 2^x, and zero below 2^-126.
 __device__ __forceinline__ float exp2_approximately(float x) {
 #if defined(LOGO_EMULATED)
   return exp2f(x);
@@ -20,12 +20,13 @@ __device__ __forceinline__ float exp2_approximately(float x) {
 #endif
 }
 
-// The negatives that no query of a block may see, or only some: then each is looked at.
+// Which negatives a query sees. Where some query of the block does not see all of a tile, each is
+// looked at.
 class Visibility {
  public:
   __device__ Visibility(const InfoNCEArguments& arguments, int64_t first_query) : a_(arguments) {
     if (a_.own_queries == 0) return;
-    const int64_t end = min((long long)(first_query + a_.plan.rows), (long long)a_.queries.count);
+    const int64_t end = min((long long)(first_query + a_.plan.rows), (long long)a_.count);
     own_first_ = first_query / a_.own_queries * a_.own_negatives;
     own_end_ = ((end - 1) / a_.own_queries + 1) * a_.own_negatives;
   }
@@ -48,11 +49,10 @@ class Visibility {
   int64_t own_first_ = 0, own_end_ = 0;
 };
 
-// Of the queries of a lane: rows `group` and group + 8 of each of M times 16. Exponents are of two.
+// The softmax of a lane's queries: rows `group` and group + 8 of each of M times 16. Exponents are
+// of two.
 //
-// Cosines bound the exponents: from τ = 0.025 on they lie within ±58, and no maximum is needed for
-// the sums of their powers to stay in range. fp16 keeps weights only if they are relative to the
-// largest, so there, as below that τ, the maximum so far is subtracted.
+// running: the maximum so far is subtracted; logo/running_maximum.h says where.
 template <int M>
 struct Softmax {
   float maximum[M][2], sum[M][2];  // a lane's own part of the sum

@@ -1,10 +1,10 @@
-// Saved gradients times the upstream gradient, in place: what backward has left to do.
+// Saved gradients times the upstream gradient, in place: all that backward has left to do.
 //
 // One launch for all gradients of a step, and no look at a value by the host. Where there is
 // nothing to multiply, an upstream gradient of one, each block reads that one number and ends.
 #include <cuda_runtime.h>
 
-#include "cuda/launcher.h"
+#include "cuda/device.h"
 #include "cuda/output.cuh"
 #include "cuda/vectors.cuh"
 
@@ -13,22 +13,20 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 128;
-// Blocks on a multiprocessor; the rest of the work they walk over, so that a launch with nothing to
+// Blocks on a multiprocessor. They walk over the rest of the work, so that a launch with nothing to
 // do starts few.
 constexpr int kBlocks = 16;
 
+// How a gradient is laid over the threads.
 struct ScaledRows {
-  Output gradient;
-  Rows row_scale;
-  int threads;  // of a row: a power of two up to kThreads; a block takes kThreads / threads rows
+  bool vectors;     // of 16 bytes
+  int threads;      // of a row: a power of two up to kThreads; a block has kThreads / threads rows
   unsigned before;  // blocks that the gradients before this one have work for, modulo the grid
 };
 
 struct ScaleArguments {
-  ScaledRows gradients[kMaxGradients];
-  int count;
-  Rows upstream;
-  int64_t images, dim;
+  ScaleProblem p;
+  ScaledRows of[kMaxGradients];
 };
 
 __device__ __forceinline__ float number_of(const Rows& rows, int64_t image, int64_t crop) {
@@ -54,8 +52,10 @@ __device__ __forceinline__ void scale_row(char* row, int64_t dim, bool vectors, 
   }
 }
 
-__device__ __forceinline__ void scale_rows(const ScaleArguments& a, const ScaledRows& scaled) {
-  const Rows& rows = scaled.gradient.rows;
+__device__ __forceinline__ void scale_rows(const ScaleArguments& a, int index) {
+  const ScaleProblem& p = a.p;
+  const ScaledRows& scaled = a.of[index];
+  const Rows &rows = p.gradients[index], &row_scale = p.row_scales[index];
   // Each gradient begins where the last one ended, so that small ones keep all blocks busy.
   const int64_t block = (blockIdx.x + gridDim.x - scaled.before) % gridDim.x;
   const int member = threadIdx.x % scaled.threads, at_once = kThreads / scaled.threads;
@@ -64,16 +64,16 @@ __device__ __forceinline__ void scale_rows(const ScaleArguments& a, const Scaled
   // Divided once: the loop carries from crops to images.
   const int64_t step_images = step / crops, step_crops = step % crops;
   int64_t image = first / crops, crop = first % crops;
-  while (image < a.images) {
-    char* const row = begin_of(scaled.gradient, image, int(crop));
-    const bool vectors = scaled.gradient.vectors;
+  while (image < p.images) {
+    char* const row = const_cast<char*>(row_address(rows, image, crop));
+    const bool vectors = scaled.vectors;
     // The product of the two in fp32, so that fp16 reaches inf where it must.
-    float factor = number_of(a.upstream, image, 0);
-    if (scaled.row_scale.present()) factor *= number_of(scaled.row_scale, image, crop);
+    float factor = number_of(p.upstream, image, 0);
+    if (row_scale.present()) factor *= number_of(row_scale, image, crop);
     switch (rows.dtype) {
-      case DType::f32: scale_row<float>(row, a.dim, vectors, factor, member, scaled.threads); break;
-      case DType::bf16: scale_row<bf16>(row, a.dim, vectors, factor, member, scaled.threads); break;
-      case DType::f16: scale_row<f16>(row, a.dim, vectors, factor, member, scaled.threads); break;
+      case DType::f32: scale_row<float>(row, p.dim, vectors, factor, member, scaled.threads); break;
+      case DType::bf16: scale_row<bf16>(row, p.dim, vectors, factor, member, scaled.threads); break;
+      case DType::f16: scale_row<f16>(row, p.dim, vectors, factor, member, scaled.threads); break;
       case DType::f64: break;  // refused before
     }
     image += step_images;
@@ -86,9 +86,12 @@ __device__ __forceinline__ void scale_rows(const ScaleArguments& a, const Scaled
 }
 
 __global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__ ScaleArguments a) {
-  bool one = a.upstream.image_stride == 0 && number_of(a.upstream, 0, 0) == 1;  // NaN is not one
-  for (int k = 0; k < a.count; ++k) {
-    if (!one || a.gradients[k].row_scale.present()) scale_rows(a, a.gradients[k]);
+  const Rows& upstream = a.p.upstream;
+  const bool one = upstream.image_stride == 0 && number_of(upstream, 0, 0) == 1;  // NaN is not one
+#pragma unroll 1
+  for (int k = 0; k < kMaxGradients; ++k) {
+    if (!a.p.gradients[k].present()) continue;
+    if (!one || a.p.row_scales[k].present()) scale_rows(a, k);
   }
 }
 
@@ -105,28 +108,23 @@ Status scale(const ScaleProblem& p, const Queue& queue, Failure* failure) {
   if (entered != Status::ok) return entered;
 
   ScaleArguments arguments;
-  arguments.count = 0;
-  arguments.upstream = p.upstream;
-  arguments.images = p.images;
-  arguments.dim = p.dim;
+  arguments.p = p;
   int64_t needed = 0, before[kMaxGradients];
   for (int k = 0; k < kMaxGradients; ++k) {
     const Rows& rows = p.gradients[k];
-    if (!rows.present()) continue;
-    ScaledRows& scaled = arguments.gradients[arguments.count];
-    scaled.gradient = Output(rows, p.images, p.dim, rows.dtype);
-    scaled.row_scale = p.row_scales[k];
-    const int64_t of_row = scaled.gradient.vectors ? p.dim * dtype_bytes(rows.dtype) / 16 : p.dim;
+    ScaledRows& scaled = arguments.of[k];
+    before[k] = needed;
+    scaled.vectors = in_vectors(rows, p.images, p.dim);
+    const int64_t of_row = scaled.vectors ? p.dim * dtype_bytes(rows.dtype) / 16 : p.dim;
     scaled.threads = 1;
     while (scaled.threads < kThreads && scaled.threads < of_row) scaled.threads *= 2;
     const int64_t at_once = kThreads / scaled.threads;
-    before[arguments.count++] = needed;
-    needed += (p.images * rows.count + at_once - 1) / at_once;
+    needed += (p.images * rows.count + at_once - 1) / at_once;  // none of an absent one
   }
   if (needed == 0) return Status::ok;
   const int64_t most = int64_t(limits.multiprocessors) * kBlocks;
   const int64_t blocks = needed < most ? needed : most;
-  for (int k = 0; k < arguments.count; ++k) arguments.gradients[k].before = before[k] % blocks;
+  for (int k = 0; k < kMaxGradients; ++k) arguments.of[k].before = unsigned(before[k] % blocks);
   const Grid grid{unsigned(blocks), kThreads, 0, static_cast<cudaStream_t>(queue.stream)};
   const cudaError_t error = launch(scale_kernel, grid, arguments);
   return error == cudaSuccess

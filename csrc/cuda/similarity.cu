@@ -6,7 +6,7 @@
 // on the tensor cores in bf16 (weights.cuh).
 #include <cuda_runtime.h>
 
-#include "cuda/launcher.h"
+#include "cuda/device.h"
 #include "cuda/output.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/walk.cuh"
@@ -18,11 +18,11 @@ namespace cuda {
 namespace {
 
 struct SimilarityArguments {
+  SimilarityProblem p;
   Input input;
-  Plan plan;
-  int v, w;      // rows of a and of b; where b is a, of a
-  int b;         // row at which b begins; 0 where b is a
-  Rows cosines;  // [B, V, W] with D standing for W: written, or the upstream gradient
+  ImagePlan plan;
+  int v, w;  // rows of a and of b; where b is a, of a
+  int b;     // row at which b begins; 0 where b is a
   Output grad_a, grad_b;
   bool plain;    // gradients are written in whole vectors
   bool careful;  // fp16 gradients saturate
@@ -41,7 +41,7 @@ class SimilarityForward {
     for (int index = threadIdx.x; index < a_.v * a_.w; index += blockDim.x) {
       const int i = index / a_.w, j = index % a_.w;
       const float scale = facts.inverse[i] * facts.inverse[a_.b + j];
-      write_element(a_.cosines, image, i, j, gram(i, a_.b + j) * scale);
+      write_element(a_.p.cosines, image, i, j, gram(i, a_.b + j) * scale);
     }
   }
 
@@ -103,8 +103,8 @@ class SimilarityBackward {
   static constexpr bool kOnTensorCores = std::is_same_v<T, bf16>;
 
   __device__ __forceinline__ float read_at(int64_t image, int i, int j) const {
-    return read_element(
-        {row_address(a_.cosines, image, i), a_.cosines.dtype, a_.cosines.element_stride}, j);
+    const Rows& grad = a_.p.grad;
+    return read_element({row_address(grad, image, i), grad.dtype, grad.element_stride}, j);
   }
 
   // Rows first_row.. of `count`, four at a time, from partners first_partner.. of `partners`.
@@ -142,7 +142,7 @@ class SimilarityBackward {
           if (crop + k >= count) break;
           if (SCALED) scale(sums[k], facts.factor[rows[k]]);
           if (SCALED || a_.careful) clamp(sums[k], limit);
-          store_vector<T>(to, facts.gradient[rows[k]], first + vector * N, a_.input.dim, sums[k]);
+          store_vector<T>(to, facts.gradient[rows[k]], first + vector * N, a_.p.dim, sums[k]);
         }
       }
     }
@@ -170,6 +170,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 Status run(const char* name, const SimilarityProblem& p, const Queue& queue, Failure* failure,
            bool backward) {
   SimilarityArguments arguments;
+  arguments.p = p;
   arguments.input.images = p.images;
   arguments.input.dim = p.dim;
   arguments.input.add(p.a);
@@ -191,7 +192,6 @@ Status run(const char* name, const SimilarityProblem& p, const Queue& queue, Fai
   if (entered != Status::ok) return entered;
 
   arguments.plan = plan_for(arguments.input.rows, p.dim, int(dtype_bytes(dtype)), limits);
-  arguments.cosines = p.cosines;
   arguments.grad_a = Output(p.grad_a, p.images, p.dim, dtype);
   arguments.grad_b = Output(p.grad_b, p.images, p.dim, dtype);
   arguments.plain = arguments.grad_a.plain() && arguments.grad_b.plain();
@@ -202,7 +202,7 @@ Status run(const char* name, const SimilarityProblem& p, const Queue& queue, Fai
                       : dtype == DType::f32  ? similarity_kernel<float>
                       : dtype == DType::bf16 ? similarity_kernel<bf16>
                                              : similarity_kernel<f16>;
-  return launch_over_images(name, shape, kernel, arguments, p.images, limits, queue, failure);
+  return launch_walk(name, shape, kernel, arguments, limits, queue, failure);
 }
 
 }  // namespace

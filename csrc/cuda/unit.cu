@@ -1,17 +1,17 @@
-// Rows as unit vectors, and the gradient through them; see backends/pairs.py.
+// Rows as unit vectors, and the gradient through them.
 //
-// A row is read once: a warp, or a block where rows are long, has it in registers, and only what
-// goes beyond them is read again. Bound by the bytes of the crops, once in and once out.
+// A row is read once: a warp, or a block where rows are long, has it in registers, and reads only
+// the columns beyond them again. Bound by the bytes of the crops, once in and once out.
 #include "logo/unit.h"
 
 #include <cuda_runtime.h>
 
+#include "cuda/device.h"
 #include "cuda/divider.cuh"
-#include "cuda/launcher.h"
 #include "cuda/output.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/warp.cuh"
-#include "logo/pair_problem.h"
+#include "logo/problem.h"
 
 namespace logo {
 namespace cuda {
@@ -23,15 +23,17 @@ constexpr int kUnitBlocks = 8;
 constexpr int kBackwardBlocks = 4;  // whose registers a multiprocessor has; unasked, ptxas spills
 
 struct UnitArguments {
-  Rows crops, units, grad;
-  float* factors;
-  int64_t images, dim;
+  UnitProblem p;
   int threads;       // that share a row: a warp or the block
   Divider of_image;  // the crops of an image
+
+  __device__ __forceinline__ float* factors_of(int64_t row) const {
+    return static_cast<float*>(p.factors) + 2 * row;
+  }
 };
 
-// What UNITS stands for: the dtype of units and of their gradient, or kAny, where rows are read one
-// number at a time, whatever they are.
+// UNITS: the dtype of units and of their gradient, or kAny, where rows of any kind are read one
+// number at a time.
 constexpr int kAny = 4;
 template <int UNITS>
 struct UnitsOf {
@@ -126,8 +128,8 @@ struct Largest {
 template <class Of>
 __device__ __forceinline__ float over_row(float value, int threads, float* exchange) {
   value = Of::warp(value);
-  if (threads > 32) {  // the same in the whole block, as is how often it comes here
-    __syncthreads();   // what a former call left there is read
+  if (threads > 32) {  // alike in the whole block, whose threads come here equally often
+    __syncthreads();   // after the reads of the call before
     if (threadIdx.x % 32 == 0) exchange[threadIdx.x / 32] = value;
     __syncthreads();
     value = exchange[0];
@@ -143,7 +145,7 @@ struct UnitShare {
   int64_t first, step, dim;
 
   __device__ UnitShare(const UnitArguments& a)
-      : first(int64_t(threadIdx.x % a.threads) * N), step(int64_t(a.threads) * N), dim(a.dim) {}
+      : first(int64_t(threadIdx.x % a.threads) * N), step(int64_t(a.threads) * N), dim(a.p.dim) {}
 
   template <class Each>
   __device__ __forceinline__ void held(const Each& each) const {
@@ -163,7 +165,7 @@ __device__ __forceinline__ void each_row(const UnitArguments& a, const Each& eac
   const int at_once = kUnitThreads / a.threads;
 #pragma unroll 1
   for (int64_t row = int64_t(blockIdx.x) * at_once + threadIdx.x / a.threads;
-       row < a.images * a.of_image.by; row += int64_t(gridDim.x) * at_once) {
+       row < a.p.images * a.of_image.by; row += int64_t(gridDim.x) * at_once) {
     const int64_t image = a.of_image.quotient(row);
     each(row, image, row - image * a.of_image.by);
   }
@@ -178,8 +180,8 @@ __global__ void __launch_bounds__(kUnitThreads)
   __shared__ float exchange[kUnitThreads / 32];
   const UnitShare<N> share(a);
   each_row(a, [&](int64_t row, int64_t image, int64_t crop) {
-    const From z(a.crops, image, crop, a.dim);
-    const To to(a.units, image, crop, a.dim);
+    const From z(a.p.z, image, crop, a.p.dim);
+    const To to(a.p.unit, image, crop, a.p.dim);
     float held[kHeld][N];
     share.held([&](int k, int64_t column) { z.load(column, held[k]); });
     const auto squares = [&](float factor) {
@@ -225,8 +227,9 @@ __global__ void __launch_bounds__(kUnitThreads)
       write(column, values);
     });
     if (share.first == 0) {
-      a.factors[2 * row] = of.first;
-      a.factors[2 * row + 1] = of.second;
+      float* const factors = a.factors_of(row);
+      factors[0] = of.first;
+      factors[1] = of.second;
     }
   });
 }
@@ -240,9 +243,9 @@ __global__ void __launch_bounds__(kUnitThreads, kBackwardBlocks)
   constexpr int N = From::N;
   __shared__ float exchange[kUnitThreads / 32];
   const UnitShare<N> share(a);
-  const float most = float(largest(a.crops.dtype));
+  const float most = float(largest(a.p.grad_z.dtype));
   each_row(a, [&](int64_t row, int64_t image, int64_t crop) {
-    const From unit(a.units, image, crop, a.dim), grad(a.grad, image, crop, a.dim);
+    const From unit(a.p.unit, image, crop, a.p.dim), grad(a.p.grad, image, crop, a.p.dim);
     float units[kHeld][N], grads[kHeld][N], sum = 0;
     const auto add = [&](const float (&u)[N], const float (&g)[N]) {
 #pragma unroll
@@ -260,8 +263,8 @@ __global__ void __launch_bounds__(kUnitThreads, kBackwardBlocks)
       add(u, g);
     });
     const float along = over_row<Sum>(sum, a.threads, exchange);
-    const float first = __ldg(a.factors + 2 * row), second = __ldg(a.factors + 2 * row + 1);
-    const To to(a.crops, image, crop, a.dim);
+    const float first = __ldg(a.factors_of(row)), second = __ldg(a.factors_of(row) + 1);
+    const To to(a.p.grad_z, image, crop, a.p.dim);
     const auto write = [&](int64_t column, const float (&u)[N], float (&g)[N]) {
 #pragma unroll
       for (int k = 0; k < N; ++k) {
@@ -286,14 +289,13 @@ struct UnitKinds {
   static constexpr int UNITS = UNITS_;
 };
 
-// Calls run(UnitKinds<T, UNITS>()) for the kernel that the rows allow.
+// Calls run(UnitKinds<T, UNITS>()) for the kernel that the rows allow. of_z: z, or its gradient.
 template <class Run>
-cudaError_t with_rows(const UnitProblem& p, const Run& run) {
-  const bool vectors = in_vectors(p.crops, p.images, p.dim) &&
-                       in_vectors(p.units, p.images, p.dim) &&
+cudaError_t with_rows(const UnitProblem& p, const Rows& of_z, const Run& run) {
+  const bool vectors = in_vectors(of_z, p.images, p.dim) && in_vectors(p.unit, p.images, p.dim) &&
                        (!p.grad.present() || in_vectors(p.grad, p.images, p.dim));
   constexpr int kF32 = int(DType::f32), kBf16 = int(DType::bf16), kF16 = int(DType::f16);
-  const int crops = int(p.crops.dtype), units = int(p.units.dtype);
+  const int crops = int(of_z.dtype), units = int(p.unit.dtype);
   if (vectors && crops == kF32 && units == kF32) return run(UnitKinds<float, kF32>());
   if (vectors && crops == kF32 && units == kBf16) return run(UnitKinds<float, kBf16>());
   if (vectors && crops == kF32 && units == kF16) return run(UnitKinds<float, kF16>());
@@ -304,19 +306,18 @@ cudaError_t with_rows(const UnitProblem& p, const Run& run) {
   return run(UnitKinds<float, kAny>());
 }
 
-// kernel(UnitKinds<T, UNITS>) gives it.
+// kernel(UnitKinds<T, UNITS>) gives the kernel.
 template <class Kernel>
-Status run(const char* name, const UnitProblem& p, const Queue& queue, Failure* failure,
-           const Kernel& kernel) {
+Status run(const char* name, const UnitProblem& p, const Rows& of_z, const Queue& queue,
+           Failure* failure, const Kernel& kernel) {
   char shape[160];
   snprintf(shape, sizeof(shape), "B=%lld L=%lld D=%lld %s", static_cast<long long>(p.images),
-           static_cast<long long>(p.crops.count), static_cast<long long>(p.dim),
-           name_of(p.crops.dtype));
+           static_cast<long long>(of_z.count), static_cast<long long>(p.dim), name_of(of_z.dtype));
   Limits limits;
   const Status entered = enter(name, shape, queue, &limits, failure);
   if (entered != Status::ok) return entered;
-  const int64_t rows = p.images * p.crops.count;
-  const cudaError_t error = with_rows(p, [&](auto kinds) {
+  const int64_t rows = p.images * of_z.count;
+  const cudaError_t error = with_rows(p, of_z, [&](auto kinds) {
     using Each = decltype(kinds);
     constexpr int per_thread = kHeld * (Each::UNITS == kAny ? 1 : 8);
     const int threads = p.dim > 32 * per_thread ? kUnitThreads : 32;
@@ -324,9 +325,7 @@ Status run(const char* name, const UnitProblem& p, const Queue& queue, Failure* 
     const int64_t most = int64_t(limits.multiprocessors) * kUnitBlocks;
     const Grid grid{unsigned(needed < most ? needed : most), kUnitThreads, 0,
                     static_cast<cudaStream_t>(queue.stream)};
-    return launch(kernel(kinds), grid,
-                  {p.crops, p.units, p.grad, static_cast<float*>(p.factors), p.images, p.dim,
-                   threads, Divider(p.crops.count)});
+    return launch(kernel(kinds), grid, {p, threads, Divider(of_z.count)});
   });
   return error == cudaSuccess ? Status::ok
                               : fail(failure, name, shape, queue.device, cudaGetErrorString(error));
@@ -335,13 +334,13 @@ Status run(const char* name, const UnitProblem& p, const Queue& queue, Failure* 
 }  // namespace
 
 Status unit(const UnitProblem& p, const Queue& queue, Failure* failure) {
-  return run("unit", p, queue, failure, [](auto kinds) {
+  return run("unit", p, p.z, queue, failure, [](auto kinds) {
     return &unit_kernel<typename decltype(kinds)::T, decltype(kinds)::UNITS>;
   });
 }
 
 Status unit_backward(const UnitProblem& p, const Queue& queue, Failure* failure) {
-  return run("unit_backward", p, queue, failure, [](auto kinds) {
+  return run("unit_backward", p, p.grad_z, queue, failure, [](auto kinds) {
     return &unit_backward_kernel<typename decltype(kinds)::T, decltype(kinds)::UNITS>;
   });
 }

@@ -1,4 +1,4 @@
-// A block's walk over its images: the route that both kernels of this backend take.
+// A block's walk over its images: the route of the cosine's kernel and of both of similarity.
 //
 //   products of the rows → (norms outside the range: again, with scaled rows) → algebra → gradient
 //
@@ -8,6 +8,7 @@
 
 #include <cuda_runtime.h>
 
+#include "cuda/device.h"
 #include "cuda/facts.cuh"
 #include "cuda/feed.cuh"
 #include "cuda/gram.cuh"
@@ -16,15 +17,15 @@
 namespace logo {
 namespace cuda {
 
-// The parts of a block's shared memory; plan.h sums up their sizes.
+// The parts of a block's shared memory; image_plan.h sums up their sizes.
 struct SharedParts {
   unsigned char* stages;
   unsigned char* facts;
   float* gram;
   Arrivals* arrivals;
-  unsigned* flag;
+  unsigned* flag;  // of comes_last
 
-  __device__ SharedParts(const Plan& plan, int rows) {
+  __device__ SharedParts(const ImagePlan& plan, int rows) {
     stages = dynamic_shared();
     facts = stages + plan.stages * plan.stage_bytes;
     gram = reinterpret_cast<float*>(facts) + kFloatsPerRow * rows;
@@ -51,7 +52,7 @@ struct Cursor {
 // Kernel: algebra(gram, facts, image, scaled), by all threads; then, where Kernel::gradients(),
 // gradient<SCALED>(stage, gram, facts, image, first column).
 template <class T, class Kernel>
-__device__ void walk_images(const Input& input, const Plan& plan, const SharedParts& shared,
+__device__ void walk_images(const Input& input, const ImagePlan& plan, const SharedParts& shared,
                             Kernel& kernel) {
   Feed<T> feed(input, plan, shared.stages, shared.arrivals);
   const Gram gram(shared.gram, input.rows, plan);
@@ -87,7 +88,7 @@ __device__ void walk_images(const Input& input, const Plan& plan, const SharedPa
 #pragma unroll 1
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
       stage = feed.next(chunk);
-      multiply(stage, gram, chunk > 0);
+      form_gram(stage, gram, chunk > 0);
       if (resident) break;
       feed.release();
       fill();
@@ -142,6 +143,30 @@ __device__ void walk_images(const Input& input, const Plan& plan, const SharedPa
       fill();
     }
   }
+}
+
+// Launches a walk by as many blocks as the device holds at once, but no more than there are images.
+template <class Arguments>
+Status launch_walk(const char* name, const char* shape, void (*kernel)(Arguments),
+                   const Arguments& arguments, const Limits& limits, const Queue& queue,
+                   Failure* failure) {
+  const ImagePlan& plan = arguments.plan;
+  if (plan.threads == 0) {
+    return fail(failure, name, shape, queue.device,
+                "its shared memory does not hold even a part of an image; use another backend");
+  }
+  int blocks = 0;
+  cudaError_t error =
+      Occupancy::blocks(kernel, queue.device, plan.threads, plan.shared_bytes, &blocks);
+  if (error == cudaSuccess && blocks == 0) error = cudaErrorInvalidConfiguration;
+  if (error == cudaSuccess) {
+    const int64_t images = arguments.p.images, most = int64_t(blocks) * limits.multiprocessors;
+    const Grid grid{unsigned(images < most ? images : most), unsigned(plan.threads),
+                    size_t(plan.shared_bytes), static_cast<cudaStream_t>(queue.stream)};
+    error = launch(kernel, grid, arguments);
+  }
+  return error == cudaSuccess ? Status::ok
+                              : fail(failure, name, shape, queue.device, cudaGetErrorString(error));
 }
 
 }  // namespace cuda

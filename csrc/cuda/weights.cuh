@@ -47,8 +47,8 @@ struct WeightTile {
 };
 
 // The order in which lanes take vectors 0 .. 7 of a panel: two that are four apart, so that beside
-// four neighbouring rows they lie on different banks (plan.h, pitch_for), and so that four lanes
-// write four vectors side by side.
+// four neighbouring rows they lie on different banks (image_plan.h, pitch_for), and so that four
+// lanes write four vectors side by side.
 __device__ __forceinline__ int four_apart(int group) { return group / 2 + group % 2 * 4; }
 
 // Eight columns of four rows, from the layout of memory to that of the second operand: pairs of two

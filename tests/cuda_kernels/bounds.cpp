@@ -91,16 +91,16 @@ void run_info_nce(const Contrast& c, DType owed, DType kept, Layout layout, int 
   p.images = c.images;
   p.dim = c.dim;
   if (c.globals > 0) {
-    p.global = x.rows();
+    p.global_crops = x.rows();
     p.grad_global = gx.rows();
   }
   if (c.locals > 0) {
-    p.local = y.rows();
+    p.local_crops = y.rows();
     p.grad_local = gy.rows();
   }
   p.positives = k.rows();
-  if (c.negatives > 0) p.negatives = n.rows();
-  p.temperature_at = tau.get();
+  if (c.negatives > 0) p.negatives = {n.rows()};
+  p.temperature_tensor = tau.get();
   p.gg_weight = p.lg_weight = 1;
   p.reduction = reduction;
   p.total = total.get();
@@ -115,8 +115,8 @@ void run_info_nce(const Contrast& c, DType owed, DType kept, Layout layout, int 
   check(bytes > 0 ? Status::ok : Status::launch_failed, failure);
   const std::unique_ptr<unsigned char[]> workspace(new unsigned char[bytes]);
   check(cuda::info_nce(p, {0, nullptr, workspace.get()}, &failure), failure);
-  p.upstream = {total.get(), DType::f32, 1, none ? 1 : 0, 0, 0};
-  if (pairs) p.upstream = {total.get(), DType::f32, crops, crops * c.positives, c.positives, 1};
+  p.upstream = {{total.get(), DType::f32, 1, none ? 1 : 0, 0, 0}};
+  if (pairs) p.upstream = {{total.get(), DType::f32, crops, crops * c.positives, c.positives, 1}};
   p.grad_temperature = grad_tau.get();
   check(cuda::info_nce_backward(p, {0, nullptr, zeros}, &failure), failure);
   if (!std::isfinite(total[totals - 1]) || !std::isfinite(grad_tau[0])) {
@@ -125,22 +125,23 @@ void run_info_nce(const Contrast& c, DType owed, DType kept, Layout layout, int 
   }
 }
 
-// A layer's batch norm, by its batch or by constants; its running statistics are [2, width].
-BatchNorm batch_norm(const Tensor& weight, const Tensor& running, int64_t* batches, bool batch) {
-  BatchNorm n;
-  n.weight = n.bias = weight.rows().data;
-  n.batch = batch;
-  n.mean = running.rows().data;
-  n.var = static_cast<float*>(running.rows().data) + running.rows().image_stride / 2;
-  n.batches = batches;
-  n.momentum = -1;
-  n.eps = 20;  // these variances are of either sign
-  return n;
+// Gives a layer's problem its batch norm, by its batch or by constants; the running statistics are
+// [2, width].
+template <class Problem>
+void set_norm(Problem* p, const Tensor& weight, const Tensor& running, int64_t* batches,
+              bool batch) {
+  p->norm_weight = p->norm_bias = weight.rows().data;
+  p->batch = batch;
+  p->running_mean = running.rows().data;
+  p->running_var = static_cast<float*>(running.rows().data) + running.rows().image_stride / 2;
+  p->batches = batches;
+  p->momentum = -1;
+  p->eps = 20;  // these variances are of either sign
 }
 
-// The kernels of the pair stage by themselves and as layers, on arrays that begin `offset` elements
-// into theirs.
-void run_pairs(int64_t images, int64_t crops, int64_t width, DType dtype, int offset) {
+// The affinity's kernels by themselves and as layers, on arrays that begin `offset` elements into
+// theirs.
+void run_affinity(int64_t images, int64_t crops, int64_t width, DType dtype, int offset) {
   const int64_t pairs = crops * (crops - 1), rows = images * crops;
   const auto tensor = [&](int64_t count) {
     return Tensor(dtype, 1, count, width, Layout::contiguous, offset);
@@ -149,7 +150,7 @@ void run_pairs(int64_t images, int64_t crops, int64_t width, DType dtype, int of
     return Tensor(DType::f32, 1, 1, count, Layout::contiguous, 0);
   };
   cuda::Failure failure;
-  const int64_t bytes = cuda::pair_workspace_bytes(width, 0, &failure);
+  const int64_t bytes = cuda::affinity_workspace_bytes(width, 0, &failure);
   check(bytes > 0 ? Status::ok : Status::launch_failed, failure);
   const std::unique_ptr<unsigned char[]> workspace(new unsigned char[bytes]);
   const cuda::Queue queue{0, nullptr, workspace.get()};
@@ -161,7 +162,7 @@ void run_pairs(int64_t images, int64_t crops, int64_t width, DType dtype, int of
 
   const Tensor a = tensor(rows), c = tensor(rows), grad_a = tensor(rows), grad_c = tensor(rows);
   const Tensor to_a = numbers(rows * width), to_c = numbers(rows * width);
-  PairHiddenProblem h;
+  AffinityHiddenProblem h;
   h.images = images;
   h.crops = crops;
   h.width = width;
@@ -178,23 +179,22 @@ void run_pairs(int64_t images, int64_t crops, int64_t width, DType dtype, int of
   h.to_c = to_c.rows().data;
   h.grad_a = grad_a.rows().data;
   h.grad_c = grad_c.rows().data;
-  for (const auto launch : {cuda::pair_hidden_moments, cuda::pair_hidden, cuda::pair_hidden_sums,
-                            cuda::pair_hidden_backward}) {
+  for (const auto launch : {cuda::affinity_hidden_moments, cuda::affinity_hidden,
+                            cuda::affinity_hidden_sums, cuda::affinity_hidden_backward}) {
     check(launch(h, queue, &failure), failure);
   }
   const Tensor weight = numbers(width);
   h.facts = facts.rows().data;
-  h.values = h.pairs();
-  for (const bool batch : {true, false}) {
-    h.batch_norm = batch_norm(weight, running, &batches, batch);
-    check(cuda::pair_hidden_moments(h, queue, &failure), failure);
+  for (const bool batch : {false, true}) {
+    set_norm(&h, weight, running, &batches, batch);
+    check(cuda::affinity_hidden_layer(h, queue, &failure), failure);
+    check(cuda::affinity_hidden_gradient(h, queue, &failure), failure);
   }
-  check(cuda::pair_hidden_sums(h, queue, &failure), failure);
 
   const Tensor bias = numbers(1), grad = numbers(images);
   const Tensor value = numbers(images), slope = numbers(images * pairs);
   const Tensor grad_y = tensor(images * pairs);
-  PairOutputProblem o;
+  AffinityOutputProblem o;
   o.images = images;
   o.pairs = pairs;
   o.width = width;
@@ -202,24 +202,26 @@ void run_pairs(int64_t images, int64_t crops, int64_t width, DType dtype, int of
   o.dtype = dtype;
   o.y = at_pairs.rows().data;
   o.norm = norm.rows().data;
-  o.weight = weight.rows().data;
-  o.bias = bias.rows().data;
+  o.last = weight.rows().data;
+  o.last_bias = bias.rows().data;
   o.grad = grad.rows().data;
+  o.grad_stride = 1;
   o.correction = correction.rows().data;
   o.moments = o.sums = results.rows().data;
   o.value = value.rows().data;
   o.slope = slope.rows().data;
   o.grad_y = grad_y.rows().data;
-  for (const auto launch : {cuda::pair_output_moments, cuda::pair_output, cuda::pair_output_sums,
-                            cuda::pair_output_backward}) {
+  for (const auto launch : {cuda::affinity_output_moments, cuda::affinity_output,
+                            cuda::affinity_output_sums, cuda::affinity_output_backward}) {
     check(launch(o, queue, &failure), failure);
   }
   o.facts = more_facts.rows().data;
-  for (const bool batch : {true, false}) {
-    o.batch_norm = batch_norm(weight, running, &batches, batch);
-    check(cuda::pair_output_moments(o, queue, &failure), failure);
+  o.summed = true;
+  for (const bool batch : {false, true}) {
+    set_norm(&o, weight, running, &batches, batch);
+    check(cuda::affinity_output_layer(o, queue, &failure), failure);
+    check(cuda::affinity_output_gradient(o, queue, &failure), failure);
   }
-  check(cuda::pair_output_sums(o, queue, &failure), failure);
   if (!std::isfinite(static_cast<float*>(value.rows().data)[images - 1])) {
     fprintf(stderr, "the mean over the pairs is not finite\n");
     exit(3);
@@ -235,13 +237,13 @@ void run_unit(int64_t dim, DType dtype, DType of_units, Layout layout, int offse
   UnitProblem p;
   p.images = 3;
   p.dim = dim;
-  p.crops = crops.rows();
-  p.units = units.rows();
+  p.z = crops.rows();
+  p.unit = units.rows();
   p.factors = factors.get();
   cuda::Failure failure;
   check(cuda::unit(p, {0, nullptr, nullptr}, &failure), failure);
   p.grad = grad.rows();
-  p.crops = to.rows();
+  p.grad_z = to.rows();
   check(cuda::unit_backward(p, {0, nullptr, nullptr}, &failure), failure);
   if (!std::isfinite(factors[11])) {
     fprintf(stderr, "the norm of the last row is not finite\n");
@@ -251,39 +253,41 @@ void run_unit(int64_t dim, DType dtype, DType of_units, Layout layout, int offse
 
 struct Case {
   int64_t images;
-  int globals, locals;
+  int globals, locals;  // no globals: local crops alone repel one another
   int64_t dim;
   bool both;  // targets and features
 };
 
 void run(const Case& c, DType dtype, Layout layout, int offset, cuda::Queue queue) {
   const auto tensor = [&](int64_t count) {
-    return Tensor(dtype, c.images, count, c.dim, layout, offset);
+    return Tensor(dtype, c.images, count > 0 ? count : 1, c.dim, layout, offset);
   };
   // Gradients are dense over D.
   const auto gradient = [&](int64_t count) {
-    return Tensor(dtype, c.images, count, c.dim,
+    return Tensor(dtype, c.images, count > 0 ? count : 1, c.dim,
                   layout == Layout::every_second ? Layout::contiguous : layout, offset);
   };
   cuda::Failure failure;
-  const Tensor x = tensor(c.globals), y = tensor(c.locals > 0 ? c.locals : 1);
-  const Tensor t = tensor(c.globals), r = tensor(c.locals > 0 ? c.locals : 1);
-  const Tensor gx = gradient(c.globals), gy = gradient(c.locals > 0 ? c.locals : 1);
-  const Tensor gr = gradient(c.locals > 0 ? c.locals : 1);
+  const Tensor x = tensor(c.globals), y = tensor(c.locals);
+  const Tensor t = tensor(c.globals), r = tensor(c.locals);
+  const Tensor gx = gradient(c.globals), gy = gradient(c.locals);
+  const Tensor gr = gradient(c.locals);
   const int scaled = c.globals + c.locals * (c.both ? 2 : 1);
   std::vector<float> row_scale(c.images * scaled), total(c.images), terms(3 * c.images);
   for (const Reduction reduction : {Reduction::mean, Reduction::none}) {
     CosineProblem p;
     p.images = c.images;
     p.dim = c.dim;
-    p.global = x.rows();
-    p.grad_global = gx.rows();
+    if (c.globals > 0) {
+      p.global_crops = x.rows();
+      p.grad_global = gx.rows();
+    }
     if (c.locals > 0) {
-      p.local = y.rows();
+      p.local_crops = y.rows();
       p.grad_local = gy.rows();
     }
     if (c.both) {
-      p.targets = t.rows();
+      if (c.globals > 0) p.targets = t.rows();
       p.features = r.rows();
       p.grad_features = gr.rows();
     }
@@ -305,9 +309,10 @@ void run(const Case& c, DType dtype, Layout layout, int offset, cuda::Queue queu
   s.dim = c.dim;
   s.a = x.rows();
   s.b = y.rows();
-  const Tensor cosines(dtype, c.images, c.globals, s.b.count, Layout::contiguous, offset);
+  const Tensor cosines(dtype, c.images, s.a.count, s.b.count, Layout::contiguous, offset);
   s.cosines = cosines.rows();
   check(cuda::similarity(s, queue, &failure), failure);
+  s.grad = cosines.rows();
   s.grad_a = gx.rows();
   s.grad_b = gy.rows();
   check(cuda::similarity_backward(s, queue, &failure), failure);
@@ -319,7 +324,7 @@ void run(const Case& c, DType dtype, Layout layout, int offset, cuda::Queue queu
   if (c.locals > 0) z.gradients[1] = gy.rows();
   if (c.both) z.gradients[2] = gr.rows();
   const Tensor upstream(DType::f32, c.images, 1, 1, Layout::contiguous, 0);
-  const Tensor scales(DType::f32, c.images, c.globals, 1, Layout::contiguous, 0);
+  const Tensor scales(DType::f32, c.images, gx.rows().count, 1, Layout::contiguous, 0);
   z.upstream = upstream.rows();
   z.row_scales[0] = scales.rows();
   check(cuda::scale(z, queue, &failure), failure);
@@ -334,7 +339,8 @@ int main() {
   std::unique_ptr<unsigned char[]> workspace(new unsigned char[bytes]());
   const cuda::Queue queue{0, nullptr, workspace.get()};
   // Rows in whole vectors, and not so; rows walked in chunks, the last of them shorter.
-  const Case resident[] = {{3, 2, 5, 64, true}, {3, 2, 3, 33, false}};
+  const Case resident[] = {
+      {3, 2, 5, 64, true}, {3, 2, 3, 33, false}, {3, 0, 3, 64, true}, {3, 0, 4, 33, false}};
   const Case chunked[] = {{1, 3, 14, 2056, true}, {1, 2, 0, 65544, false}};
   int runs = 0;
   for (const int architecture : {80, 90}) {
@@ -371,11 +377,11 @@ int main() {
   // In vectors, misaligned, and of no whole vector; two tiles of columns; more than one chunk of
   // crops, and more images than blocks.
   for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
-    run_pairs(5, 3, 64, dtype, 0), ++runs;
-    run_pairs(5, 3, 64, dtype, 1), ++runs;
-    run_pairs(2, 2, 7, dtype, 0), ++runs;
-    run_pairs(2, 9, 264, dtype, 0), ++runs;
-    run_pairs(70, 2, 1, dtype, 0), ++runs;
+    run_affinity(5, 3, 64, dtype, 0), ++runs;
+    run_affinity(5, 3, 64, dtype, 1), ++runs;
+    run_affinity(2, 2, 7, dtype, 0), ++runs;
+    run_affinity(2, 9, 264, dtype, 0), ++runs;
+    run_affinity(70, 2, 1, dtype, 0), ++runs;
   }
   // In vectors by a warp and by a block, of which some accesses lie beyond what it keeps; a last
   // vector of fp32 by half; misaligned, and one number at a time.

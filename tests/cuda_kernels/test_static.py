@@ -104,8 +104,7 @@ def test_instructions_are_counted() -> None:
     }  # fmt: skip
 
 
-# --- occupancy: expected values from the toolkit's cuda_occupancy.h
-
+# Expected values of occupancy are from the toolkit's cuda_occupancy.h.
 SM_80, SM_90A = static_report.ARCHITECTURES[:2]
 
 
@@ -146,9 +145,6 @@ def test_rows_read_are_those_of_the_layout() -> None:
     assert static_report.Problem("cosine", (2, 8), 2048, simsiam=True).rows_read() == 20
 
 
-# --- the kernels
-
-
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     if shutil.which("nvcc") is None:
@@ -162,13 +158,16 @@ def report(tmp_path_factory):
 OF_ROWS = ("cosine", "similarity", "similarity_backward")
 
 
-# Of the learned affinity's pairs: each in 16-byte vectors, and one number at a time.
+# Of the learned affinity: each in 16-byte vectors, and one number at a time.
 OF_PAIRS = [
-    f"pair_{half}{suffix}"
+    f"affinity_{half}{suffix}"
     for half in ("hidden", "output")
     for suffix in ("", "_moments", "_sums", "_backward")
 ]
-WRITES_PAIRS = ("pair_hidden", "pair_hidden_sums", "pair_hidden_backward", "pair_output_backward")
+WRITES_PAIRS = (
+    "affinity_hidden", "affinity_hidden_sums", "affinity_hidden_backward",
+    "affinity_output_backward",
+)  # fmt: skip
 
 
 # InfoNCE's: words of four numbers or one, and rows that lanes hold or not.

@@ -39,7 +39,7 @@ void check_whole_warps(const State& state, int id) {
 }
 
 void arrive(int id, int threads, bool waits) {
-  // Number 0 is that of __syncthreads().
+  // Number 0 belongs to __syncthreads().
   if (id < 1 || id > 15) fail("named barrier " + std::to_string(id) + ", of 1 to 15");
   const std::string name = "named barrier " + std::to_string(id);
   if (threads <= 0 || threads % 32 != 0 || threads > int(block.warps.size()) * 32) {

@@ -1,4 +1,4 @@
-// The block that runs: its threads, who of them waits for what, and whose turn it is.
+// The block that runs: its threads, what each waits for, and whose turn it is.
 #pragma once
 
 #include <cstdint>
@@ -60,7 +60,7 @@ void start_block_barriers();
 void start_copies();
 void finish_thread_copies(int thread);
 void finish_copies();
-// Something of what is still under way; false if there is nothing.
+// One of the bulk copies under way; false if there is none.
 bool land_a_bulk_copy();
 
 // What a thread waits for, for the report of a deadlock.

@@ -114,7 +114,7 @@ void copy_async(void* shared, const void* global) {
   if (now) {
     std::memcpy(shared, global, 16);
   } else {
-    poison(shared, 16);  // until the wait the bytes may be anything, and not only what was there
+    poison(shared, 16);  // until the wait the bytes may be anything, not only the old ones
   }
   copies.under_way.push_back({shared, global, copies.group, now});
   ++statistics.async_copies;

@@ -18,7 +18,7 @@ constexpr size_t kGuard = 8192;
 constexpr uint32_t kPoison = 0xfff7fffb;  // NaN as fp32, and each half as bf16 and as fp16
 constexpr uint32_t kCanary = 0x7ffd7ffe;  // so too
 
-// Aligned to 128 and to no more: a kernel may not count on what its wrapper does not promise.
+// Aligned to 128 and to no more: a kernel may count on nothing that its wrapper does not promise.
 alignas(256) unsigned char memory[kGuard + 128 + kMostShared + kGuard];
 unsigned char* const dynamic = memory + kGuard + 128;
 size_t dynamic_size = 0;

@@ -1,4 +1,4 @@
-// Shared memory of the block that runs. What nobody has written is NaN in every format.
+// Shared memory of the block that runs. Bytes that nobody has written are NaN in every format.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@ namespace emulation {
 constexpr size_t kMostShared = 256 << 10;
 
 void start_shared(size_t dynamic_bytes);
-// Empty, or what was written around dynamic shared memory.
+// A report of writes around dynamic shared memory; empty if there were none.
 std::string check_guards();
 
 void poison(void* address, size_t bytes);

@@ -36,7 +36,7 @@ uint64_t reduced(Collective kind, uint64_t so_far, uint64_t value) {
   }
 }
 
-// What the lanes of the mask get; all of them are here.
+// Results for the lanes of the mask, all of which are here.
 void combine(Thread* lanes, Collective kind, uint32_t mask) {
   if (kind == Collective::sync) return;
   if (kind == Collective::mma) return multiply(lanes);
@@ -44,7 +44,7 @@ void combine(Thread* lanes, Collective kind, uint32_t mask) {
   if (kind == Collective::shuffle) {
     for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
       Thread& thread = lanes[__builtin_ctz(rest)];
-      // What a lane gets from one that takes no part is undefined: here NaN, and no small number.
+      // A value from a lane that takes no part is undefined: here NaN, and no small number.
       thread.result = mask >> thread.source & 1 ? lanes[thread.source].value : 0xfff7fffbfff7fffb;
     }
     return;

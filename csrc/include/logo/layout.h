@@ -1,4 +1,4 @@
-// Where the rows of an image stand in the cosine loss and what weighs on them, for host and device.
+// Where an image's rows stand in the cosine loss, and their weights, for host and device.
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,8 @@
 namespace logo {
 
 // Rows of an image: t | y | x | r, without x where the targets are the global crops themselves, and
-// without r where the repulsion sees the local crops themselves.
+// without r where the repulsion sees the local crops themselves. The partners of y, its targets and
+// y itself, are neighbours, so that they enter a gradient as one range.
 struct CosineLayout {
   int globals, locals;
   bool own_targets, own_features, repulsion;
@@ -21,10 +22,10 @@ struct CosineLayout {
   double gg_weight, lg_weight, ll_weight;
 
   LOGO_METHOD explicit CosineLayout(const CosineProblem& p)
-      : globals(int(p.global.count)),
-        locals(int(p.local.count)),
-        own_targets(!p.targets.present()),
-        own_features(!p.features.present()),
+      : globals(int(p.global_crops.count)),
+        locals(int(p.local_crops.count)),
+        own_targets(!p.targets.present() || globals == 0),
+        own_features(!p.features.present() || locals == 0),
         repulsion(p.repulsion && locals > 1),
         gg_total(p.gg_weight),
         lg_total(p.lg_weight),
@@ -55,7 +56,19 @@ struct CosineLayout {
   LOGO_METHOD int scaled_rows() const { return globals + locals * (own_features ? 1 : 2); }
 };
 
-// What an image contributes: its total, and gg, lg, ll as means over their pairs.
+// each(rows) for the tensors whose crops are an image's rows, in the order of the rows.
+template <class Each>
+static void each_tensor(const CosineLayout& at, const CosineProblem& p, const Each& each) {
+  const auto give = [&](const Rows& rows) {
+    if (rows.present()) each(rows);
+  };
+  give(at.own_targets ? p.global_crops : p.targets);
+  give(p.local_crops);
+  if (!at.own_targets) give(p.global_crops);
+  if (!at.own_features) give(p.features);
+}
+
+// An image's contributions: its total, and gg, lg, ll as means over their pairs.
 struct CosineTerms {
   double total, gg, lg, ll;
 };
@@ -69,8 +82,8 @@ LOGO_FUNCTION CosineTerms cosine_terms(const CosineLayout& at, double gg, double
           at.repulsion ? ll / ll_pairs : 0};
 }
 
-// An fp16 row of a gradient is divided by a power of two (see backends/protocol.py), this one: it
-// puts `bound`, which no element exceeds, at 2¹⁴, four times below the end of fp16.
+// An fp16 row of a gradient is stored over a power of two (docs/design.md). This one puts `bound`,
+// which no element exceeds, at 2¹⁴, four times below the end of fp16.
 LOGO_FUNCTION int fp16_exponent(double bound) {
   if (!(bound > 0) || bound > 1e300) return 0;
   int exponent;

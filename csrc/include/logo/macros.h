@@ -1,4 +1,4 @@
-// Functions shared by host and device code.
+// How functions shared by host and device code are declared.
 #pragma once
 
 // Internal linkage on purpose: the CPU sources are compiled once per instruction set, and the

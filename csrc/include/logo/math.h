@@ -17,8 +17,8 @@ LOGO_FUNCTION bool squares_well(T squared_norm) {
 //   d/dx Σ_j w_j cos(x, t_j)  =  Σ_j w_j/(‖x‖‖t_j‖) t_j  −  (Σ_j w_j cos_j)/‖x‖² x,
 //
 // in which the inner products dots[j] = x·t_j are all that is needed of the rows. Writes the
-// coefficients of t_j, adds that of x to own, and returns Σ_j cos_j. An inverse norm of zero
-// stands for a zero row: its cosines and gradients vanish.
+// coefficients of t_j, adds the coefficient of x to own, and returns Σ_j cos_j. An inverse norm of
+// zero stands for a zero row: its cosines and gradients vanish.
 //
 // skip: a partner that does not count (x itself), or −1. weight(j) gives w_j.
 template <class T, class Weight>
@@ -36,13 +36,13 @@ LOGO_FUNCTION T cosine_row(const T* dots, int count, int skip, T inverse_x, cons
   return cosines;
 }
 
-// The same where all partners have one weight: then their unit vectors enter through their sum
+// Where all partners have one weight, their unit vectors enter through their sum
 // T = Σ_j t_j/‖t_j‖ alone,
 //
 //   d/dx w Σ_j cos(x, t_j)  =  w/‖x‖ T  −  w (x·T)/‖x‖³ x,
 //
 // and a partner that is x itself changes nothing, since the two terms of its own cancel. dot = x·T.
-// Writes the coefficient of T, adds that of x to own, and returns Σ_j cos_j.
+// Writes the coefficient of T, adds the coefficient of x to own, and returns Σ_j cos_j.
 template <class T>
 LOGO_FUNCTION T cosine_with_sum(T dot, T inverse_x, T weight, T* on_sum, T* own) {
   const T cosines = dot * inverse_x;

@@ -1,4 +1,4 @@
-// By which factors a row becomes a unit vector, for host and device.
+// The factors that make a row a unit vector, for host and device.
 #pragma once
 
 #include <math.h>
@@ -13,15 +13,16 @@ struct UnitFactors {
   T first, second;
 };
 
-// Squares of rows within them neither overflow nor lose what counts: their first factor is one.
+// Whether the sum of a row's squares has neither overflowed nor lost digits: then the first factor
+// is one.
 template <class T>
 LOGO_FUNCTION bool ordinary(T squares) {
   constexpr T most = sizeof(T) == 4 ? T(0x1p80) : T(0x1p600);
   return squares >= 1 / most && squares <= most;  // false for NaN
 }
 
-// The power of two that brings magnitudes up to `largest` near one. Below the normal numbers there
-// is none that does, and 2^120 suffices.
+// The power of two that brings magnitudes up to `largest` near one. Below the normal numbers no
+// power does, and 2^120 suffices.
 template <class T>
 LOGO_FUNCTION T towards_one(T largest) {
   constexpr int most = sizeof(T) == 4 ? 120 : 1000;

@@ -1,4 +1,4 @@
-// Who a thread is, and how threads of a block and of a warp meet.
+// A thread's indices, and the places where threads of a block and of a warp meet.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What every launcher does on the host: limits of the device, grid, launch, and a failure in words.
+// A device as launchers see it: made current, its limits, and a failure in words.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,8 +9,8 @@
 #include <tuple>
 
 #include "cuda/launch.cuh"
-#include "cuda/plan.h"
-#include "logo/launch.h"
+#include "cuda/limits.h"
+#include "logo/operations.h"
 
 namespace logo {
 namespace cuda {
@@ -24,16 +24,17 @@ inline Status fail(Failure* failure, const char* launch, const char* shape, int 
 
 cudaError_t limits_of(int device, Limits* limits);  // device.cu
 
-// Asked of the driver once: the answers cost more than a launch.
+// The driver is asked once: its answers cost more than a launch.
 class Occupancy {
  public:
   // Allows the kernel its shared memory and tells how many of its blocks a multiprocessor holds.
   template <class Kernel>
-  static cudaError_t blocks(Kernel kernel, int device, const Plan& plan, int* count) {
+  static cudaError_t blocks(Kernel kernel, int device, int threads, int64_t shared_bytes,
+                            int* count) {
     static std::mutex mutex;
     static std::map<std::tuple<const void*, int, int, int64_t>, int> known;
     const void* const address = reinterpret_cast<const void*>(kernel);
-    const auto key = std::make_tuple(address, device, plan.threads, plan.shared_bytes);
+    const auto key = std::make_tuple(address, device, threads, shared_bytes);
     const std::lock_guard<std::mutex> lock(mutex);
     const auto found = known.find(key);
     if (found != known.end()) {
@@ -47,41 +48,23 @@ class Occupancy {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  int(limits.shared_per_block));
     if (error != cudaSuccess) return error;
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(count, kernel, plan.threads,
-                                                          size_t(plan.shared_bytes));
+    error =
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(count, kernel, threads, size_t(shared_bytes));
     if (error == cudaSuccess) known[key] = *count;
     return error;
   }
 };
 
-// Launches as many blocks as the device holds at once, but no more than there are images.
-template <class Arguments>
-Status launch_over_images(const char* name, const char* shape, void (*kernel)(Arguments),
-                          const Arguments& arguments, int64_t images, const Limits& limits,
-                          const Queue& queue, Failure* failure) {
-  const Plan& plan = arguments.plan;
-  if (plan.threads == 0) {
-    return fail(failure, name, shape, queue.device,
-                "its shared memory does not hold even a part of an image; use another backend");
-  }
-  int blocks = 0;
-  cudaError_t error = Occupancy::blocks(kernel, queue.device, plan, &blocks);
-  if (error == cudaSuccess && blocks == 0) error = cudaErrorInvalidConfiguration;
-  if (error == cudaSuccess) {
-    const int64_t most = int64_t(blocks) * limits.multiprocessors;
-    const Grid grid{unsigned(images < most ? images : most), unsigned(plan.threads),
-                    size_t(plan.shared_bytes), static_cast<cudaStream_t>(queue.stream)};
-    error = launch(kernel, grid, arguments);
-  }
-  return error == cudaSuccess ? Status::ok
-                              : fail(failure, name, shape, queue.device, cudaGetErrorString(error));
+// Makes a device current for this library's calls, and reads its limits.
+inline cudaError_t enter(int device, Limits* limits) {
+  const cudaError_t error = cudaSetDevice(device);
+  return error == cudaSuccess ? limits_of(device, limits) : error;
 }
 
-// Makes the device of the queue current for this library's calls, and reads its limits.
+// As part of a launch.
 inline Status enter(const char* name, const char* shape, const Queue& queue, Limits* limits,
                     Failure* failure) {
-  cudaError_t error = cudaSetDevice(queue.device);
-  if (error == cudaSuccess) error = limits_of(queue.device, limits);
+  const cudaError_t error = enter(queue.device, limits);
   return error == cudaSuccess ? Status::ok
                               : fail(failure, name, shape, queue.device, cudaGetErrorString(error));
 }

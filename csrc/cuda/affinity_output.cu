@@ -1,15 +1,15 @@
-// The pairs after the second product of the learned affinity: f_p = w·relu(n(y_p)) + b, and the
-// mean of link(f_p) over each image's pairs. pair_problem.h has the arrays.
+// Pairs after the second product of the learned affinity: f_p = w·relu(n(y_p)) + b, and the mean of
+// link(f_p) over each image's pairs. problem.h has the arrays.
 //
 // Every kernel reads y once, and is bound by that.
 #include <cuda_runtime.h>
 
 #include <cmath>
 
-#include "cuda/pair_sums.cuh"
+#include "cuda/affinity_sums.cuh"
 #include "cuda/vectors.cuh"
 #include "cuda/warp.cuh"
-#include "logo/pair_problem.h"
+#include "logo/problem.h"
 
 namespace logo {
 namespace cuda {
@@ -21,14 +21,15 @@ constexpr int kMomentsBlocks = 3;  // whose registers a multiprocessor has
 constexpr int kWarpPairs = 16;     // pairs that a warp has under way, and of which it sums at once
 constexpr int kMostWarps = 8;      // for an image
 
-struct PairOutputArguments {
-  PairOutputProblem p;
-  PairGrid grid;
+struct AffinityOutputArguments {
+  AffinityOutputProblem p;
+  AffinityGrid grid;
   double* partials;
   int64_t rows, block_rows;  // of y; that a block walks over, and the last one perhaps fewer
   Groups pairs;              // of the images
 
-  PairOutputArguments(const PairOutputProblem& problem, const PairGrid& over, void* workspace)
+  AffinityOutputArguments(const AffinityOutputProblem& problem, const AffinityGrid& over,
+                          void* workspace)
       : p(problem),
         grid(over),
         partials(static_cast<double*>(workspace)),
@@ -43,7 +44,7 @@ struct RowWalk {
   int step;
 
   template <int N>
-  __device__ RowWalk(const PairPlace<N>& place, const PairOutputArguments& arguments)
+  __device__ RowWalk(const AffinityPlace<N>& place, const AffinityOutputArguments& arguments)
       : first(place.row_block * arguments.block_rows + place.row), step(place.rows) {
     end = min((place.row_block + 1) * arguments.block_rows, arguments.rows);
   }
@@ -57,9 +58,9 @@ struct Run {
   float slope[COUNT], grad[COUNT];
 
   // From `row` on; `at` is its image, and goes with it.
-  __device__ __forceinline__ void load(const PairOutputArguments& arguments, int64_t column,
+  __device__ __forceinline__ void load(const AffinityOutputArguments& arguments, int64_t column,
                                        int64_t row, const RowWalk& walk, GroupWalk* at) {
-    const PairOutputProblem& p = arguments.p;
+    const AffinityOutputProblem& p = arguments.p;
 #pragma unroll
     for (int r = 0; r < COUNT; ++r, row += walk.step, at->next(arguments.pairs)) {
       const int64_t there = min(row, walk.end - 1);
@@ -74,12 +75,12 @@ struct Run {
 // A run of rows has its mean, and its squares about that, in fp32, relative to its first row; what
 // it adds to the sums of y − pivot is fp64.
 template <class T, int N>
-__global__ void __launch_bounds__(kPairThreads, kMomentsBlocks)
-    pair_output_moments_kernel(const __grid_constant__ PairOutputArguments arguments) {
+__global__ void __launch_bounds__(kAffinityThreads, kMomentsBlocks)
+    affinity_output_moments_kernel(const __grid_constant__ AffinityOutputArguments arguments) {
   __shared__ double exchange[kSumsExchange<N>];
-  const PairOutputProblem& p = arguments.p;
-  count_batch(p.batch_norm);
-  const PairPlace<N> place(arguments.grid, p.width);
+  const AffinityOutputProblem& p = arguments.p;
+  count_batch(p);
+  const AffinityPlace<N> place(arguments.grid, p.width);
   const RowWalk walk(place, arguments);
   double sum[N] = {}, squares[N] = {};
   if (!place.idle) {
@@ -152,10 +153,10 @@ __device__ __forceinline__ Linked link_of(Link link, float f) {
 // what a lane has read of the norm and the weight serves all of these pairs.
 template <class T, int N>
 __global__ void __launch_bounds__(kMostWarps * 32)
-    pair_output_kernel(const __grid_constant__ PairOutputProblem p) {
+    affinity_output_kernel(const __grid_constant__ AffinityOutputProblem p) {
   __shared__ float found[kMostWarps];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const float bias = __ldg(static_cast<const float*>(p.bias));
+  const float bias = __ldg(static_cast<const float*>(p.last_bias));
 #pragma unroll 1
   for (int64_t image = blockIdx.x; image < p.images; image += gridDim.x) {
     float sum = 0;
@@ -176,7 +177,7 @@ __global__ void __launch_bounds__(kMostWarps * 32)
         ColumnNorm<N> norm;
         norm.load(p.norm, p.width, column);
         float weight[N];
-        load_floats(p.weight, column, weight);
+        load_floats(p.last, column, weight);
 #pragma unroll
         for (int pair = 0; pair < kWarpPairs; ++pair) {
           float y[N];
@@ -207,11 +208,11 @@ __global__ void __launch_bounds__(kMostWarps * 32)
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(kPairThreads, kSummingBlocks)
-    pair_output_sums_kernel(const __grid_constant__ PairOutputArguments arguments) {
+__global__ void __launch_bounds__(kAffinityThreads, kSummingBlocks)
+    affinity_output_sums_kernel(const __grid_constant__ AffinityOutputArguments arguments) {
   __shared__ double exchange[kSumsExchange<N>];
-  const PairOutputProblem& p = arguments.p;
-  const PairPlace<N> place(arguments.grid, p.width);
+  const AffinityOutputProblem& p = arguments.p;
+  const AffinityPlace<N> place(arguments.grid, p.width);
   const RowWalk walk(place, arguments);
   float sum[N] = {}, product[N] = {};
   if (!place.idle) {
@@ -242,15 +243,15 @@ __global__ void __launch_bounds__(kPairThreads, kSummingBlocks)
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(kPairThreads, 4)
-    pair_output_backward_kernel(const __grid_constant__ PairOutputArguments arguments) {
-  const PairOutputProblem& p = arguments.p;
-  const PairPlace<N> place(arguments.grid, p.width);
+__global__ void __launch_bounds__(kAffinityThreads, 4)
+    affinity_output_backward_kernel(const __grid_constant__ AffinityOutputArguments arguments) {
+  const AffinityOutputProblem& p = arguments.p;
+  const AffinityPlace<N> place(arguments.grid, p.width);
   if (place.idle) return;
   ColumnNorm<N> norm;
   norm.load(p.norm, p.width, place.column);
   float weight[N], constant[N], slope[N];
-  load_floats(p.weight, place.column, weight);
+  load_floats(p.last, place.column, weight);
   load_floats(p.correction, place.column, constant);
   load_floats(p.correction, p.width + place.column, slope);
   const RowWalk walk(place, arguments);
@@ -278,51 +279,51 @@ __global__ void __launch_bounds__(kPairThreads, 4)
 }
 
 template <class T, bool MOMENTS>
-__global__ void __launch_bounds__(kFinishThreads)
-    pair_output_finish_kernel(const __grid_constant__ FinishArguments arguments) {
+__global__ void __launch_bounds__(kFinishThreads) affinity_output_finish_kernel(
+    const __grid_constant__ FinishArguments<AffinityOutputProblem> arguments) {
   finish_sums<T, MOMENTS>(arguments);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kFoldThreads)
-    pair_output_fold_kernel(const __grid_constant__ FoldArguments arguments) {
-  fold_constants<T>(arguments);
+    affinity_output_fold_kernel(const __grid_constant__ AffinityOutputProblem p) {
+  fold_constants<T>(p);
 }
 
 template <class Run>
-Status run_output(const char* name, const PairOutputProblem& p,
+Status run_output(const char* name, const AffinityOutputProblem& p,
                   std::initializer_list<const void*> arrays, const Queue& queue, Failure* failure,
                   const Run& run) {
   char shape[160];
   snprintf(shape, sizeof(shape), "B=%lld of %lld pairs H=%lld %s", static_cast<long long>(p.images),
            static_cast<long long>(p.pairs), static_cast<long long>(p.width), name_of(p.dtype));
-  return run_pairs(name, shape, p.dtype, in_vectors(p.width, p.dtype, arrays), queue, failure, run);
+  return run_affinity(name, shape, p.dtype, in_vectors(p.width, p.dtype, arrays), queue, failure,
+                      run);
 }
 
 }  // namespace
 
-Status pair_output_moments(const PairOutputProblem& p, const Queue& queue, Failure* failure) {
+Status affinity_output_moments(const AffinityOutputProblem& p, const Queue& queue,
+                               Failure* failure) {
   return run_output(
-      "pair_output_moments", p, {p.y}, queue, failure, [&](auto numbers, const Limits& limits) {
+      "affinity_output_moments", p, {p.y}, queue, failure, [&](auto numbers, const Limits& limits) {
         using Each = decltype(numbers);
-        if (!p.batch_norm.batch) {
-          return launch(pair_output_fold_kernel<float>, fold_grid(p.width, queue),
-                        {p.batch_norm, static_cast<float*>(p.norm), p.width});
+        if (is_constant(p)) {
+          return launch(affinity_output_fold_kernel<float>, fold_grid(p.width, queue), p);
         }
-        const PairGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun, 1,
-                            kMomentsBlocks, limits);
-        const PairOutputArguments arguments(p, grid, queue.workspace);
-        const auto kernel = pair_output_moments_kernel<typename Each::T, Each::N>;
+        const AffinityGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun, 1,
+                                kMomentsBlocks, limits);
+        const AffinityOutputArguments arguments(p, grid, queue.workspace);
+        const auto kernel = affinity_output_moments_kernel<typename Each::T, Each::N>;
         const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
         if (error != cudaSuccess) return error;
-        return launch(
-            pair_output_finish_kernel<typename Each::T, true>, finish_grid(p.width, queue),
-            finish_moments_of(p, queue.workspace, grid.row_blocks, arguments.rows, p.y, nullptr));
+        return launch(affinity_output_finish_kernel<typename Each::T, true>,
+                      finish_grid(p.width, queue), {p, arguments.partials, grid.row_blocks});
       });
 }
 
-Status pair_output(const PairOutputProblem& p, const Queue& queue, Failure* failure) {
-  return run_output("pair_output", p, {p.y, p.norm, p.weight}, queue, failure,
+Status affinity_output(const AffinityOutputProblem& p, const Queue& queue, Failure* failure) {
+  return run_output("affinity_output", p, {p.y, p.norm, p.last}, queue, failure,
                     [&](auto numbers, const Limits& limits) {
                       using Each = decltype(numbers);
                       const int64_t needed = (p.pairs + kWarpPairs - 1) / kWarpPairs;
@@ -332,35 +333,36 @@ Status pair_output(const PairOutputProblem& p, const Queue& queue, Failure* fail
                       const Grid grid{unsigned(p.images < most ? p.images : most),
                                       unsigned(warps * 32), 0,
                                       static_cast<cudaStream_t>(queue.stream)};
-                      return launch(pair_output_kernel<typename Each::T, Each::N>, grid, p);
+                      return launch(affinity_output_kernel<typename Each::T, Each::N>, grid, p);
                     });
 }
 
-Status pair_output_sums(const PairOutputProblem& p, const Queue& queue, Failure* failure) {
-  return run_output("pair_output_sums", p, {p.y, p.norm}, queue, failure,
-                    [&](auto numbers, const Limits& limits) {
-                      using Each = decltype(numbers);
-                      const PairGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun,
-                                          1, kSummingBlocks, limits);
-                      const PairOutputArguments arguments(p, grid, queue.workspace);
-                      const auto kernel = pair_output_sums_kernel<typename Each::T, Each::N>;
-                      const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
-                      if (error != cudaSuccess) return error;
-                      return launch(pair_output_finish_kernel<float, false>,
-                                    finish_grid(p.width, queue),
-                                    finish_sums_of(p, queue.workspace, grid.row_blocks, p.weight));
-                    });
+Status affinity_output_sums(const AffinityOutputProblem& p, const Queue& queue, Failure* failure) {
+  return run_output(
+      "affinity_output_sums", p, {p.y, p.norm}, queue, failure,
+      [&](auto numbers, const Limits& limits) {
+        using Each = decltype(numbers);
+        const AffinityGrid grid(p.width, Each::N, (p.images * p.pairs + kRun - 1) / kRun, 1,
+                                kSummingBlocks, limits);
+        const AffinityOutputArguments arguments(p, grid, queue.workspace);
+        const auto kernel = affinity_output_sums_kernel<typename Each::T, Each::N>;
+        const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
+        if (error != cudaSuccess) return error;
+        return launch(affinity_output_finish_kernel<float, false>, finish_grid(p.width, queue),
+                      {p, arguments.partials, grid.row_blocks});
+      });
 }
 
-Status pair_output_backward(const PairOutputProblem& p, const Queue& queue, Failure* failure) {
-  return run_output("pair_output_backward", p, {p.y, p.norm, p.weight, p.correction, p.grad_y},
-                    queue, failure, [&](auto numbers, const Limits& limits) {
-                      using Each = decltype(numbers);
-                      const PairGrid grid(p.width, Each::N, p.images * p.pairs, 1, kStreamingBlocks,
-                                          limits);
-                      const auto kernel = pair_output_backward_kernel<typename Each::T, Each::N>;
-                      return launch(kernel, grid.grid(queue), {p, grid, nullptr});
-                    });
+Status affinity_output_backward(const AffinityOutputProblem& p, const Queue& queue,
+                                Failure* failure) {
+  return run_output(
+      "affinity_output_backward", p, {p.y, p.norm, p.last, p.correction, p.grad_y}, queue, failure,
+      [&](auto numbers, const Limits& limits) {
+        using Each = decltype(numbers);
+        const AffinityGrid grid(p.width, Each::N, p.images * p.pairs, 1, kStreamingBlocks, limits);
+        const auto kernel = affinity_output_backward_kernel<typename Each::T, Each::N>;
+        return launch(kernel, grid.grid(queue), {p, grid, nullptr});
+      });
 }
 
 }  // namespace cuda

@@ -1,4 +1,4 @@
-// Pairs of crops after the second product of the learned affinity; see backends/pairs.py.
+// Pairs of crops after the second product of the learned affinity; problem.h has the arrays.
 //
 // Compiled once per instruction set (LOGO_SIMD names the namespace); dispatch.cpp chooses.
 #include "cpu/column_sums.h"
@@ -18,7 +18,7 @@ class Output {
   using V = Vector<T>;
 
  public:
-  explicit Output(const PairOutputProblem& p)
+  explicit Output(const AffinityOutputProblem& p)
       : p_(p),
         width_(p.width),
         rows_(p.images * p.pairs),
@@ -26,12 +26,12 @@ class Output {
         mean_(static_cast<const T*>(p.norm)),
         scale_(mean_ + width_),
         bias_(scale_ + width_),
-        weight_(static_cast<const T*>(p.weight)),
+        weight_(static_cast<const T*>(p.last)),
         slope_(static_cast<T*>(p.slope)) {}
 
   Status moments() const {
-    if (!p_.batch_norm.batch) {
-      fold_constants<T>(p_.batch_norm, width_, p_.norm);
+    if (is_constant(p_)) {
+      write_constants<T>(p_);
       return Status::ok;
     }
     Scratch scratch, shifts;
@@ -47,8 +47,7 @@ class Output {
     };
     const Status status = sum_columns<T>(rows_, 1, width_, p_.threads, scratch, &sums, add);
     if (status != Status::ok) return status;
-    write_moments(sums, shift, double(rows_), width_, p_.batch_norm, p_.norm,
-                  static_cast<T*>(p_.moments));
+    write_moments(p_, sums, shift);
     return Status::ok;
   }
 
@@ -87,14 +86,7 @@ class Output {
     };
     const Status status = sum_columns<T>(rows_, 1, width_, p_.threads, scratch, &sums, add);
     if (status != Status::ok) return status;
-    if (p_.facts == nullptr) {
-      write_sums(sums, width_, static_cast<T*>(p_.sums));
-    } else {
-      for (int64_t k = 0; k < width_; ++k) {
-        write_output_facts(mean_, weight_, sums[k], sums[width_ + k], p_.values, k, width_,
-                           static_cast<T*>(p_.facts));
-      }
-    }
+    write_sums<T>(p_, sums);
     return Status::ok;
   }
 
@@ -113,7 +105,7 @@ class Output {
   }
 
  private:
-  // t of a pair.
+  // t of a pair, the gradient that arrives at its f.
   T pull(int64_t row) const {
     return static_cast<const T*>(p_.grad)[row / p_.pairs * p_.grad_stride] * slope_[row];
   }
@@ -133,7 +125,7 @@ class Output {
     });
     T f[kAtOnce];
     sum4(sums, f);
-    const T last = *static_cast<const T*>(p_.bias);
+    const T last = *static_cast<const T*>(p_.last_bias);
     for (int r = 0; r < N; ++r) slope_[row + r] = f[r] + last;
   }
 
@@ -194,7 +186,7 @@ class Output {
     });
   }
 
-  // Near the mean of y: of some rows.
+  // A number near the mean of y: the mean of some rows.
   void sample(T* shift) const {
     constexpr int64_t kRows = 32;
     const int64_t rows = rows_ < kRows ? rows_ : kRows;
@@ -223,7 +215,7 @@ class Output {
     });
   }
 
-  const PairOutputProblem& p_;
+  const AffinityOutputProblem& p_;
   int64_t width_, rows_;
   const S* y_;
   const T *mean_, *scale_, *bias_, *weight_;
@@ -234,16 +226,16 @@ class Output {
 
 namespace LOGO_SIMD {
 
-Status pair_output_moments(const PairOutputProblem& p) {
+Status affinity_output_moments(const AffinityOutputProblem& p) {
   return by_dtype<Output>(p, [](const auto& output) { return output.moments(); });
 }
-Status pair_output(const PairOutputProblem& p) {
+Status affinity_output(const AffinityOutputProblem& p) {
   return by_dtype<Output>(p, [](const auto& output) { return output.forward(); });
 }
-Status pair_output_sums(const PairOutputProblem& p) {
+Status affinity_output_sums(const AffinityOutputProblem& p) {
   return by_dtype<Output>(p, [](const auto& output) { return output.sums(); });
 }
-Status pair_output_backward(const PairOutputProblem& p) {
+Status affinity_output_backward(const AffinityOutputProblem& p) {
   return by_dtype<Output>(p, [](const auto& output) { return output.backward(); });
 }
 

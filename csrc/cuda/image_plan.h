@@ -1,4 +1,4 @@
-// How a problem is laid over a GPU: a pure function of its sizes and of the device's limits.
+// How images are laid over a GPU: a pure function of their sizes and of the device's limits.
 //
 // What the numbers weigh against each other on an H100 or H200 (132 multiprocessors, 228 KiB of
 // shared memory each, about 25 KiB of reads in flight on each to keep DRAM busy):
@@ -16,6 +16,7 @@
 
 #include <cstdint>
 
+#include "cuda/limits.h"
 #include "logo/macros.h"
 
 namespace logo {
@@ -28,21 +29,7 @@ constexpr int kMaxStages = 4;
 constexpr int64_t kBytesPerWarp = 6 * 1024;
 constexpr int64_t kChunkBytes = 20 * 1024;  // three of them twice in the 164 KiB of an A100
 constexpr int kLeastChunk = 64;             // bytes of a row: one step of the tensor cores
-// Shared memory that CUDA takes of each block for itself; a multiprocessor has as much more than
-// one block may ask for.
-constexpr int64_t kReservedBytes = 1024;
-
-// The workspace of a launch: a counter, and three sums in fp64 from each block.
-constexpr int64_t kFoundOffset = 128;  // apart from the counter, which all blocks write
-constexpr int kFound = 4;              // numbers apart: each block's in a sector of its own
-constexpr int64_t kFoundBytes = kFound * 8;
-
-struct Limits {
-  int multiprocessors;
-  int64_t shared_per_block;
-};
-
-struct Plan {
+struct ImagePlan {
   int threads = 0;
   int stages = 0;
   int64_t chunk = 0;   // columns of a stage
@@ -80,7 +67,7 @@ inline int pitch_for(int64_t columns, int element_bytes) {
 // Floats that a block keeps for each row: facts.cuh.
 constexpr int kFloatsPerRow = 10;
 
-inline int64_t overhead_bytes(const Plan& plan, int rows) {
+inline int64_t overhead_bytes(const ImagePlan& plan, int rows) {
   return int64_t(plan.slices) * plan.gram_rows * gram_pitch(plan.gram_rows) * 4 +
          int64_t(rows) * kFloatsPerRow * 4 + kMaxStages * 8 + 256;
 }
@@ -93,8 +80,8 @@ inline int warps_for(int64_t bytes) {
 
 // For rows ≤ kMaxRows of dim numbers, element_bytes each. threads is 0 where the device has not
 // even the shared memory for the smallest chunks.
-inline Plan plan_for(int rows, int64_t dim, int element_bytes, const Limits& limits) {
-  Plan plan;
+inline ImagePlan plan_for(int rows, int64_t dim, int element_bytes, const Limits& limits) {
+  ImagePlan plan;
   const int tile = element_bytes == 2 ? 16 : 4;
   plan.gram_rows = (rows + 15) / 16 * 16;
   // Whether so many blocks, or one, fit.
@@ -121,7 +108,7 @@ inline Plan plan_for(int rows, int64_t dim, int element_bytes, const Limits& lim
   if (lay(columns(kChunkBytes), 3, 2) || lay(columns(kChunkBytes / 2), 3, 2)) return plan;
   for (int64_t bytes = kChunkBytes;; bytes /= 2) {
     if (lay(columns(bytes), 3) || lay(columns(bytes), 2)) return plan;
-    if (columns(bytes) <= least) return Plan();
+    if (columns(bytes) <= least) return ImagePlan();
   }
 }
 

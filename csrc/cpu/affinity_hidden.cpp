@@ -1,4 +1,4 @@
-// Pairs of crops before the second product of the learned affinity; see backends/pairs.py.
+// Pairs of crops before the second product of the learned affinity; problem.h has the arrays.
 //
 // The arrays of pairs, [P, H], are read or written once. An image's rows of a and c stay in cache.
 //
@@ -19,7 +19,7 @@ class Hidden {
   using V = Vector<T>;
 
  public:
-  explicit Hidden(const PairHiddenProblem& p)
+  explicit Hidden(const AffinityHiddenProblem& p)
       : p_(p),
         width_(p.width),
         crops_(p.crops),
@@ -31,8 +31,8 @@ class Hidden {
   //   Σ_{i≠j} (a_i + c_j − shift)² = L (L − 1) m² + (L − 2) Σ (a''² + c''²) + Σ (a''_i − c''_i)²,
   // sums without cancellation over L rows instead of L (L − 1).
   Status moments() const {
-    if (!p_.batch_norm.batch) {
-      fold_constants<T>(p_.batch_norm, width_, p_.norm);
+    if (is_constant(p_)) {
+      write_constants<T>(p_);
       return Status::ok;
     }
     Scratch scratch, shifts;
@@ -51,8 +51,7 @@ class Hidden {
     if (status != Status::ok) return status;
     const double pairs = double(crops_ * (crops_ - 1));
     for (int64_t k = 0; k < width_; ++k) sums[k] *= pairs;
-    write_moments(sums, shift, double(p_.pairs()), width_, p_.batch_norm, p_.norm,
-                  static_cast<T*>(p_.moments));
+    write_moments(p_, sums, shift);
     return Status::ok;
   }
 
@@ -83,14 +82,7 @@ class Hidden {
     const Status status =
         sum_columns<T>(p_.images, crops_ * (crops_ - 1), width_, p_.threads, scratch, &sums, add);
     if (status != Status::ok) return status;
-    if (p_.facts == nullptr) {
-      write_sums(sums, width_, static_cast<T*>(p_.sums));
-    } else {
-      for (int64_t k = 0; k < width_; ++k) {
-        write_facts(mean_, sums[k], sums[width_ + k], p_.values, k, width_,
-                    static_cast<T*>(p_.facts));
-      }
-    }
+    write_sums<T>(p_, sums);
     return Status::ok;
   }
 
@@ -217,7 +209,7 @@ class Hidden {
     });
   }
 
-  // Near the mean of h: of some images' means.
+  // A number near the mean of h: the mean of some images' means.
   void sample(T* shift) const {
     constexpr int64_t kImages = 16;
     const int64_t images = p_.images < kImages ? p_.images : kImages;
@@ -257,7 +249,7 @@ class Hidden {
     });
   }
 
-  const PairHiddenProblem& p_;
+  const AffinityHiddenProblem& p_;
   int64_t width_, crops_;
   const T *mean_, *scale_, *bias_;
 };
@@ -266,16 +258,16 @@ class Hidden {
 
 namespace LOGO_SIMD {
 
-Status pair_hidden_moments(const PairHiddenProblem& p) {
+Status affinity_hidden_moments(const AffinityHiddenProblem& p) {
   return by_dtype<Hidden>(p, [](const auto& hidden) { return hidden.moments(); });
 }
-Status pair_hidden(const PairHiddenProblem& p) {
+Status affinity_hidden(const AffinityHiddenProblem& p) {
   return by_dtype<Hidden>(p, [](const auto& hidden) { return hidden.forward(); });
 }
-Status pair_hidden_sums(const PairHiddenProblem& p) {
+Status affinity_hidden_sums(const AffinityHiddenProblem& p) {
   return by_dtype<Hidden>(p, [](const auto& hidden) { return hidden.sums(); });
 }
-Status pair_hidden_backward(const PairHiddenProblem& p) {
+Status affinity_hidden_backward(const AffinityHiddenProblem& p) {
   return by_dtype<Hidden>(p, [](const auto& hidden) { return hidden.backward(); });
 }
 

@@ -1,13 +1,13 @@
-// The pairs of crops before the second product of the learned affinity: h_p = a[b, i] + c[b', j],
-// formed in registers wherever it is needed, and never kept. pair_problem.h has the arrays.
+// Pairs of crops before the second product of the learned affinity: h_p = a[b, i] + c[b', j] is
+// formed in registers wherever it is needed, and never kept. problem.h has the arrays.
 //
 // All four kernels move each of P·H numbers once, at most, and are bound by that. The crops of an
 // image, a few KiB, come from L1 after their first use.
 #include <cuda_runtime.h>
 
-#include "cuda/pair_sums.cuh"
+#include "cuda/affinity_sums.cuh"
 #include "cuda/vectors.cuh"
-#include "logo/pair_problem.h"
+#include "logo/problem.h"
 
 namespace logo {
 namespace cuda {
@@ -19,19 +19,20 @@ constexpr int kParts = 4;
 constexpr int kColumns = 8;
 constexpr int kHiddenSummingBlocks = 2;  // whose registers a multiprocessor has
 
-struct PairHiddenArguments {
-  PairHiddenProblem p;
-  PairGrid grid;
+struct AffinityHiddenArguments {
+  AffinityHiddenProblem p;
+  AffinityGrid grid;
   double* partials;
   Groups crops;  // of the images, for thread rows that walk over crops
 
-  PairHiddenArguments(const PairHiddenProblem& problem, const PairGrid& over, void* workspace)
+  AffinityHiddenArguments(const AffinityHiddenProblem& problem, const AffinityGrid& over,
+                          void* workspace)
       : p(problem),
         grid(over),
         partials(static_cast<double*>(workspace)),
         crops(p.crops, over.row_blocks * over.rows_at_once()) {}
 
-  // Where image b's partners are.
+  // The image whose c meets the a of this one.
   __device__ __forceinline__ int64_t partner(int64_t image) const {
     const int64_t rolled = image + p.roll;
     return rolled < p.images ? rolled : rolled - p.images;
@@ -57,12 +58,12 @@ struct ImagePart {
 //   Σ_{i≠j} (d_i + e_j)²  =  Σ_i [(L − 1)(d_i² + e_i²) − 2 d_i e_i]  +  2 (Σ d)(Σ e).
 // In fp64, where neither a distant first row nor a and c that cancel cost what shows in fp32.
 template <class T, int N>
-__global__ void __launch_bounds__(kPairThreads, kHiddenSummingBlocks)
-    pair_hidden_moments_kernel(const __grid_constant__ PairHiddenArguments arguments) {
+__global__ void __launch_bounds__(kAffinityThreads, kHiddenSummingBlocks)
+    affinity_hidden_moments_kernel(const __grid_constant__ AffinityHiddenArguments arguments) {
   __shared__ double exchange[kSumsExchange<N>];
-  const PairHiddenProblem& p = arguments.p;
-  count_batch(p.batch_norm);
-  const PairPlace<N> place(arguments.grid, p.width);
+  const AffinityHiddenProblem& p = arguments.p;
+  count_batch(p);
+  const AffinityPlace<N> place(arguments.grid, p.width);
   double sum[N] = {}, squares[N] = {};
   if (!place.idle) {
     float first_a[N], first_c[N];
@@ -100,10 +101,10 @@ __global__ void __launch_bounds__(kPairThreads, kHiddenSummingBlocks)
 
 // A thread row for each a[b, i]: the L − 1 pairs that follow one another in x.
 template <class T, int N>
-__global__ void __launch_bounds__(kPairThreads, 4)
-    pair_hidden_kernel(const __grid_constant__ PairHiddenArguments arguments) {
-  const PairHiddenProblem& p = arguments.p;
-  const PairPlace<N> place(arguments.grid, p.width);
+__global__ void __launch_bounds__(kAffinityThreads, 4)
+    affinity_hidden_kernel(const __grid_constant__ AffinityHiddenArguments arguments) {
+  const AffinityHiddenProblem& p = arguments.p;
+  const AffinityPlace<N> place(arguments.grid, p.width);
   if (place.idle) return;
   ColumnNorm<N> norm;
   norm.load(p.norm, p.width, place.column);
@@ -132,7 +133,8 @@ __global__ void __launch_bounds__(kPairThreads, 4)
 // Sums over the columns of an image's matrix of pairs, from kParts thread rows to one of them.
 template <int N>
 struct ColumnExchange {
-  float (*values)[kPairThreads];  // [kColumns · N]: a lane's neighbours are in neighbouring banks
+  float (
+      *values)[kAffinityThreads];  // [kColumns · N]: a lane's neighbours are in neighbouring banks
 
   __device__ __forceinline__ void put(int column, const float (&sums)[N]) const {
 #pragma unroll
@@ -156,13 +158,13 @@ struct ColumnExchange {
 // a time: the sums of these stay in registers, and those over j, where there are more of them, in
 // to_a, which a thread alone adds to.
 template <class T, int N>
-__global__ void __launch_bounds__(kPairThreads, kHiddenSummingBlocks)
-    pair_hidden_sums_kernel(const __grid_constant__ PairHiddenArguments arguments) {
-  __shared__ __align__(8) float values[kColumns * N][kPairThreads];
+__global__ void __launch_bounds__(kAffinityThreads, kHiddenSummingBlocks)
+    affinity_hidden_sums_kernel(const __grid_constant__ AffinityHiddenArguments arguments) {
+  __shared__ __align__(8) float values[kColumns * N][kAffinityThreads];
   static_assert(sizeof(values) >= kSumsExchange<N> * sizeof(double));
   const ColumnExchange<N> exchange{values};
-  const PairHiddenProblem& p = arguments.p;
-  const PairPlace<N> place(arguments.grid, p.width);
+  const AffinityHiddenProblem& p = arguments.p;
+  const AffinityPlace<N> place(arguments.grid, p.width);
   const ImagePart part(place.row, place.rows, p.crops);
   const int lanes = arguments.grid.lanes;
   ColumnNorm<N> norm;
@@ -237,12 +239,12 @@ __global__ void __launch_bounds__(kPairThreads, kHiddenSummingBlocks)
 // Σ_{j≠i} (h_p − mean) = (L − 1)(a_i + c_0 − mean) + Σ_j (c_j − c_0) − (c_i − c_0), and likewise
 // for c: no pass over the pairs, and differences of like numbers first.
 template <class T, int N>
-__global__ void __launch_bounds__(kPairThreads, 4)
-    pair_hidden_backward_kernel(const __grid_constant__ PairHiddenArguments arguments) {
-  __shared__ float values[2 * N][kPairThreads];
+__global__ void __launch_bounds__(kAffinityThreads, 4)
+    affinity_hidden_backward_kernel(const __grid_constant__ AffinityHiddenArguments arguments) {
+  __shared__ float values[2 * N][kAffinityThreads];
   const ColumnExchange<N> exchange{values};
-  const PairHiddenProblem& p = arguments.p;
-  const PairPlace<N> place(arguments.grid, p.width);
+  const AffinityHiddenProblem& p = arguments.p;
+  const AffinityPlace<N> place(arguments.grid, p.width);
   const ImagePart part(place.row, place.rows, p.crops);
   const int lanes = arguments.grid.lanes;
   const int first_thread = (place.row - part.part) * lanes + place.lane;
@@ -306,91 +308,92 @@ __global__ void __launch_bounds__(kPairThreads, 4)
 }
 
 template <class T, bool MOMENTS>
-__global__ void __launch_bounds__(kFinishThreads)
-    pair_hidden_finish_kernel(const __grid_constant__ FinishArguments arguments) {
+__global__ void __launch_bounds__(kFinishThreads) affinity_hidden_finish_kernel(
+    const __grid_constant__ FinishArguments<AffinityHiddenProblem> arguments) {
   finish_sums<T, MOMENTS>(arguments);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kFoldThreads)
-    pair_hidden_fold_kernel(const __grid_constant__ FoldArguments arguments) {
-  fold_constants<T>(arguments);
+    affinity_hidden_fold_kernel(const __grid_constant__ AffinityHiddenProblem p) {
+  fold_constants<T>(p);
 }
 
 template <class Run>
-Status run_hidden(const char* name, const PairHiddenProblem& p,
+Status run_hidden(const char* name, const AffinityHiddenProblem& p,
                   std::initializer_list<const void*> arrays, const Queue& queue, Failure* failure,
                   const Run& run) {
   char shape[160];
   snprintf(shape, sizeof(shape), "B=%lld L=%lld H=%lld %s", static_cast<long long>(p.images),
            static_cast<long long>(p.crops), static_cast<long long>(p.width), name_of(p.dtype));
-  return run_pairs(name, shape, p.dtype, in_vectors(p.width, p.dtype, arrays), queue, failure, run);
+  return run_affinity(name, shape, p.dtype, in_vectors(p.width, p.dtype, arrays), queue, failure,
+                      run);
 }
 
 }  // namespace
 
-int64_t pair_workspace_bytes(int64_t width, int device, Failure* failure) {
+int64_t affinity_workspace_bytes(int64_t width, int device, Failure* failure) {
   Limits limits;
   if (enter("nothing", "pair workspace", {device}, &limits, failure) != Status::ok) return 0;
   return partial_bytes(width, limits);
 }
 
-Status pair_hidden_moments(const PairHiddenProblem& p, const Queue& queue, Failure* failure) {
+Status affinity_hidden_moments(const AffinityHiddenProblem& p, const Queue& queue,
+                               Failure* failure) {
   return run_hidden(
-      "pair_hidden_moments", p, {p.a, p.c}, queue, failure,
+      "affinity_hidden_moments", p, {p.a, p.c}, queue, failure,
       [&](auto numbers, const Limits& limits) {
         using Each = decltype(numbers);
-        if (!p.batch_norm.batch) {
-          return launch(pair_hidden_fold_kernel<float>, fold_grid(p.width, queue),
-                        {p.batch_norm, static_cast<float*>(p.norm), p.width});
+        if (is_constant(p)) {
+          return launch(affinity_hidden_fold_kernel<float>, fold_grid(p.width, queue), p);
         }
-        const PairGrid grid(p.width, Each::N, p.images, 1, kHiddenSummingBlocks, limits);
-        const PairHiddenArguments arguments(p, grid, queue.workspace);
-        const auto kernel = pair_hidden_moments_kernel<typename Each::T, Each::N>;
+        const AffinityGrid grid(p.width, Each::N, p.images, 1, kHiddenSummingBlocks, limits);
+        const AffinityHiddenArguments arguments(p, grid, queue.workspace);
+        const auto kernel = affinity_hidden_moments_kernel<typename Each::T, Each::N>;
         const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
         if (error != cudaSuccess) return error;
-        return launch(pair_hidden_finish_kernel<typename Each::T, true>,
-                      finish_grid(p.width, queue),
-                      finish_moments_of(p, queue.workspace, grid.row_blocks, p.pairs(), p.a, p.c));
+        return launch(affinity_hidden_finish_kernel<typename Each::T, true>,
+                      finish_grid(p.width, queue), {p, arguments.partials, grid.row_blocks});
       });
 }
 
-Status pair_hidden(const PairHiddenProblem& p, const Queue& queue, Failure* failure) {
-  return run_hidden("pair_hidden", p, {p.a, p.c, p.norm, p.x}, queue, failure,
+Status affinity_hidden(const AffinityHiddenProblem& p, const Queue& queue, Failure* failure) {
+  return run_hidden("affinity_hidden", p, {p.a, p.c, p.norm, p.x}, queue, failure,
                     [&](auto numbers, const Limits& limits) {
                       using Each = decltype(numbers);
-                      const PairGrid grid(p.width, Each::N, p.images * p.crops, 1, kStreamingBlocks,
-                                          limits);
-                      const auto kernel = pair_hidden_kernel<typename Each::T, Each::N>;
+                      const AffinityGrid grid(p.width, Each::N, p.images * p.crops, 1,
+                                              kStreamingBlocks, limits);
+                      const auto kernel = affinity_hidden_kernel<typename Each::T, Each::N>;
                       return launch(kernel, grid.grid(queue), {p, grid, nullptr});
                     });
 }
 
-Status pair_hidden_sums(const PairHiddenProblem& p, const Queue& queue, Failure* failure) {
+Status affinity_hidden_sums(const AffinityHiddenProblem& p, const Queue& queue, Failure* failure) {
   return run_hidden(
-      "pair_hidden_sums", p, {p.a, p.c, p.norm, p.grad_x, p.to_a, p.to_c}, queue, failure,
+      "affinity_hidden_sums", p, {p.a, p.c, p.norm, p.grad_x, p.to_a, p.to_c}, queue, failure,
       [&](auto numbers, const Limits& limits) {
         using Each = decltype(numbers);
-        const PairGrid grid(p.width, Each::N, p.images, kParts, kHiddenSummingBlocks, limits);
-        const PairHiddenArguments arguments(p, grid, queue.workspace);
-        const auto kernel = pair_hidden_sums_kernel<typename Each::T, Each::N>;
+        const AffinityGrid grid(p.width, Each::N, p.images, kParts, kHiddenSummingBlocks, limits);
+        const AffinityHiddenArguments arguments(p, grid, queue.workspace);
+        const auto kernel = affinity_hidden_sums_kernel<typename Each::T, Each::N>;
         const cudaError_t error = launch(kernel, grid.grid(queue), arguments);
         if (error != cudaSuccess) return error;
-        return launch(pair_hidden_finish_kernel<float, false>, finish_grid(p.width, queue),
-                      finish_sums_of(p, queue.workspace, grid.row_blocks, nullptr));
+        return launch(affinity_hidden_finish_kernel<float, false>, finish_grid(p.width, queue),
+                      {p, arguments.partials, grid.row_blocks});
       });
 }
 
-Status pair_hidden_backward(const PairHiddenProblem& p, const Queue& queue, Failure* failure) {
-  return run_hidden("pair_hidden_backward", p,
-                    {p.a, p.c, p.norm, p.correction, p.to_a, p.to_c, p.grad_a, p.grad_c}, queue,
-                    failure, [&](auto numbers, const Limits& limits) {
-                      using Each = decltype(numbers);
-                      const PairGrid grid(p.width, Each::N, p.images, kParts, kStreamingBlocks,
-                                          limits);
-                      const auto kernel = pair_hidden_backward_kernel<typename Each::T, Each::N>;
-                      return launch(kernel, grid.grid(queue), {p, grid, nullptr});
-                    });
+Status affinity_hidden_backward(const AffinityHiddenProblem& p, const Queue& queue,
+                                Failure* failure) {
+  return run_hidden(
+      "affinity_hidden_backward", p,
+      {p.a, p.c, p.norm, p.correction, p.to_a, p.to_c, p.grad_a, p.grad_c}, queue, failure,
+      [&](auto numbers, const Limits& limits) {
+        using Each = decltype(numbers);
+        const AffinityGrid grid(p.width, Each::N, p.images, kParts, kStreamingBlocks, limits);
+        const auto kernel = affinity_hidden_backward_kernel<typename Each::T, Each::N>;
+        return launch(kernel, grid.grid(queue), {p, grid, nullptr});
+      });
 }
 
 }  // namespace cuda

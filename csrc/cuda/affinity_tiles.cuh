@@ -1,5 +1,5 @@
-// How the pair stage lays numbers over threads: a block has a tile of columns, which it keeps while
-// it walks over rows of them, be they pairs, crops or images.
+// How the affinity's kernels lay numbers over threads: a block has a tile of columns, and keeps it
+// while it walks over rows of them, be they pairs, crops or images.
 //
 // A thread holds N numbers side by side, 16 bytes of T, or one where rows do not lie in multiples
 // of 16 bytes.
@@ -9,26 +9,27 @@
 
 #include <initializer_list>
 
-#include "cuda/launcher.h"
+#include "cuda/device.h"
 #include "cuda/output.cuh"
 
 namespace logo {
 namespace cuda {
 
-constexpr int kPairThreads = 128;
+constexpr int kAffinityThreads = 128;
 constexpr int kMostLanes = 32;  // threads along a row
 // Blocks for a multiprocessor, at most: those that stream, and those whose sums are added up.
 constexpr int kStreamingBlocks = 8;
 constexpr int kSummingBlocks = 4;
 
-struct PairGrid {
+struct AffinityGrid {
   int lanes;           // threads side by side in a row, a power of two
   int64_t tiles;       // of columns
   int64_t row_blocks;  // blocks that share the rows of a tile
 
-  // For `items` of rows, of which a block takes as many at once as it has rows of threads, over
-  // `parts`.
-  PairGrid(int64_t width, int numbers, int64_t items, int parts, int most, const Limits& limits) {
+  // For `items` of rows. `parts` rows of threads share an item, and a block takes as many items at
+  // once as its rows allow.
+  AffinityGrid(int64_t width, int numbers, int64_t items, int parts, int most,
+               const Limits& limits) {
     const int64_t vectors = (width + numbers - 1) / numbers;
     lanes = 1;
     while (lanes < kMostLanes && lanes < vectors) lanes *= 2;
@@ -39,34 +40,35 @@ struct PairGrid {
     row_blocks = needed < allowed ? needed : allowed > 1 ? allowed : 1;
   }
 
-  int rows_at_once() const { return kPairThreads / lanes; }
+  int rows_at_once() const { return kAffinityThreads / lanes; }
 
   Grid grid(const Queue& queue) const {
-    return {unsigned(tiles * row_blocks), kPairThreads, 0, static_cast<cudaStream_t>(queue.stream)};
+    return {unsigned(tiles * row_blocks), kAffinityThreads, 0,
+            static_cast<cudaStream_t>(queue.stream)};
   }
 };
 
-// A thread's place in it.
+// A thread's place in the grid.
 template <int N>
-struct PairPlace {
+struct AffinityPlace {
   int64_t column;     // the first of N
   int64_t row_block;  // of this block
   int lane, row, rows;
   bool idle;  // beyond the last column; it still comes to barriers
 
-  __device__ PairPlace(const PairGrid& grid, int64_t width) {
+  __device__ AffinityPlace(const AffinityGrid& grid, int64_t width) {
     row_block = blockIdx.x / unsigned(grid.tiles);
     const int64_t tile = blockIdx.x - row_block * grid.tiles;
     lane = int(threadIdx.x) % grid.lanes;
     row = int(threadIdx.x) / grid.lanes;
-    rows = kPairThreads / grid.lanes;
+    rows = kAffinityThreads / grid.lanes;
     column = (tile * grid.lanes + lane) * N;
     idle = column >= width;
   }
 };
 
-// Groups of one size that are walked over by steps of one length. Made on the host: a division of
-// 64 bits is a function call on the device.
+// Groups of one size that are walked over by steps of one length. The host makes them: a division
+// of 64 bits is a function call on the device.
 struct Groups {
   int64_t size, step_groups, step_rest;
   double inverse;
@@ -229,8 +231,8 @@ cudaError_t with_numbers(DType dtype, bool vectors, Run run) {
 
 // Enters, and launches by run(Numbers<T, N>, limits).
 template <class Run>
-Status run_pairs(const char* name, const char* shape, DType dtype, bool vectors, const Queue& queue,
-                 Failure* failure, const Run& run) {
+Status run_affinity(const char* name, const char* shape, DType dtype, bool vectors,
+                    const Queue& queue, Failure* failure, const Run& run) {
   Limits limits;
   const Status entered = enter(name, shape, queue, &limits, failure);
   if (entered != Status::ok) return entered;

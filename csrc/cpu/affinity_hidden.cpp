@@ -5,6 +5,7 @@
 // Compiled once per instruction set (LOGO_SIMD names the namespace); dispatch.cpp chooses.
 #include "cpu/column_sums.h"
 #include "cpu/columns.h"
+#include "cpu/subnormals.h"
 #include "cpu/variants.h"
 #include "logo/batch_norm.h"
 
@@ -114,6 +115,7 @@ class Hidden {
     const int threads = threads_for(p_.images, rows * width_, p_.threads);
 #pragma omp parallel num_threads(threads)
     {
+      const WithSubnormals exact;
       const Share share = share_of(p_.images);
       for (int64_t image = share.first; image < share.last; ++image) each(image);
       streaming_fence(true);

@@ -4,6 +4,7 @@
 #include "cpu/columns.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
+#include "cpu/subnormals.h"
 #include "logo/batch_norm.h"
 
 namespace logo {
@@ -60,6 +61,7 @@ inline Status sum_columns(int64_t items, int64_t rows_per_item, int64_t width, i
   bool short_of_memory = false;
 #pragma omp parallel num_threads(threads) reduction(|| : short_of_memory)
   {
+    const WithSubnormals exact;
     Scratch own;
     short_of_memory = !own.reserve(ColumnSums<T>::scratch_bytes(width));
     const Share share = share_of(chunks);

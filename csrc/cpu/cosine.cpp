@@ -5,7 +5,9 @@
 
 #include "cpu/cosine_exact.h"
 #include "cpu/cosine_fast.h"
+#include "cpu/in_memory.h"
 #include "cpu/parallel.h"
+#include "cpu/subnormals.h"
 #include "cpu/totals.h"
 #include "cpu/variants.h"
 
@@ -36,6 +38,7 @@ Status run(const CosineProblem& p) {
   bool short_of_memory = false;
 #pragma omp parallel num_threads(threads) reduction(|| : short_of_memory)
   {
+    const WithSubnormals exact;
     FastCosine<T> fast(layout, streaming);
     ExactCosine exact(layout);
     short_of_memory = !fast.reserve();
@@ -55,7 +58,10 @@ Status run(const CosineProblem& p) {
 
 namespace LOGO_SIMD {
 
-Status cosine(const CosineProblem& p) { return p.fp64 ? run<double>(p) : run<float>(p); }
+Status cosine(const CosineProblem& given) {
+  const CosineProblem p = with_numbers(given);
+  return p.fp64 ? run<double>(p) : run<float>(p);
+}
 
 }  // namespace LOGO_SIMD
 }  // namespace cpu

@@ -1,6 +1,7 @@
 // The instruction set is chosen when the program runs: one build serves every processor.
 #include <atomic>
 
+#include "cpu/subnormals.h"
 #include "cpu/variants.h"
 #include "logo/operations.h"
 
@@ -41,6 +42,7 @@ void use_simd(Simd simd) { chosen().store(simd, std::memory_order_relaxed); }
 #if defined(LOGO_X86)
 #define LOGO_DISPATCH(name, Problem)                   \
   Status name(const Problem& problem) {                \
+    const WithSubnormals exact;                        \
     switch (current_simd()) {                          \
       case Simd::avx512: return avx512::name(problem); \
       case Simd::avx2: return avx2::name(problem);     \
@@ -49,8 +51,11 @@ void use_simd(Simd simd) { chosen().store(simd, std::memory_order_relaxed); }
     return portable::name(problem);                    \
   }
 #else
-#define LOGO_DISPATCH(name, Problem) \
-  Status name(const Problem& problem) { return portable::name(problem); }
+#define LOGO_DISPATCH(name, Problem)    \
+  Status name(const Problem& problem) { \
+    const WithSubnormals exact;         \
+    return portable::name(problem);     \
+  }
 #endif
 
 LOGO_LAUNCHERS(LOGO_DISPATCH)

@@ -1,11 +1,12 @@
 // InfoNCE, forward: unit queries and the positives' logits, the pass over the negatives, losses.
 //
 // Compiled once per instruction set (LOGO_SIMD names the namespace); dispatch.cpp chooses.
+#include "cpu/in_memory.h"
 #include "cpu/info_nce_pairs.h"
 #include "cpu/info_nce_pass.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
-#include "cpu/temperature.h"
+#include "cpu/subnormals.h"
 #include "cpu/totals.h"
 #include "cpu/variants.h"
 
@@ -73,6 +74,7 @@ Status run(const InfoNCEProblem& p) {
   bool short_of_memory = false;
 #pragma omp parallel num_threads(threads)
   {
+    const WithSubnormals exact;
     Pairs<T> pairs(p, cut, shared.queries, shared.per_image);
     Pass<T, kFactors> pass(p, cut, softmax, queries);
     const bool ready = pairs.reserve() && pass.reserve();
@@ -115,7 +117,7 @@ bool all_bf16(const InfoNCEProblem& p) {
 namespace LOGO_SIMD {
 
 Status info_nce(const InfoNCEProblem& given) {
-  const InfoNCEProblem p = with_temperature(given);
+  const InfoNCEProblem p = with_numbers(given);
   if (p.fp64) return run<double, Factors::numbers>(p);
 #if defined(__AVX512F__)
   if (all_bf16(p) && multiplies_pairs()) return run<float, Factors::pairs>(p);

@@ -2,10 +2,13 @@
 // made.
 //
 // Compiled once per instruction set (LOGO_SIMD names the namespace); dispatch.cpp chooses.
+#include <cmath>
+
 #include "cpu/columns.h"
+#include "cpu/in_memory.h"
 #include "cpu/parallel.h"
+#include "cpu/subnormals.h"
 #include "cpu/sums.h"
-#include "cpu/temperature.h"
 #include "cpu/unit_row.h"
 #include "cpu/variants.h"
 #include "logo/problem.h"
@@ -61,8 +64,10 @@ class Gradients {
                               image * p_.upstream.image_stride + crop * p_.upstream.crop_stride;
     const int64_t step = p_.upstream.element_stride;
     T sum = 0;
+    scaled_ = false;
     for (int64_t k = 0; k < p_.positives.count; ++k) {
       if (p_.is_pair(crop, k)) sum += upstream[k * step] * pull[k];
+      scaled_ = scaled_ || std::abs(upstream[k * step]) > 1;
     }
     for_columns<T>(p_.dim, [&](int64_t d, auto at) {
       *reinterpret_cast<Vector<T>*>(direction_ + d) = at.load(mean + d) * sum;
@@ -94,22 +99,22 @@ class Gradients {
     }
   }
 
-  // (δ − (δ·q̂) q̂)/(τ‖q‖) as To. An fp16 that is too large becomes infinite, for a loss scaler to
-  // see; other dtypes saturate.
+  // (δ − (δ·q̂) q̂)/(τ‖q‖) as To. What is too large saturates; an fp16 that a loss scaler may have
+  // multiplied becomes infinite, for it to see.
   template <class To>
   void write(To* to, T along) {
     if (row_.zero()) {
       memset(to, 0, size_t(p_.dim) * sizeof(To));
       return;
     }
-    constexpr bool kSaturates = kDType<To> != DType::f16;
+    const bool saturates = kDType<To> != DType::f16 || !scaled_;
     const double factor = row_.inverse() / p_.temperature;
     const bool ordinary = row_.divisor() == 1 && T(factor) >= kLeast && T(factor) <= 1 / kLeast;
     if constexpr ((sizeof(T) == 8) == (sizeof(To) == 8)) {
       if (ordinary) {
         for_columns<T>(p_.dim, [&](int64_t d, auto at) {
           Vector<T> value = (load(direction_ + d) - along * row_.unit(d)) * T(factor);
-          if (kSaturates) value = clamp(value, T(largest(kDType<To>)));
+          if (saturates) value = clamp(value, T(largest(kDType<To>)));
           at.store(value, to + d);
         });
         return;
@@ -120,7 +125,7 @@ class Gradients {
       const T across = direction_[d] - along * row_.unit(d / kLanes<T> * kLanes<T>)[d % kLanes<T>];
       double value = double(across) * factor / double(row_.divisor());
       const double most = largest(kDType<To>);
-      if (kSaturates) value = value > most ? most : value < -most ? -most : value;  // NaN stays
+      if (saturates) value = value > most ? most : value < -most ? -most : value;  // NaN stays
       narrow_to(value, to + d);
     }
   }
@@ -139,6 +144,7 @@ class Gradients {
   Scratch scratch_;
   T* units_ = nullptr;      // [P, padded] positives
   T* direction_ = nullptr;  // [padded] δ
+  bool scaled_ = false;     // whether the upstream gradient of a pair is more than one
 };
 
 template <class T>
@@ -150,6 +156,7 @@ Status run(const InfoNCEProblem& p) {
   bool short_of_memory = false;
 #pragma omp parallel num_threads(threads) reduction(|| : short_of_memory)
   {
+    const WithSubnormals exact;
     Gradients<T> gradients(p);
     const bool ready = gradients.reserve();
     short_of_memory = !ready;
@@ -172,7 +179,7 @@ Status run(const InfoNCEProblem& p) {
 namespace LOGO_SIMD {
 
 Status info_nce_backward(const InfoNCEProblem& given) {
-  const InfoNCEProblem p = with_temperature(given);
+  const InfoNCEProblem p = with_numbers(given);
   return p.fp64 ? run<double>(p) : run<float>(p);
 }
 

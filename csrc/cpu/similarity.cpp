@@ -6,6 +6,7 @@
 #include "cpu/exact.h"
 #include "cpu/image.h"
 #include "cpu/parallel.h"
+#include "cpu/subnormals.h"
 #include "cpu/variants.h"
 #include "logo/math.h"
 
@@ -220,6 +221,7 @@ Status run(const SimilarityProblem& p, bool backward) {
   bool short_of_memory = false;
 #pragma omp parallel num_threads(threads) reduction(|| : short_of_memory)
   {
+    const WithSubnormals exact;
     Worker<T> worker(p, at, plan, streaming);
     const bool ready = worker.reserve();
     short_of_memory = !ready;

@@ -8,6 +8,7 @@
 #include "cpu/columns.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
+#include "cpu/subnormals.h"
 #include "cpu/variants.h"
 
 namespace logo {
@@ -140,6 +141,7 @@ class Unit {
     bool short_of_memory = false;
 #pragma omp parallel num_threads(threads) reduction(|| : short_of_memory)
     {
+      const WithSubnormals exact;
       Scratch scratch;
       short_of_memory = !scratch.reserve(buffers * Scratch::bytes<T>(p_.dim));
       if (!short_of_memory) {

@@ -53,25 +53,26 @@ struct PairRows : Rows {};
   static constexpr int kFields = FIELDS(LOGO_COUNT)
 
 // Cosine LoGo loss and gradient (docs/design.md, eqs 2-5, 9).
-#define LOGO_COSINE_FIELDS(FIELD)                                                           \
-  FIELD(int64_t, images)      /* B */                                                       \
-  FIELD(int64_t, dim)         /* D */                                                       \
-  FIELD(Rows, global_crops)   /* [B, G, D] x, online; absent: nothing attracts */           \
-  FIELD(Rows, local_crops)    /* [B, L, D] y, online; may be absent */                      \
-  FIELD(Rows, targets)        /* [B, G, D] t; absent: global_crops */                       \
-  FIELD(Rows, features)       /* [B, L, D] r; absent: local_crops */                        \
-  FIELD(double, gg_weight)    /* of one pair in its image's total: ordered gg pairs, */     \
-  FIELD(double, lg_weight)    /* lg pairs, */                                               \
-  FIELD(double, ll_weight)    /* unordered ll pairs */                                      \
-  FIELD(bool, repulsion)      /* whether local crops repel one another */                   \
-  FIELD(Reduction, reduction) /* over images */                                             \
-  FIELD(bool, fp64)           /* dtype of total and terms: fp64, else fp32 */               \
-  FIELD(void*, total)         /* [] or [B] */                                               \
-  FIELD(void*, terms)         /* [3] or [3, B] */                                           \
-  FIELD(Rows, grad_global)    /* absent: not wanted; unit stride over D, like the others */ \
-  FIELD(Rows, grad_local)     /* likewise */                                                \
-  FIELD(Rows, grad_features)  /* likewise */                                                \
-  FIELD(float*, row_scale)    /* [B, G + L + L'], null unless a gradient is fp16 */
+#define LOGO_COSINE_FIELDS(FIELD)                                                                  \
+  FIELD(int64_t, images)    /* B */                                                                \
+  FIELD(int64_t, dim)       /* D */                                                                \
+  FIELD(Rows, global_crops) /* [B, G, D] x, online; absent: nothing attracts */                    \
+  FIELD(Rows, local_crops)  /* [B, L, D] y, online; may be absent */                               \
+  FIELD(Rows, targets)      /* [B, G, D] t; absent: global_crops */                                \
+  FIELD(Rows, features)     /* [B, L, D] r; absent: local_crops */                                 \
+  FIELD(double, gg_weight)  /* of one pair in its image's total: ordered gg pairs, */              \
+  FIELD(double, lg_weight)  /* lg pairs, */                                                        \
+  FIELD(double, ll_weight)  /* unordered ll pairs, */                                              \
+  FIELD(const void*, repulsion_weight_tensor) /* times this number in memory, if given */          \
+  FIELD(bool, repulsion)                      /* whether local crops repel one another */          \
+  FIELD(Reduction, reduction)                 /* over images */                                    \
+  FIELD(bool, fp64)          /* dtype of total, terms and the number in memory: fp64, else fp32 */ \
+  FIELD(void*, total)        /* [] or [B] */                                                       \
+  FIELD(void*, terms)        /* [3] or [3, B] */                                                   \
+  FIELD(Rows, grad_global)   /* absent: not wanted; unit stride over D, like the others */         \
+  FIELD(Rows, grad_local)    /* likewise */                                                        \
+  FIELD(Rows, grad_features) /* likewise */                                                        \
+  FIELD(float*, row_scale)   /* [B, G + L + L'], null unless a gradient is fp16 */
 
 struct CosineProblem {
   LOGO_MEMBERS(LOGO_COSINE_FIELDS);

@@ -66,7 +66,7 @@ def seen(monkeypatch):
         seen.append(type(call.x))
         result.scaled.copy_(call.factor * call.x.detach())
         if call.count is not None:
-            call.count += 1
+            call.count.numpy()[...] += 1  # as a kernel does, unseen by autograd
         if result.absent is not None:
             result.absent.fill_(3)
 

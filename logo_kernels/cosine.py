@@ -16,7 +16,22 @@ from .backends import AUTO, Key, backend_for
 from .backends.protocol import scale_factor
 from .buffers import compute_dtype, gradient_for
 from .operators import Operator
-from .weights import attraction_weights, repulsion_weight
+
+# The weight of one pair of each kind in an image's total (eqs. 3-5, 9; formulas: `logo_loss`).
+PAIR_REDUCTIONS = ("sum", "mean")
+
+
+def attraction_weights(globals_: int, locals_: int, pair_reduction: str) -> tuple[float, float]:
+    """(gg, lg) of an ordered pair of global crops, and of a local with a global crop."""
+    if pair_reduction == "sum":
+        return 0.5, 1.0
+    pairs = globals_ * (globals_ - 1) + locals_ * globals_
+    return (1 / pairs, 1 / pairs) if pairs else (0.0, 0.0)
+
+
+def repulsion_weight(locals_: int, pair_reduction: str) -> float:
+    """Of an unordered pair of local crops, λ left out."""
+    return 1.0 if pair_reduction == "sum" else 1 / max(1, locals_ * (locals_ - 1) // 2)
 
 
 class CosineCall(NamedTuple):
@@ -214,9 +229,9 @@ def scaled(
     """
     kept = torch.compiler.is_compiling() or batched(upstream) or graph_is_kept()
     # Reading the value of a tensor is free on the CPU alone; elsewhere it would stop the host.
-    if not kept and row_scale is None and upstream.ndim == 0 and upstream.is_cpu:
-        if upstream.item() == 1:
-            return gradients
+    looked_at = not kept and row_scale is None and upstream.ndim == 0 and upstream.is_cpu
+    if looked_at and upstream.item() == 1:
+        return gradients
     found: list[Tensor | None] = [None] * len(gradients)
     work, scales = [], []
     for index, (gradient, first) in enumerate(zip(gradients, first_rows, strict=True)):

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from . import checks
 from .backends import AUTO, BACKENDS
 from .contrast import contrast
-from .cosine import cosine_loss, repulsion_loss
-from .weights import PAIR_REDUCTIONS
+from .cosine import PAIR_REDUCTIONS, cosine_loss, repulsion_loss
 
 Affinity = str | Callable[[Tensor], Tensor] | None
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference_unit
 from .compiled import DTYPES, NO_ROWS, CompiledBackend, RowsArgument, pairs, rows
 from .devices import Zeros, on_device_of, place
 from .extension import extension
 from .extension import reason as not_built
 from .protocol import Request
+from .reference.unit import unit, unit_backward
 
 
 @functools.cache
@@ -181,11 +181,11 @@ class CudaBackend(CompiledBackend):
 
     def unit(self, call: Any, result: Any) -> None:
         # crops of a float32 module may be float64
-        fill = reference_unit.unit if call.wide else self._unit
+        fill = unit if call.wide else self._unit
         fill(call, result)
 
     def unit_backward(self, call: Any, result: Any) -> None:
-        fill = reference_unit.unit_backward if call.wide else self._unit_backward
+        fill = unit_backward if call.wide else self._unit_backward
         fill(call, result)
 
     def scale_(

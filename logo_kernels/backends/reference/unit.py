@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..units import saturated
+from ...units import saturated
 
 if TYPE_CHECKING:
-    from ..affinity.units import UnitBackwardCall, UnitCall, UnitGradient, UnitResult
+    from ...affinity.units import UnitBackwardCall, UnitCall, UnitGradient, UnitResult
 
 
 def unit(call: UnitCall, result: UnitResult) -> None:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..buffers import compute_dtype
-from ..units import UnitRows, full_precision, saturated
-from . import reference_info_nce, reference_unit
-from .protocol import Backend, Request
+from ...buffers import compute_dtype
+from ...units import UnitRows, full_precision, saturated
+from ..protocol import Backend, Request
+from .info_nce import info_nce, info_nce_backward
+from .unit import unit, unit_backward
 
 if TYPE_CHECKING:
-    from ..cosine import CosineCall, CosineResult
-    from ..similarity import (
+    from ...cosine import CosineCall, CosineResult
+    from ...similarity import (
         SimilarityBackwardCall,
         SimilarityCall,
         SimilarityGradients,
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 class ReferenceBackend(Backend):
     name = "reference"
     fuses_affinity = False
-    info_nce = staticmethod(reference_info_nce.info_nce)
-    info_nce_backward = staticmethod(reference_info_nce.info_nce_backward)
-    unit = staticmethod(reference_unit.unit)
-    unit_backward = staticmethod(reference_unit.unit_backward)
+    info_nce = staticmethod(info_nce)
+    info_nce_backward = staticmethod(info_nce_backward)
+    unit = staticmethod(unit)
+    unit_backward = staticmethod(unit_backward)
 
     def missing(self) -> str | None:
         return None

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..units import UnitRows, full_precision, saturated
+from ...units import UnitRows, full_precision, saturated
 
 if TYPE_CHECKING:
-    from ..contrast import InfoNCEBackwardCall, InfoNCECall, InfoNCEGradients, InfoNCEResult
+    from ...contrast import InfoNCEBackwardCall, InfoNCECall, InfoNCEGradients, InfoNCEResult
 
 
 def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:

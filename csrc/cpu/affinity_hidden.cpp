@@ -58,7 +58,7 @@ class Hidden {
 
   Status forward() const {
     S* const x = static_cast<S*>(p_.x);
-    const bool streaming = streams<S>(x, p_.pairs(), width_);
+    const bool streaming = streams<S>(x, p_.all_pairs(), width_);
     each_image(crops_ * (crops_ - 1), [&](int64_t image) {
       const S* const c = row(p_.c, partner(image), 0);
       S* to = x + image * crops_ * (crops_ - 1) * width_;
@@ -115,7 +115,7 @@ class Hidden {
     const int threads = threads_for(p_.images, rows * width_, p_.threads);
 #pragma omp parallel num_threads(threads)
     {
-      const WithSubnormals exact;
+      const WithSubnormals mode;
       const Share share = share_of(p_.images);
       for (int64_t image = share.first; image < share.last; ++image) each(image);
       streaming_fence(true);

@@ -61,7 +61,7 @@ class Output {
     bool short_of_memory = false;
 #pragma omp parallel num_threads(threads) reduction(|| : short_of_memory)
     {
-      const WithSubnormals exact;
+      const WithSubnormals mode;
       Scratch scratch;
       short_of_memory = !scratch.reserve(Scratch::bytes<T>(together * p_.pairs));
       const Share share = share_of(blocks);
@@ -97,7 +97,7 @@ class Output {
     const int threads = threads_for(rows_, width_, p_.threads);
 #pragma omp parallel num_threads(threads)
     {
-      const WithSubnormals exact;
+      const WithSubnormals mode;
       const Share share = share_of(rows_);
       for_rows(share.last - share.first, [&](int64_t row, auto count) {
         write_gradient<count.value>(share.first + row, streaming);

@@ -61,7 +61,7 @@ inline Status sum_columns(int64_t items, int64_t rows_per_item, int64_t width, i
   bool short_of_memory = false;
 #pragma omp parallel num_threads(threads) reduction(|| : short_of_memory)
   {
-    const WithSubnormals exact;
+    const WithSubnormals mode;
     Scratch own;
     short_of_memory = !own.reserve(ColumnSums<T>::scratch_bytes(width));
     const Share share = share_of(chunks);

@@ -38,7 +38,7 @@ Status run(const CosineProblem& p) {
   bool short_of_memory = false;
 #pragma omp parallel num_threads(threads) reduction(|| : short_of_memory)
   {
-    const WithSubnormals exact;
+    const WithSubnormals mode;
     FastCosine<T> fast(layout, streaming);
     ExactCosine exact(layout);
     short_of_memory = !fast.reserve();

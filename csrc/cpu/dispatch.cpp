@@ -42,7 +42,7 @@ void use_simd(Simd simd) { chosen().store(simd, std::memory_order_relaxed); }
 #if defined(LOGO_X86)
 #define LOGO_DISPATCH(name, Problem)                   \
   Status name(const Problem& problem) {                \
-    const WithSubnormals exact;                        \
+    const WithSubnormals mode;                         \
     switch (current_simd()) {                          \
       case Simd::avx512: return avx512::name(problem); \
       case Simd::avx2: return avx2::name(problem);     \
@@ -53,7 +53,7 @@ void use_simd(Simd simd) { chosen().store(simd, std::memory_order_relaxed); }
 #else
 #define LOGO_DISPATCH(name, Problem)    \
   Status name(const Problem& problem) { \
-    const WithSubnormals exact;         \
+    const WithSubnormals mode;          \
     return portable::name(problem);     \
   }
 #endif

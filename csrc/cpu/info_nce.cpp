@@ -74,7 +74,7 @@ Status run(const InfoNCEProblem& p) {
   bool short_of_memory = false;
 #pragma omp parallel num_threads(threads)
   {
-    const WithSubnormals exact;
+    const WithSubnormals mode;
     Pairs<T> pairs(p, cut, shared.queries, shared.per_image);
     Pass<T, kFactors> pass(p, cut, softmax, queries);
     const bool ready = pairs.reserve() && pass.reserve();

@@ -156,7 +156,7 @@ Status run(const InfoNCEProblem& p) {
   bool short_of_memory = false;
 #pragma omp parallel num_threads(threads) reduction(|| : short_of_memory)
   {
-    const WithSubnormals exact;
+    const WithSubnormals mode;
     Gradients<T> gradients(p);
     const bool ready = gradients.reserve();
     short_of_memory = !ready;

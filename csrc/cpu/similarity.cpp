@@ -221,7 +221,7 @@ Status run(const SimilarityProblem& p, bool backward) {
   bool short_of_memory = false;
 #pragma omp parallel num_threads(threads) reduction(|| : short_of_memory)
   {
-    const WithSubnormals exact;
+    const WithSubnormals mode;
     Worker<T> worker(p, at, plan, streaming);
     const bool ready = worker.reserve();
     short_of_memory = !ready;

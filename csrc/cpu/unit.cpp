@@ -141,7 +141,7 @@ class Unit {
     bool short_of_memory = false;
 #pragma omp parallel num_threads(threads) reduction(|| : short_of_memory)
     {
-      const WithSubnormals exact;
+      const WithSubnormals mode;
       Scratch scratch;
       short_of_memory = !scratch.reserve(buffers * Scratch::bytes<T>(p_.dim));
       if (!short_of_memory) {

@@ -65,10 +65,13 @@ def _of_pairs(record: Any) -> Any:
 
 def _of_products(record: Any) -> Any:
     """Gives a Call of the output what backends read of its y [P, H']."""
-    record.images = property(lambda call: call.y.shape[0] // getattr(call, "pairs", 1))
+    if "pairs" not in record._fields:
+        record.pairs = 1  # rows for themselves
+    if "grad" in record._fields:
+        record.grad_stride = property(lambda call: call.grad.stride(0))
+    record.images = property(lambda call: call.y.shape[0] // call.pairs)
     record.width = property(lambda call: call.y.shape[1])
     record.dtype = property(lambda call: call.y.dtype)
-    record.grad_stride = property(lambda call: call.grad.stride(0))
     record.key = lambda call: key_of(call.y.device, call.y.dtype)
     return record
 

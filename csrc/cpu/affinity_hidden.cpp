@@ -57,7 +57,7 @@ class Hidden {
 
   Status forward() const {
     S* const x = static_cast<S*>(p_.x);
-    const bool streaming = streams<S>(x, p_.pairs(), width_);
+    const bool streaming = streams<S>(x, p_.all_pairs(), width_);
     each_image(crops_ * (crops_ - 1), [&](int64_t image) {
       const S* const c = row(p_.c, partner(image), 0);
       S* to = x + image * crops_ * (crops_ - 1) * width_;

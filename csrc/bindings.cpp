@@ -17,7 +17,7 @@ class CpuCalls {
   template <class Problem>
   using Launcher = Status (*)(const Problem&);
 
-  static constexpr char kWhere[] = "int, a number of threads,";
+  static constexpr char kWhere[] = "int (threads)";
 
   bool read_where(PyObject* from) { return read_integer(from, &threads_); }
 

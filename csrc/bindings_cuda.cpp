@@ -22,7 +22,7 @@ class CudaCalls {
   template <class Problem>
   using Launcher = Status (*)(const Problem&, const cuda::Queue&, cuda::Failure*);
 
-  static constexpr char kWhere[] = "tuple (device, stream address, workspace address)";
+  static constexpr char kWhere[] = "tuple (device, stream, workspace)";
 
   bool read_where(PyObject* from) {
     if (!PyTuple_Check(from) || PyTuple_GET_SIZE(from) != 3) return false;

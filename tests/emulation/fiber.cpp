@@ -52,8 +52,8 @@ void allocate_stack(Fiber& fiber, size_t number) {
 
 #if defined(__SANITIZE_ADDRESS__)
 
-// The sanitizer is told of every change of stack. It intercepts longjmp, and unpoisons the frames that
-// it takes to be left.
+// The sanitizer is told of every change of stack. It intercepts longjmp, and unpoisons the frames
+// that it takes to be left.
 ucontext_t scheduler_context;
 const void* scheduler_bottom;
 size_t scheduler_size;

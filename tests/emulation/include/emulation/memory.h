@@ -1,6 +1,6 @@
-// Loads and stores with a cache hint, fences, atomics. Threads change only where one waits, so plain
-// operations are atomic. They might reveal an order, so some of them let other threads go first.
-// That also lets a thread spin on an atomic within its block.
+// Loads and stores with a cache hint, fences, atomics. Threads change only where one waits, so
+// plain operations are atomic. They might reveal an order, so some of them let other threads go
+// first. That also lets a thread spin on an atomic within its block.
 #pragma once
 
 #include "emulation/run.h"

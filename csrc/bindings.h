@@ -79,6 +79,11 @@ struct Argument<DType> {
   static bool read(PyObject* from, DType* to) { return read_enum(from, to); }
 };
 template <>
+struct Argument<PairReduction> {
+  static constexpr char kKind[] = "pair_reduction";
+  static bool read(PyObject* from, PairReduction* to) { return read_enum(from, to); }
+};
+template <>
 struct Argument<Reduction> {
   static constexpr char kKind[] = "reduction";
   static bool read(PyObject* from, Reduction* to) { return read_enum(from, to); }

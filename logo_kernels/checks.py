@@ -106,6 +106,8 @@ def negatives(value: Any, like: Tensor, like_name: str) -> Tensor:
 def alike(name: str, value: Tensor, other_name: str, other: Tensor, sizes: dict[str, int]) -> None:
     """Checks that `sizes` (letter -> dimension) and the device agree with those of `other`."""
     shape, others = value.shape, other.shape
+    if shape == others and value.device == other.device:
+        return
     for letter, dimension in sizes.items():
         if shape[dimension] != others[dimension]:
             raise ValueError(

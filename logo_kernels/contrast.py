@@ -12,7 +12,7 @@ from torch import Tensor
 from . import checks
 from .autograd import kept, once, reverse_mode_only
 from .backends import AUTO, BACKENDS, Key
-from .buffers import compute_dtype, gradient_for
+from .buffers import compute_dtype, gradient_for, present
 from .cosine import attraction_weights
 from .operators import Operator
 
@@ -70,7 +70,7 @@ def info_nce(
     temperature = checks.temperature(temperature)
     if isinstance(temperature, Tensor):
         checks.same_device("temperature", temperature, "queries", q)
-    losses, _ = contrast(None, q, k, n, temperature, "sum", "pairs", backend)
+    losses, _ = contrast(None, q, k, n, temperature, "sum", "pairs", backend, False)
     return losses.squeeze(1)
 
 
@@ -131,10 +131,6 @@ class InfoNCECall(NamedTuple):
         """Of the losses: fp64 if any input is fp64, else fp32."""
         return compute_dtype(self.queries, self.positives, self.negatives)
 
-    @property
-    def fp64(self) -> bool:
-        return self.dtype == torch.float64
-
     def key(self) -> Key:
         of_negatives = None if self.negatives is None else self.negatives.dtype
         return _key(self.queries, self.positives, of_negatives)
@@ -161,24 +157,22 @@ class InfoNCEResult(NamedTuple):
     @classmethod
     def empty(cls, call: InfoNCECall) -> InfoNCEResult:
         """Uninitialised buffers."""
-        queries, dtype = call.queries, call.dtype
-        images, _, dim = queries.shape
-        globals_, locals_, positives = call.counts
+        images, positives, dim = call.positives.shape
+        dtype, device = call.dtype, call.positives.device
+        globals_, locals_, _ = call.counts
         crops = globals_ + locals_
-        total: list[int] = []
-        terms: Tensor | None = None
+
+        def made(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        pairs, terms = (images, crops, positives), None
         if call.reduction == "pairs":
-            total = [images, crops, positives]
+            total = made(*pairs)
+        elif call.reduction == "none":
+            total, terms = made(images), made(2, images)
         else:
-            total = [images] if call.reduction == "none" else []
-            terms = queries.new_empty([2, *total], dtype=dtype)
-        return cls(
-            queries.new_empty(total, dtype=dtype),
-            terms,
-            queries.new_empty([images, crops], dtype=dtype),
-            queries.new_empty([images, crops, positives], dtype=dtype),
-            queries.new_empty([images, crops, dim], dtype=dtype),
-        )
+            total, terms = made(), made(2)
+        return cls(total, terms, made(images, crops), made(*pairs), made(images, crops, dim))
 
 
 class InfoNCEBackwardCall(NamedTuple):
@@ -214,10 +208,6 @@ class InfoNCEBackwardCall(NamedTuple):
     @property
     def dim(self) -> int:
         return self.positives.shape[2]
-
-    @property
-    def fp64(self) -> bool:
-        return self.mean.dtype == torch.float64
 
     def key(self) -> Key:
         return _key(self.queries, self.positives, self.of_negatives)
@@ -267,6 +257,7 @@ def contrast(
     pair_reduction: str,
     reduction: str,
     backend: str,
+    with_terms: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """(total, terms) of `InfoNCEResult`, by way of the graph only where it is needed.
 
@@ -284,10 +275,10 @@ def contrast(
     arguments = (
         global_crops, local_crops, positives, negatives, number, tensor, pair_reduction, reduction
     )  # fmt: skip
-    if torch.is_grad_enabled() and any(
-        v is not None and v.requires_grad for v in (global_crops, local_crops, tensor)
-    ):
-        return InfoNCE.apply(*arguments, backend)
+    needing = present(global_crops, local_crops, tensor)
+    if torch.is_grad_enabled() and any(v.requires_grad for v in needing):
+        made = InfoNCE.apply(*arguments, backend, with_terms)
+        return made if with_terms else (made, None)
     return forward(_call(*arguments), backend)[:2]
 
 
@@ -298,7 +289,7 @@ def _call(global_crops: Tensor | None, *others: Any) -> InfoNCECall:
 
 
 class InfoNCE(torch.autograd.Function):
-    """(total, terms) of eq. 1; gradients go to the queries and to a temperature that is a tensor.
+    """total or (total, terms) of eq. 1; gradients go to the queries and to a temperature that is a tensor.
 
     Kept for backward: the negatives' mean as each query sees it, and a number per pair. Not the
     negatives: a queue may take new keys before backward.
@@ -314,8 +305,8 @@ class InfoNCE(torch.autograd.Function):
         temperature: float,
         tensor: Tensor | None,
         *options: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        *others, backend = options
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
+        *others, backend, with_terms = options
         call = _call(global_crops, local_crops, positives, negatives, temperature, tensor, *others)
         total, terms, _, pull, mean = forward(call, backend)
         constants = kept(positives), kept(tensor), pull, mean
@@ -325,15 +316,16 @@ class InfoNCE(torch.autograd.Function):
         if global_crops is not None and call.global_crops is None and ctx.needs_input_grad[0]:
             ctx.unasked = global_crops.shape, global_crops.dtype
         ctx.temperature, ctx.backend = temperature, backend
-        if terms is not None:
-            ctx.mark_non_differentiable(terms)
+        if not with_terms:  # a second output costs the host more than its allocation
+            return total
+        ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)  # no zeros for the gradient of terms
         return total, terms
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, _terms: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return (None,) * 9
+            return (None,) * 10
         to_global, to_local, _, _, _, to_temperature, *_ = ctx.needs_input_grad
         wanted = to_global and ctx.unasked is None, to_local, to_temperature
         saved = ctx.saved_tensors
@@ -346,4 +338,4 @@ class InfoNCE(torch.autograd.Function):
         if ctx.unasked is not None:
             shape, dtype = ctx.unasked
             to_queries = upstream.new_zeros(shape, dtype=dtype)
-        return to_queries, to_locals, None, None, None, to_tau, *(None,) * 3
+        return to_queries, to_locals, None, None, None, to_tau, *(None,) * 4

@@ -14,7 +14,7 @@ from torch import Tensor
 from .autograd import batched, graph_is_kept, once, reverse_mode_only
 from .backends import AUTO, Key, backend_for
 from .backends.protocol import scale_factor
-from .buffers import compute_dtype, gradient_for
+from .buffers import compute_dtype, gradient_for, present
 from .operators import Operator
 
 # The weight of one pair of each kind in an image's total (eqs. 3-5, 9; formulas: `logo_loss`).
@@ -94,10 +94,6 @@ class CosineCall(NamedTuple):
         """Of total and terms: fp64 if any input is fp64, else fp32."""
         return compute_dtype(self.online, self.targets, self.features)
 
-    @property
-    def fp64(self) -> bool:
-        return self.dtype == torch.float64
-
     def key(self) -> Key:
         online, dtypes, rows = self.online, [], 0
         for tensor in self[:4]:
@@ -126,24 +122,20 @@ class CosineResult(NamedTuple):
     @classmethod
     def empty(cls, call: CosineCall) -> CosineResult:
         """Uninitialised buffers."""
-        online, features, dtype = call.online, call.features, call.dtype
-        over_images = [call.images] if call.reduction == "none" else []
-        gradients = (
-            gradient_for(call.global_crops, call.grad_global),
-            gradient_for(call.local_crops, call.grad_local),
-            gradient_for(features, call.grad_features),
-        )
+        x, y, t, r, *_ = call
+        online = call.online
+        images, dtype, device = online.shape[0], compute_dtype(x, y, t, r), online.device
+        over_images = [images] if call.reduction == "none" else []
+        to_x = gradient_for(x, call.grad_global)
+        to_y = gradient_for(y, call.grad_local)
+        to_r = gradient_for(r, call.grad_features)
         row_scale = None
-        if any(one is not None and one.dtype == torch.float16 for one in gradients):
-            blocks = call.global_crops, call.local_crops, features
-            rows = sum(block.shape[1] for block in blocks if block is not None)
-            row_scale = online.new_empty([call.images, rows], dtype=torch.float32)
-        return cls(
-            online.new_empty(over_images, dtype=dtype),
-            online.new_empty([3, *over_images], dtype=dtype),
-            *gradients,
-            row_scale,
-        )
+        if any(one.dtype == torch.float16 for one in present(to_x, to_y, to_r)):
+            rows = sum(block.shape[1] for block in present(x, y, r))
+            row_scale = torch.empty([images, rows], dtype=torch.float32, device=device)
+        total = torch.empty(over_images, dtype=dtype, device=device)
+        terms = torch.empty([3, *over_images], dtype=dtype, device=device)
+        return cls(total, terms, to_x, to_y, to_r, row_scale)
 
 
 cosine = Operator("cosine", CosineCall, CosineResult)
@@ -159,7 +151,8 @@ def cosine_loss(
     pair_reduction: str,
     reduction: str,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+    with_terms: bool,
+) -> tuple[Tensor, Tensor | None]:
     """(total, terms) of `CosineResult`, by way of the graph where something needs a gradient."""
     reverse_mode_only("logo_loss", x, y, r)
     tensor = None
@@ -168,22 +161,28 @@ def cosine_loss(
         tensor = cast(Tensor, like).new_ones((), dtype=compute_dtype(x, y, t, r)) * weight
         weight = 1.0
     arguments = x, y, t, r, weight, tensor, repulsion, pair_reduction, reduction
-    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, y, r)):
-        return Cosine.apply(*arguments, backend)
+    if torch.is_grad_enabled() and any(v.requires_grad for v in present(x, y, r)):
+        made = Cosine.apply(*arguments, backend, with_terms)
+        return made if with_terms else (made, None)
     return cosine(CosineCall(*arguments, False, False, False), backend)[:2]
 
 
 def repulsion_loss(
-    features: Tensor, weight: float, pair_reduction: str, reduction: str, backend: str
-) -> tuple[Tensor, Tensor]:
+    features: Tensor,
+    weight: float,
+    pair_reduction: str,
+    reduction: str,
+    backend: str,
+    with_terms: bool,
+) -> tuple[Tensor, Tensor | None]:
     """(`weight` Σ_{i<j} cos(rᵢ, rⱼ), mean over the pairs) of features r [B, L ≥ 2, D] (eq. 5)."""
-    options = True, pair_reduction, reduction, backend
+    options = True, pair_reduction, reduction, backend, with_terms
     total, terms = cosine_loss(None, features, None, None, weight, *options)
-    return total, terms[2]
+    return total, None if terms is None else terms[2]
 
 
 class Cosine(torch.autograd.Function):
-    """(total, terms); gradients to online crops and features only."""
+    """total, or (total, terms); gradients to online crops and features only."""
 
     @staticmethod
     def forward(
@@ -193,26 +192,28 @@ class Cosine(torch.autograd.Function):
         t: Tensor | None,
         r: Tensor | None,
         *options: Any,
-    ) -> tuple[Tensor, Tensor]:
-        *numbers, backend = options
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        *numbers, backend, with_terms = options
         to_x, to_y, _, to_r, *_ = ctx.needs_input_grad
         total, terms, *saved = cosine(CosineCall(x, y, t, r, *numbers, to_x, to_y, to_r), backend)
         inputs = (v if needed else None for v, needed in ((x, to_x), (y, to_y), (r, to_r)))
         ctx.save_for_backward(*saved, *inputs)
         globals_, locals_ = 0 if x is None else x.shape[1], 0 if y is None else y.shape[1]
         ctx.first_rows = 0, globals_, globals_ + locals_
+        if not with_terms:  # a second output costs the host more than its allocation
+            return total
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)  # no zeros for the gradient of terms
         return total, terms
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, _terms: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return (None,) * 10
+            return (None,) * 11
         to_x, to_y, to_r, row_scale, *inputs = ctx.saved_tensors
         found = scaled([to_x, to_y, to_r], upstream, row_scale, ctx.first_rows)
         to_x, to_y, to_r = (once(gradient, upstream, *inputs) for gradient in found)
-        return to_x, to_y, None, to_r, *(None,) * 6
+        return to_x, to_y, None, to_r, *(None,) * 7
 
 
 def scaled(

@@ -158,7 +158,7 @@ def logo_loss(
     locals_ = 0 if y is None else y.shape[1]
     has_repulsion = affinity is not None and locals_ > 1
     fused_repulsion = has_repulsion and affinity == "cosine"
-    options = pair_reduction, reduction, backend
+    options = pair_reduction, reduction, backend, return_terms
 
     ll = None
     if similarity == "cosine":

@@ -60,7 +60,7 @@ namespace LOGO_SIMD {
 
 Status cosine(const CosineProblem& given) {
   const CosineProblem p = with_numbers(given);
-  return p.fp64 ? run<double>(p) : run<float>(p);
+  return p.fp64() ? run<double>(p) : run<float>(p);
 }
 
 }  // namespace LOGO_SIMD

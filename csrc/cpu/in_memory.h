@@ -12,13 +12,13 @@ inline double number_at(const void* address, bool fp64) {
 }
 
 inline InfoNCEProblem with_numbers(InfoNCEProblem p) {
-  if (p.temperature_tensor != nullptr) p.temperature = number_at(p.temperature_tensor, p.fp64);
+  if (p.temperature_tensor != nullptr) p.temperature = number_at(p.temperature_tensor, p.fp64());
   return p;
 }
 
 inline CosineProblem with_numbers(CosineProblem p) {
   if (p.repulsion_weight_tensor != nullptr) {
-    p.ll_weight *= number_at(p.repulsion_weight_tensor, p.fp64);
+    p.repulsion_weight *= number_at(p.repulsion_weight_tensor, p.fp64());
   }
   return p;
 }

@@ -118,7 +118,7 @@ namespace LOGO_SIMD {
 
 Status info_nce(const InfoNCEProblem& given) {
   const InfoNCEProblem p = with_numbers(given);
-  if (p.fp64) return run<double, Factors::numbers>(p);
+  if (p.fp64()) return run<double, Factors::numbers>(p);
 #if defined(__AVX512F__)
   if (all_bf16(p) && multiplies_pairs()) return run<float, Factors::pairs>(p);
 #endif

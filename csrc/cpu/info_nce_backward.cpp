@@ -180,7 +180,7 @@ namespace LOGO_SIMD {
 
 Status info_nce_backward(const InfoNCEProblem& given) {
   const InfoNCEProblem p = with_numbers(given);
-  return p.fp64 ? run<double>(p) : run<float>(p);
+  return p.fp64() ? run<double>(p) : run<float>(p);
 }
 
 }  // namespace LOGO_SIMD

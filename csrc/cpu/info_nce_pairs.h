@@ -90,7 +90,7 @@ class Pairs {
     double gg = 0, lg = 0;
     for (int64_t crop = 0, at = 0; crop < p_.crops(); ++crop) {
       const bool global = crop < p_.global_crops.count;
-      const T weight = T((global ? p_.gg_weight : p_.lg_weight) * share);
+      const T weight = T((global ? p_.gg_weight() : p_.lg_weight()) * share);
       double& sum = global ? gg : lg;
       for (int64_t k = 0; k < positives; ++k, ++at) {
         const bool pair = p_.is_pair(crop, k);
@@ -98,7 +98,7 @@ class Pairs {
         if (pair) sum += double(losses_[at]);
       }
     }
-    per_image_[image] = p_.gg_weight * gg + p_.lg_weight * lg;
+    per_image_[image] = p_.gg_weight() * gg + p_.lg_weight() * lg;
     per_image_[p_.images + image] = globals > 1 ? gg / (globals * (globals - 1)) : 0;
     per_image_[2 * p_.images + image] = locals > 0 ? lg / (locals * double(positives)) : 0;
   }

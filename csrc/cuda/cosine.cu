@@ -363,7 +363,7 @@ Status cosine(const CosineProblem& p, const Queue& queue, Failure* failure) {
 
   const auto output = [&](const Rows& rows) { return Output(rows, p.images, p.dim, dtype); };
   const bool fp16 = p.row_scale != nullptr;
-  const double weights[] = {fabs(p.gg_weight), fabs(p.lg_weight), fabs(p.ll_weight)};
+  const double weights[] = {fabs(p.gg_weight()), fabs(p.lg_weight()), fabs(p.ll_weight())};
   const bool heavy =
       weights[0] > kOrdinaryWeight || weights[1] > kOrdinaryWeight || weights[2] > kOrdinaryWeight;
   const Output grad_global = output(p.grad_global), grad_local = output(p.grad_local),

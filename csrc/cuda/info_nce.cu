@@ -201,8 +201,8 @@ InfoNCEArguments arguments_of(const InfoNCEProblem& p) {
   a.running = f16_kept || p.temperature_tensor != nullptr || p.temperature < kLeastFixedTemperature;
   a.tau = float(p.temperature);
   a.scale = float(1.4426950408889634 / p.temperature / (f16_kept ? kQueryLift<f16> : 1.0f));
-  a.gg_weight = share * p.gg_weight;
-  a.lg_weight = share * p.lg_weight;
+  a.gg_weight = share * p.gg_weight();
+  a.lg_weight = share * p.lg_weight();
   a.gg_mean = globals > 1 ? share / (globals * (globals - 1)) : 0;
   a.lg_mean = locals > 0 ? share / (locals * double(p.positives.count)) : 0;
   a.own_queries = batch ? p.crops() : 0;

@@ -21,6 +21,7 @@ from .protocol import Backend
 # The numbers of csrc/include/logo/problem.h.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 REDUCTIONS = {"mean": 0, "sum": 1, "none": 2, "pairs": 3}
+PAIR_REDUCTIONS = {"sum": 0, "mean": 1}
 
 # (address, dtype, V, strides in elements over B, V, D)
 RowsArgument = tuple[int, int, int, int, int, int]
@@ -63,6 +64,7 @@ CONVERT: dict[str, Callable[[Any], Any] | None] = {
     "address": address,
     "dtype": DTYPES.__getitem__,
     "reduction": REDUCTIONS.__getitem__,
+    "pair_reduction": PAIR_REDUCTIONS.__getitem__,
     "int": None,
     "float": None,
     "bool": None,

@@ -101,7 +101,6 @@ void run_info_nce(const Contrast& c, DType owed, DType kept, Layout layout, int 
   p.positives = k.rows();
   if (c.negatives > 0) p.negatives = {n.rows()};
   p.temperature_tensor = tau.get();
-  p.gg_weight = p.lg_weight = 1;
   p.reduction = reduction;
   p.total = total.get();
   p.terms = pairs ? nullptr : terms.get();
@@ -291,7 +290,7 @@ void run(const Case& c, DType dtype, Layout layout, int offset, cuda::Queue queu
       p.features = r.rows();
       p.grad_features = gr.rows();
     }
-    p.gg_weight = p.lg_weight = p.ll_weight = 0.5;
+    p.repulsion_weight = 0.5;
     p.repulsion = true;
     p.reduction = reduction;
     if (dtype == DType::f16) p.row_scale = row_scale.data();

@@ -27,9 +27,9 @@ struct CosineLayout {
         own_targets(!p.targets.present() || globals == 0),
         own_features(!p.features.present() || locals == 0),
         repulsion(p.repulsion && locals > 1),
-        gg_total(p.gg_weight),
-        lg_total(p.lg_weight),
-        ll_total(p.ll_weight) {
+        gg_total(p.gg_weight()),
+        lg_total(p.lg_weight()),
+        ll_total(p.ll_weight()) {
     t = 0;
     y = globals;
     const int after = globals + locals;
@@ -37,9 +37,9 @@ struct CosineLayout {
     r = own_features ? y : after + (own_targets ? 0 : globals);
     rows = after + (own_targets ? 0 : globals) + (own_features ? 0 : locals);
     const double share = p.reduction == Reduction::mean ? 1.0 / double(p.images) : 1.0;
-    gg_weight = globals > 1 ? -p.gg_weight * share : 0;  // no pairs: exactly no gradient
-    lg_weight = -p.lg_weight * share;
-    ll_weight = p.ll_weight * share;
+    gg_weight = globals > 1 ? -p.gg_weight() * share : 0;  // no pairs: exactly no gradient
+    lg_weight = -p.lg_weight() * share;
+    ll_weight = p.ll_weight() * share;
   }
 
   // Local crops that are attracted and repelled at once.

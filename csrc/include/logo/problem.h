@@ -17,6 +17,8 @@ namespace logo {
 enum class DType : int32_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
 // Over images; pairs: of InfoNCE alone, each pair for itself.
 enum class Reduction : int32_t { mean = 0, sum = 1, none = 2, pairs = 3 };
+// Over pairs: eqs. 3-5 add them up, the authors' code takes one average over all attraction pairs.
+enum class PairReduction : int32_t { sum = 0, mean = 1 };
 // Of the learned affinity f: f itself, softplus(f), softplus(−f).
 enum class Link : int32_t { identity = 0, softplus = 1, softplus_negated = 2 };
 
@@ -32,12 +34,19 @@ struct Rows {
   int64_t element_stride = 0;
 
   LOGO_METHOD bool present() const { return count > 0; }
+  LOGO_METHOD bool is_fp64() const { return present() && dtype == DType::f64; }
 };
 // A matrix [count, D] as rows of one image.
 struct MatrixRows : Rows {};
 // A number for each pair, [B, V, P] with P in the place of D. A sum over pairs, [B] or [], has
 // strides of zero along what has been summed.
 struct PairRows : Rows {};
+
+// Of one pair of a local and a global crop in its image's total; in a mean, of two global ones too.
+LOGO_FUNCTION double attraction_weight(PairReduction reduction, int64_t globals, int64_t locals) {
+  const int64_t pairs = globals * (globals - 1) + locals * globals;
+  return reduction == PairReduction::mean && pairs > 0 ? 1.0 / double(pairs) : 1.0;
+}
 
 #define LOGO_MEMBER(Type, name) Type name{};
 #define LOGO_VISIT(Type, name) visit(#name, name);
@@ -53,30 +62,46 @@ struct PairRows : Rows {};
   static constexpr int kFields = FIELDS(LOGO_COUNT)
 
 // Cosine LoGo loss and gradient (docs/design.md, eqs 2-5, 9).
-#define LOGO_COSINE_FIELDS(FIELD)                                                                  \
-  FIELD(int64_t, images)    /* B */                                                                \
-  FIELD(int64_t, dim)       /* D */                                                                \
-  FIELD(Rows, global_crops) /* [B, G, D] x, online; absent: nothing attracts */                    \
-  FIELD(Rows, local_crops)  /* [B, L, D] y, online; may be absent */                               \
-  FIELD(Rows, targets)      /* [B, G, D] t; absent: global_crops */                                \
-  FIELD(Rows, features)     /* [B, L, D] r; absent: local_crops */                                 \
-  FIELD(double, gg_weight)  /* of one pair in its image's total: ordered gg pairs, */              \
-  FIELD(double, lg_weight)  /* lg pairs, */                                                        \
-  FIELD(double, ll_weight)  /* unordered ll pairs, */                                              \
-  FIELD(const void*, repulsion_weight_tensor) /* times this number in memory, if given */          \
-  FIELD(bool, repulsion)                      /* whether local crops repel one another */          \
-  FIELD(Reduction, reduction)                 /* over images */                                    \
-  FIELD(bool, fp64)          /* dtype of total, terms and the number in memory: fp64, else fp32 */ \
-  FIELD(void*, total)        /* [] or [B] */                                                       \
-  FIELD(void*, terms)        /* [3] or [3, B] */                                                   \
-  FIELD(Rows, grad_global)   /* absent: not wanted; unit stride over D, like the others */         \
-  FIELD(Rows, grad_local)    /* likewise */                                                        \
-  FIELD(Rows, grad_features) /* likewise */                                                        \
+#define LOGO_COSINE_FIELDS(FIELD)                                                                 \
+  FIELD(int64_t, images)                      /* B */                                             \
+  FIELD(int64_t, dim)                         /* D */                                             \
+  FIELD(Rows, global_crops)                   /* [B, G, D] x, online; absent: nothing attracts */ \
+  FIELD(Rows, local_crops)                    /* [B, L, D] y, online; may be absent */            \
+  FIELD(Rows, targets)                        /* [B, G, D] t; absent: global_crops */             \
+  FIELD(Rows, features)                       /* [B, L, D] r; absent: local_crops */              \
+  FIELD(double, repulsion_weight)             /* λ */                                             \
+  FIELD(const void*, repulsion_weight_tensor) /* times this number in memory, if given */         \
+  FIELD(bool, repulsion)                      /* whether local crops repel one another */         \
+  FIELD(PairReduction, pair_reduction)        /* of an image's pairs */                           \
+  FIELD(Reduction, reduction)                 /* over images */                                   \
+  FIELD(void*, total)                         /* [] or [B] */                                     \
+  FIELD(void*, terms)                         /* [3] or [3, B] */                                 \
+  FIELD(Rows, grad_global)   /* absent: not wanted; unit stride over D, like the others */        \
+  FIELD(Rows, grad_local)    /* likewise */                                                       \
+  FIELD(Rows, grad_features) /* likewise */                                                       \
   FIELD(float*, row_scale)   /* [B, G + L + L'], null unless a gradient is fp16 */
 
 struct CosineProblem {
   LOGO_MEMBERS(LOGO_COSINE_FIELDS);
   int threads = 1;  // of the CPU
+
+  // Of total, terms and the number in memory: fp64, else fp32.
+  LOGO_METHOD bool fp64() const {
+    return global_crops.is_fp64() || local_crops.is_fp64() || targets.is_fp64() ||
+           features.is_fp64();
+  }
+  // Of one pair in its image's total: ordered gg pairs, lg pairs, unordered ll pairs.
+  LOGO_METHOD double gg_weight() const {
+    return pair_reduction == PairReduction::sum ? 0.5 : lg_weight();
+  }
+  LOGO_METHOD double lg_weight() const {
+    return attraction_weight(pair_reduction, global_crops.count, local_crops.count);
+  }
+  LOGO_METHOD double ll_weight() const {
+    const int64_t pairs = local_crops.count * (local_crops.count - 1) / 2;
+    const bool mean = pair_reduction == PairReduction::mean && pairs > 0;
+    return repulsion_weight / (mean ? double(pairs) : 1.0);
+  }
 };
 
 // Cosines between all pairs of rows of one image, and their gradients.
@@ -106,11 +131,8 @@ struct SimilarityProblem {
   FIELD(MatrixRows, negatives)           /* [K, D]; absent: the other images' positives */         \
   FIELD(double, temperature)             /* τ */                                                   \
   FIELD(const void*, temperature_tensor) /* τ in memory, in its place; null: none */               \
-  FIELD(double, gg_weight)               /* of the loss of one pair in its image's total */        \
-  FIELD(double, lg_weight)               /* likewise */                                            \
+  FIELD(PairReduction, pair_reduction)   /* of an image's pairs */                                 \
   FIELD(Reduction, reduction)            /* over images, and over pairs unless `pairs` */          \
-  FIELD(bool, fp64)                      /* dtype of τ in memory and of all results but the  */    \
-                                         /* crops' gradients: fp64, else fp32 */                   \
   FIELD(void*, total)                    /* [], [B] or, of pairs, [B, V, P] */                     \
   FIELD(void*, terms)                    /* [2] or [2, B]; none of pairs */                        \
   FIELD(void*, lse)                      /* [B, V] */                                              \
@@ -127,6 +149,15 @@ struct InfoNCEProblem {
 
   LOGO_METHOD int64_t crops() const { return global_crops.count + local_crops.count; }  // V
   LOGO_METHOD int64_t queries() const { return images * crops(); }                      // N
+  // Of τ in memory and of all results but the crops' gradients: fp64, else fp32.
+  LOGO_METHOD bool fp64() const { return mean.dtype == DType::f64; }
+  // Of the loss of one pair in its image's total, of a global crop and of a local one.
+  LOGO_METHOD double gg_weight() const {
+    return pair_reduction == PairReduction::sum ? 0.5 : lg_weight();
+  }
+  LOGO_METHOD double lg_weight() const {
+    return attraction_weight(pair_reduction, positives.count, local_crops.count);
+  }
   LOGO_METHOD DType query_dtype() const {
     return global_crops.present() ? global_crops.dtype : local_crops.dtype;
   }

@@ -1,31 +1,47 @@
 """The `triton` backend: fused kernels for NVIDIA GPUs, or for a CPU under Triton's interpreter.
 
-Importing this module imports no Triton; the kernels' modules are imported where a kernel is first
-called for.
+Importing this module imports no Triton: an operation's module is imported where the operation is
+first called for.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..pairs import PairStage
-from ..protocol import (
-    Backend,
-    CosineResult,
-    InfoNCECall,
-    InfoNCEGradients,
-    InfoNCEResult,
-    PairWeights,
-    Problem,
-)
+from ..protocol import Backend, Request
 from .environment import installed, interpreted
 from .tiles import MAX_ROWS
 
 __all__ = ["TritonBackend"]
+
+# Each method of the backend: its module, and its function there.
+OPERATIONS = {
+    "cosine": ("cosine", "cosine"),
+    "similarity": ("similarity", "similarity"),
+    "similarity_backward": ("similarity", "similarity_backward"),
+    "info_nce": ("info_nce", "info_nce"),
+    "info_nce_backward": ("info_nce", "info_nce_backward"),
+    "scale_": ("scale", "scale_"),
+    "unit": ("unit", "unit"),
+    "unit_backward": ("unit", "unit_backward"),
+    "affinity_hidden_layer": ("affinity_hidden", "hidden_layer"),
+    "affinity_hidden_gradient": ("affinity_hidden", "hidden_gradient"),
+    "affinity_hidden_moments": ("affinity_hidden", "hidden_moments"),
+    "affinity_hidden": ("affinity_hidden", "hidden"),
+    "affinity_hidden_sums": ("affinity_hidden", "hidden_sums"),
+    "affinity_hidden_backward": ("affinity_hidden", "hidden_backward"),
+    "affinity_output_layer": ("affinity_output", "output_layer"),
+    "affinity_output_gradient": ("affinity_output", "output_gradient"),
+    "affinity_output_moments": ("affinity_output", "output_moments"),
+    "affinity_output": ("affinity_output", "output"),
+    "affinity_output_sums": ("affinity_output", "output_sums"),
+    "affinity_output_backward": ("affinity_output", "output_backward"),
+}
 
 
 @functools.cache
@@ -54,98 +70,55 @@ def _capability(index: int) -> tuple[int, int]:
 
 
 class TritonBackend(Backend):
+    """Its operations are those of the table above; each fills the result of its call."""
+
     name = "triton"
 
     def missing(self) -> str | None:
         return _missing()
 
-    def refuses(self, problem: Problem) -> str | None:
+    def refuses(self, request: Request) -> str | None:
         served = "cpu" if interpreted() else "cuda"
-        if problem.device != served:
+        if request.device != served:
             mode = "under TRITON_INTERPRET=1" if interpreted() else "without TRITON_INTERPRET=1"
-            return f"{mode} it works on {served} tensors, and these are on {problem.device!r}"
-        if torch.float64 in problem.dtypes:
+            return f"{mode} it works on {served} tensors, and these are on {request.device!r}"
+        if torch.float64 in request.dtypes:
             return "it has no float64; backend='reference' has"
-        if problem.operation != "info_nce" and problem.crops > MAX_ROWS:
+        if request.operation != "info_nce" and request.crops > MAX_ROWS:
             return (
                 f"it takes at most {MAX_ROWS} rows of an image (crops, targets and features "
-                f"together), and these are {problem.crops}"
+                f"together), and these are {request.crops}"
             )
-        if (capability := _capability(problem.device_index)) < (8, 0):
+        if (capability := _capability(request.device_index)) < (8, 0):
             return (
                 "its products are of tf32 and bf16, which compute capability 8.0 began with, and "
-                f"cuda:{problem.device_index} has {capability[0]}.{capability[1]}"
+                f"cuda:{request.device_index} has {capability[0]}.{capability[1]}"
             )
-        if problem.operation == "info_nce":
-            from .facts import facts_of
+        if request.operation == "info_nce":
+            from .gpu import gpu_of
             from .info_nce_plan import FULL, HALF, TWO_HALVES, misfit
 
-            facts = facts_of(problem.device_index)
-            reasons = (misfit(problem.dim, kind, facts) for kind in (HALF, TWO_HALVES, FULL))
+            gpu = gpu_of(request.device_index)
+            reasons = (misfit(request.dim, kind, gpu) for kind in (HALF, TWO_HALVES, FULL))
             return next((reason for reason in reasons if reason is not None), None)
         return None
 
-    def cosine(
-        self,
-        global_crops: Tensor,
-        local_crops: Tensor | None,
-        targets: Tensor | None,
-        features: Tensor | None,
-        weights: PairWeights,
-        repulsion: bool,
-        reduction: str,
-        grad_global: bool,
-        grad_local: bool,
-        grad_features: bool,
-    ) -> CosineResult:
-        from .cosine import cosine
 
-        return cosine(
-            global_crops, local_crops, targets, features, weights, repulsion, reduction,
-            grad_global, grad_local, grad_features,
-        )  # fmt: skip
+def _method(module: str, function: str) -> Callable[..., None]:
+    """The function as a method of the backend, imported where it is first called."""
 
-    def similarity(self, a: Tensor, b: Tensor | None) -> Tensor:
-        from .similarity import similarity
+    @functools.cache
+    def imported() -> Callable[..., None]:
+        found: Callable[..., None] = getattr(
+            importlib.import_module(f".{module}", __name__), function
+        )
+        return found
 
-        return similarity(a, b)
+    def method(self: TritonBackend, *arguments: Any) -> None:
+        imported()(*arguments)
 
-    def similarity_backward(
-        self, grad: Tensor, a: Tensor, b: Tensor | None, grad_a: bool, grad_b: bool
-    ) -> tuple[Tensor, Tensor]:
-        from .similarity import similarity_backward
+    return method
 
-        return similarity_backward(grad, a, b, grad_a, grad_b)
 
-    def info_nce(self, call: InfoNCECall, result: InfoNCEResult) -> None:
-        from .info_nce import info_nce
-
-        info_nce(call, result)
-
-    def info_nce_backward(
-        self,
-        call: InfoNCECall,
-        upstream: Tensor,
-        pull: Tensor,
-        mean: Tensor,
-        gradients: InfoNCEGradients,
-    ) -> None:
-        from .info_nce import info_nce_backward
-
-        info_nce_backward(call, upstream, pull, mean, gradients)
-
-    def scale_(
-        self,
-        gradients: Sequence[Tensor],
-        upstream: Tensor,
-        row_scales: Sequence[Tensor | None],
-    ) -> None:
-        from .scale import scale_
-
-        scale_(gradients, upstream, row_scales)
-
-    @functools.cached_property
-    def pair_stage(self) -> PairStage:
-        from .pair_mlp import TritonPairStage
-
-        return TritonPairStage()
+for _operation, _place in OPERATIONS.items():
+    setattr(TritonBackend, _operation, _method(*_place))

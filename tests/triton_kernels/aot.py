@@ -1,6 +1,6 @@
 """Kernels compiled ahead of time for GPUs that are not there, and what the compiler says of them.
 
-    python tests/triton/aot.py [--quick] [--arch 80 90 100]
+    python tests/triton_kernels/aot.py [--quick] [--arch 80 90 100]
 
 The backend's own host code runs on CPU tensors with the launch replaced by a recorder, so that what
 is compiled is what a launch would compile: tile, warps, and Triton's specialisation of every
@@ -30,19 +30,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from architectures import ARCHITECTURES
-from logo_kernels.backends.protocol import (
-    InfoNCECall,
-    InfoNCEGradients,
-    InfoNCEResult,
-    PairWeights,
+from kernels import Kernels
+from logo_kernels.backends.triton import (
+    TritonBackend,
+    affinity_facts,
+    affinity_hidden,
+    affinity_moments,
+    affinity_output,
 )
 from logo_kernels.backends.triton import cosine as cosine_module
 from logo_kernels.backends.triton import info_nce as info_nce_module
-from logo_kernels.backends.triton import pair_facts, pair_hidden, pair_moments, pair_output
 from logo_kernels.backends.triton import scale as scale_module
 from logo_kernels.backends.triton import similarity as similarity_module
 from logo_kernels.backends.triton import unit as unit_module
-from logo_kernels.backends.triton.facts import Facts
+from logo_kernels.backends.triton.gpu import Gpu
 from logo_kernels.backends.triton.info_nce_plan import Shape, shared_bytes
 
 TYPES = {
@@ -53,6 +54,7 @@ TYPES = {
     torch.int64: "*i64",
     torch.uint8: "*u8",
 }
+KERNELS = Kernels(TritonBackend())
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -64,7 +66,7 @@ class Case(NamedTuple):
 
     operation: str
     dtype: torch.dtype
-    rows: tuple[int, int]  # G, L or V, W; of info_nce N, K; of pairs B, L
+    rows: tuple[int, int]  # G, L or V, W; of info_nce N, K; of the affinity B, L
     dim: int
     simsiam: bool = False  # targets and features given
     features: torch.dtype | None = None  # their dtype where it is another one
@@ -235,8 +237,8 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
         setattr(module, name, value)
 
     for module in (
-        cosine_module, similarity_module, scale_module, info_nce_module,
-        pair_hidden, pair_output, pair_moments, pair_facts, unit_module,
+        cosine_module, similarity_module, scale_module, info_nce_module, unit_module,
+        affinity_hidden, affinity_output, affinity_moments, affinity_facts,
     ):  # fmt: skip
         if hasattr(module, "launching"):
             replace(module, "launching", lambda tensor: nullcontext())
@@ -249,12 +251,12 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
             "reduction_workspace",
             lambda like, images, groups: (torch.empty(1), torch.zeros(1, dtype=torch.int32)),
         )
-    for module in (scale_module, pair_hidden, pair_output):
+    for module in (scale_module, affinity_hidden, affinity_output):
         replace(module, "multiprocessors", lambda device: 132)
     replace(
         info_nce_module,
-        "facts_of",
-        lambda device: Facts(132, arch // 10, BY_NUMBER[arch].shared_per_block),
+        "gpu_of",
+        lambda index: Gpu(132, arch // 10, BY_NUMBER[arch].shared_per_block),
     )
     try:
         yield launches
@@ -273,6 +275,24 @@ INFO_NCE = {
 SMALL_INFO_NCE = tuple(INFO_NCE.keys() - {"info_nce"})
 
 
+def info_nce_step(
+    local: torch.Tensor,
+    positives: torch.Tensor,
+    negatives: torch.Tensor | None,
+    number: float,
+    temperature: torch.Tensor | None,
+    pair_reduction: str,
+) -> None:
+    """Forward and backward of local crops alone."""
+    result = KERNELS.info_nce(
+        None, local, positives, negatives, number, temperature, pair_reduction, "mean"
+    )
+    KERNELS.info_nce_backward(
+        result.total, None, local, positives, temperature, result.pull, result.mean, number,
+        False, True, temperature is not None, None if negatives is None else negatives.dtype,
+    )  # fmt: skip
+
+
 def info_nce_launch(case: Case, arch: int) -> Launch:
     """The launch of the kernel that the case names; memory is reserved, and never touched."""
     n, k = case.rows
@@ -283,18 +303,8 @@ def info_nce_launch(case: Case, arch: int) -> Launch:
     if case.transposed:
         negatives = torch.empty(case.dim, k, dtype=case.dtype).T
     temperature = torch.empty([]) if case.learned else None
-    call = InfoNCECall(
-        None, local, positives, negatives, case.temperature, temperature, 0.0, 1.0, "mean"
-    )
-    result = InfoNCEResult.empty(call)
-    gradients = InfoNCEGradients(
-        torch.empty(0, dtype=local.dtype),
-        torch.empty_like(local),
-        torch.empty([] if case.learned else 0),
-    )
     with recorded(arch) as launches:
-        info_nce_module.info_nce(call, result)
-        info_nce_module.info_nce_backward(call, result.total, result.pull, result.mean, gradients)
+        info_nce_step(local, positives, negatives, case.temperature, temperature, "sum")
     name = INFO_NCE[case.operation]
     (launch,) = (made for made in launches if made.kernel.__name__ == name)
     return launch
@@ -306,22 +316,14 @@ def compilations() -> dict[str, list[int]]:
     counts: dict[str, list[int]] = {name: [] for name in INFO_NCE.values()}
     for queue in (torch.empty(65536, 128, dtype=torch.bfloat16), None):
         found: dict[str, set[str]] = {name: set() for name in counts}
-        for images, locals_, positives, weight, tau in (
-            (512, 2, 2, 0.5, 0.07), (511, 2, 2, 0.25, 0.1), (400, 3, 1, 1.0, 0.2),
-            (256, 16, 16, 2.0, 1.0),
+        for images, locals_, positives, pair_reduction, tau in (
+            (512, 2, 2, "sum", 0.07), (511, 2, 2, "mean", 0.1), (400, 3, 1, "sum", 0.2),
+            (256, 16, 16, "mean", 1.0),
         ):  # fmt: skip
             local = torch.empty(images, locals_, 128, dtype=torch.bfloat16)
-            call = InfoNCECall(
-                None, local, torch.empty(images, positives, 128, dtype=local.dtype), queue,
-                tau, None, 0.0, weight, "mean",
-            )  # fmt: skip
-            result = InfoNCEResult.empty(call)
-            gradients = InfoNCEGradients(local[:0], torch.empty_like(local), torch.empty(0))
+            constants = torch.empty(images, positives, 128, dtype=local.dtype)
             with recorded(90) as launches:
-                info_nce_module.info_nce(call, result)
-                info_nce_module.info_nce_backward(
-                    call, result.total, result.pull, result.mean, gradients
-                )
+                info_nce_step(local, constants, queue, tau, None, pair_reduction)
             for launch in launches:
                 source = specialise(launch)
                 key = source.signature, source.constants, source.attrs, launch.options
@@ -331,52 +333,56 @@ def compilations() -> dict[str, list[int]]:
     return counts
 
 
-PAIRS = (
+# The affinity's kernels, by their names without "affinity_"; the last three are second launches.
+AFFINITY = (
     "hidden_moments", "hidden", "hidden_sums", "hidden_backward",
     "output_moments", "output", "output_sums", "output_backward", "unit", "unit_backward",
-    "combine_moments", "combine_sums", "fold",
+    "moments", "facts", "norm",
 )  # fmt: skip
 
 
-def pair_launch(case: Case, arch: int) -> Launch:
-    """That of the pair stage's kernel which the case names; memory is reserved, never touched."""
+def affinity_launch(case: Case, arch: int) -> Launch:
+    """The launch of the kernel that the case names; memory is reserved, never touched."""
     (images, crops), width = case.rows, case.dim
     pairs = crops * (crops - 1)
     a = torch.empty(images, crops, width, dtype=case.dtype)
     y = torch.empty(images * pairs, width, dtype=case.dtype)
-    norm, to_a = torch.empty(3, width), torch.empty(a.shape)
+    norm, to_a = torch.empty(4, width), torch.empty(a.shape)
     slope, grad = torch.empty(len(y)), torch.empty(images)
+    vector, correction, batches = norm[0], norm[:2], torch.zeros((), dtype=torch.int64)
+    after_norm = 1e-5, vector, slope[:1], pairs, 1  # arguments of the output layer: ε, w₃, b₃, ..
     with recorded(arch) as launches:
         if case.operation == "hidden_moments":
-            pair_hidden.hidden_moments(a, a, 1)
+            KERNELS.hidden_moments(a, a, 1)
         elif case.operation == "hidden":
-            pair_hidden.hidden(a, a, norm, 1)
+            KERNELS.hidden(a, a, norm, 1)
         elif case.operation == "hidden_sums":
-            pair_hidden.hidden_sums(y, a, a, norm, 1)
+            KERNELS.hidden_sums(y, a, a, norm, 1)
         elif case.operation == "hidden_backward":
-            pair_hidden.hidden_backward(to_a, to_a, a, a, norm, norm[:2], 1)
+            KERNELS.hidden_backward(to_a, to_a, a, a, norm, correction, 1)
+        elif case.operation == "output_moments":
+            KERNELS.output_moments(y)
         elif case.operation == "output":
-            pair_output.output(y, norm, norm[0], slope[:1], pairs, 1)
+            KERNELS.output(y, norm, vector, slope[:1], pairs, 1)
         elif case.operation == "output_sums":
-            pair_output.output_sums(y, norm, slope, grad, pairs)
+            KERNELS.output_sums(y, norm, slope, grad, pairs)
         elif case.operation == "output_backward":
-            pair_output.output_backward(y, norm, norm[0], slope, grad, norm[:2], pairs)
-        elif case.operation == "combine_moments":  # with all that becomes of them
-            batches = torch.zeros((), dtype=torch.int64)
-            of = pair_moments.BatchNorm(slope, slope, slope, slope, batches, -1.0, 1e-5)
-            pair_output.output_moments(y, of)
-        elif case.operation == "fold":
-            given = slope[:width], slope[:width], slope[:width], slope[:width], None, False
-            pair_output.output_layer(y, *given, 0.0, 1e-5, slope[:width], slope[:1], pairs, 1)
-        elif case.operation == "combine_sums":
-            pair_output.output_gradient(y, norm, norm[0], slope, grad, True, True, pairs)
+            KERNELS.output_backward(y, norm, vector, slope, grad, correction, pairs)
+        elif case.operation == "moments":  # with all that becomes of them
+            running = vector, vector, batches
+            KERNELS.output_layer(y, vector, vector, *running, True, -1.0, *after_norm)
+        elif case.operation == "norm":
+            running = vector, vector, None
+            KERNELS.output_layer(y, vector, vector, *running, False, 0.0, *after_norm)
+        elif case.operation == "facts":
+            KERNELS.output_gradient(y, norm, vector, slope, grad, True, True, pairs)
         elif case.operation == "unit":
-            unit_module.unit(torch.empty_like(a, dtype=FP32), case.dtype)
-        elif case.operation == "unit_backward":
-            unit_module.unit_backward(a, a, torch.empty(images * crops, 2), FP32, False)
+            KERNELS.unit(torch.empty_like(a, dtype=FP32), case.dtype)
         else:
-            pair_output.output_moments(y)
+            KERNELS.unit_backward(a, a, torch.empty(images * crops, 2), FP32, False)
     name = f"{case.operation}_kernel"
+    if not case.operation.startswith("unit"):
+        name = f"affinity_{name}"
     (launch,) = (made for made in launches if made.kernel.__name__ == name)
     return launch
 
@@ -389,8 +395,8 @@ def launch_of(case: Case, arch: int, images: int = 64) -> Launch:
     first, second = case.rows
     if case.operation in INFO_NCE:
         return info_nce_launch(case, arch)
-    if case.operation in PAIRS:
-        return pair_launch(case, arch)
+    if case.operation in AFFINITY:
+        return affinity_launch(case, arch)
     a = torch.zeros(images, first, case.dim, dtype=case.dtype)
     b = torch.zeros(images, second, case.dim, dtype=case.dtype) if second else None
     with recorded(arch) as launches:
@@ -398,15 +404,15 @@ def launch_of(case: Case, arch: int, images: int = 64) -> Launch:
             features = None
             if case.simsiam and b is not None:
                 features = torch.zeros(b.shape, dtype=case.features or case.dtype)
-            cosine_module.cosine(
+            KERNELS.cosine(
                 a, b, torch.zeros_like(a) if case.simsiam else None, features,
-                PairWeights(0.5, 1.0, 1e-4), True, "mean", True, True, features is not None,
+                1e-4, None, True, "sum", "mean", True, True, features is not None,
             )  # fmt: skip
         elif case.operation == "similarity":
-            similarity_module.similarity(a, b)
+            KERNELS.similarity(a, b)
         elif case.operation == "similarity_backward":
             grad = torch.zeros(images, first, second or first, dtype=case.dtype)
-            similarity_module.similarity_backward(grad, a, b, True, True)
+            KERNELS.similarity_backward(grad, a, b, True, True)
         else:
             per_image = case.operation == "scale_rows"
             row_scale = torch.ones(images, first) if case.dtype == torch.float16 else None
@@ -450,8 +456,8 @@ QUICK = (
     Case("epilogue", BF16, (512, 65536), 128),
     Case("info_nce_backward", BF16, (512, 65536), 128),
     Case("info_nce_backward", FP32, (512, 65536), 2048, learned=True),
-    *(Case(operation, BF16, (256, 8), 256) for operation in PAIRS),
-    *(Case(operation, FP32, (256, 8), 256) for operation in PAIRS[:-3]),
+    *(Case(operation, BF16, (256, 8), 256) for operation in AFFINITY),
+    *(Case(operation, FP32, (256, 8), 256) for operation in AFFINITY[:-3]),
     Case("hidden_sums", FP16, (256, 10), 256),  # 16 crops in a tile: the most registers
     *(Case(operation, FP32, (256, 2), 2048) for operation in ("unit", "unit_backward")),
 )
@@ -463,7 +469,7 @@ MAIN = (
     Case("info_nce", BF16, (4096, 65536), 128),
     Case("info_nce", BF16, (512, 65536), 256),
     Case("info_nce", FP32, (4096, 65536), 128),
-    *(Case(operation, BF16, (256, 8), 256) for operation in PAIRS[:-3]),
+    *(Case(operation, BF16, (256, 8), 256) for operation in AFFINITY[:-3]),
 )
 
 # The tiles with most shared memory, and fp32 operands: for architectures that have less of it.
@@ -511,7 +517,7 @@ FULL = (
     Case("info_nce", BF16, (4096, 65537), 100),  # scalar accesses
     *(
         Case(operation, dtype, (64, crops), width)
-        for operation in PAIRS[:-3]
+        for operation in AFFINITY[:-3]
         for dtype in (BF16, FP32)
         for crops, width in ((2, 64), (6, 300), (12, 256), (16, 256), (40, 2048))
     ),
@@ -567,7 +573,7 @@ def main() -> None:
                     "case": str(case),
                     "arch": arch,
                     "products": case.operation
-                    not in ("scale", "scale_rows", *SMALL_INFO_NCE, *PAIRS),
+                    not in ("scale", "scale_rows", *SMALL_INFO_NCE, *AFFINITY),
                     "shared_limit": BY_NUMBER[arch].shared_per_block,
                     "shared_estimate": shared_estimate(launch, arch),
                     "programs": programs,

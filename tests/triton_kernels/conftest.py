@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 
 pytest.importorskip("triton")
 
-from logo_kernels.backends.reference import ReferenceBackend
+from kernels import Kernels
 from logo_kernels.backends.triton import TritonBackend
 from logo_kernels.backends.triton.environment import interpreted
 
@@ -27,13 +27,18 @@ def device() -> torch.device:
 
 
 @pytest.fixture(scope="session")
-def kernels() -> TritonBackend:
+def triton_backend() -> TritonBackend:
     return TritonBackend()
 
 
 @pytest.fixture(scope="session")
-def reference() -> ReferenceBackend:
-    return ReferenceBackend()
+def kernels(triton_backend: TritonBackend) -> Kernels:
+    return Kernels(triton_backend)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Kernels:
+    return Kernels("reference")
 
 
 @pytest.fixture

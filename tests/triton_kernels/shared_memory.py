@@ -12,7 +12,7 @@ BARRIERS = 64  # of the tensor cores of sm_100, and rounding
 
 
 def of_image(v_pad: int, block_d: int, stages: int, loaded: int, fp32: bool) -> int:
-    """Bytes, for the kernels of rows.py; `loaded` as in `tile_for`, `fp32` of operands.
+    """Bytes, for the kernels of image.py; `loaded` as in `tile_for`, `fp32` of operands.
 
     While blocks are in flight, either the Gram matrix or a block of the gradient changes its
     layout. Both operands of a product of fp32 may be there, in two parts each.

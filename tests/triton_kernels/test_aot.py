@@ -101,8 +101,8 @@ def test_wgmma_is_asynchronous(reports) -> None:
 
 # They write a number for each row, or partial sums.
 NARROW_STORES = (
-    "similarity", "hidden_moments", "output_moments", "combine_moments", "output",
-    "output_sums", "combine_sums",
+    "similarity", "hidden_moments", "output_moments", "moments", "output",
+    "output_sums", "facts",
 )  # fmt: skip
 
 

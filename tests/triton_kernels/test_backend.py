@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -10,37 +11,49 @@ import textwrap
 import pytest
 import torch
 
-from logo_kernels.backends.protocol import Problem
+from kernels import OPERATORS
+from logo_kernels.backends.protocol import Request
+from logo_kernels.backends.triton import OPERATIONS
 from logo_kernels.backends.triton.tiles import MAX_ROWS, Tile, tile_for
 
 
-def problem(device: str, *dtypes: torch.dtype, crops: int = 10) -> Problem:
-    return Problem("cosine", device, frozenset(dtypes), crops, 128)
+def request_of(device: str, *dtypes: torch.dtype, crops: int = 10) -> Request:
+    return Request("cosine", device, frozenset(dtypes), crops, 128)
 
 
-def test_serves_what_it_says(kernels, device) -> None:
-    assert kernels.missing() is None
+def test_serves_what_it_says(triton_backend, device) -> None:
+    assert triton_backend.missing() is None
     for dtypes in ((torch.float32,), (torch.bfloat16, torch.float32), (torch.float16,)):
-        assert kernels.refuses(problem(device.type, *dtypes, crops=MAX_ROWS)) is None
+        assert triton_backend.refuses(request_of(device.type, *dtypes, crops=MAX_ROWS)) is None
 
 
-def test_refuses_with_a_reason(kernels, device) -> None:
+def test_refuses_with_a_reason(triton_backend, device) -> None:
     other = "cuda" if device.type == "cpu" else "cpu"
-    assert other in kernels.refuses(problem(other, torch.float32))
-    assert "float64" in kernels.refuses(problem(device.type, torch.float64, torch.float32))
-    reason = kernels.refuses(problem(device.type, torch.float32, crops=MAX_ROWS + 1))
+    assert other in triton_backend.refuses(request_of(other, torch.float32))
+    assert "float64" in triton_backend.refuses(
+        request_of(device.type, torch.float64, torch.float32)
+    )
+    reason = triton_backend.refuses(request_of(device.type, torch.float32, crops=MAX_ROWS + 1))
     assert str(MAX_ROWS) in reason
 
 
-def test_refuses_what_a_device_is_too_old_for(kernels, device, monkeypatch) -> None:
+def test_refuses_what_a_device_is_too_old_for(triton_backend, device, monkeypatch) -> None:
     """By the device of the tensors, whichever is current and whatever others there are."""
     capabilities = {0: (7, 5), 1: (9, 0)}
     monkeypatch.setattr("logo_kernels.backends.triton._capability", capabilities.__getitem__)
-    asked = problem(device.type, torch.float32)
-    reason = kernels.refuses(asked)
+    asked = request_of(device.type, torch.float32)
+    reason = triton_backend.refuses(asked)
     assert "8.0" in reason
     assert "cuda:0 has 7.5" in reason
-    assert kernels.refuses(asked._replace(device_index=1)) is None
+    assert triton_backend.refuses(asked._replace(device_index=1)) is None
+
+
+def test_every_operation_has_a_function() -> None:
+    """The table's names are those of the operators, and of the operation in place."""
+    assert set(OPERATIONS) == {*OPERATORS, "scale_"}
+    for module, function in OPERATIONS.values():
+        found = importlib.import_module(f"logo_kernels.backends.triton.{module}")
+        assert callable(getattr(found, function))
 
 
 def python(code: str, **environment: str) -> str:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from logo_kernels.backends.protocol import CosineResult, PairWeights
+from logo_kernels.cosine import CosineResult
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
-WEIGHTS = PairWeights(0.5, 1.0, 0.3)
+WEIGHT = 0.3  # λ
+LOSS = (WEIGHT, None, True, "sum")  # λ, its tensor, repulsion, pair_reduction
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 # (B, G, L, D, simsiam: targets and features given)
@@ -52,13 +53,14 @@ def double(inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return tuple(None if v is None else v.double() for v in inputs)
 
 
-def gradients(result: CosineResult, rows: tuple[int, int]) -> list[Tensor]:
+def gradients(result: CosineResult, rows: tuple[int, int]) -> list[Tensor | None]:
     """The three gradients in float64, row scales multiplied in."""
-    unscaled = []
+    unscaled: list[Tensor | None] = []
     for gradient, first in zip(result[2:5], (0, rows[0], rows[0] + rows[1]), strict=True):
-        gradient = gradient.double()
-        if gradient.numel() and result.row_scale.numel():
-            gradient = gradient * result.row_scale[:, first : first + gradient.shape[1], None]
+        if gradient is not None:
+            gradient = gradient.double()
+            if result.row_scale is not None:
+                gradient = gradient * result.row_scale[:, first : first + gradient.shape[1], None]
         unscaled.append(gradient)
     return unscaled
 
@@ -70,27 +72,32 @@ def compare(kernels: Any, reference: Any, assert_as_exact: Callable[..., None]) 
     def run(
         inputs: tuple[Tensor | None, ...],
         reduction: str = "mean",
-        weights: PairWeights = WEIGHTS,
+        weight: float | Tensor = WEIGHT,
         repulsion: bool = True,
         asked: tuple[bool, bool, bool] = (True, True, True),
+        pair_reduction: str = "sum",
     ) -> CosineResult:
-        x, y, _, r = inputs
-        wanted = (asked[0], asked[1] and y is not None, asked[2] and r is not None)
+        x, y, *_ = inputs
         before = [None if v is None else v.clone() for v in inputs]
-        options = (weights, repulsion, reduction, *wanted)
+        number, tensor = (1.0, weight) if isinstance(weight, Tensor) else (weight, None)
+        options = (number, tensor, repulsion, pair_reduction, reduction, *asked)
         got = kernels.cosine(*inputs, *options)
         for value, copy in zip(inputs, before, strict=True):
             assert value is None or torch.equal(value, copy), "an input was written to"
         exact = reference.cosine(*double(inputs), *options)
         eager = reference.cosine(*inputs, *options)
         # Cosines are about one, whatever their sum is.
-        assert_as_exact("total", got.total, exact.total, eager.total, 1e-6 * sum(map(abs, weights)))
+        floor = 1e-6 * (1.5 + abs(float(weight)))
+        assert_as_exact("total", got.total, exact.total, eager.total, floor)
         assert_as_exact("terms", got.terms, exact.terms, eager.terms, 1e-6)
-        count = x.shape[1], 0 if y is None else y.shape[1]
+        count = tuple(0 if v is None else v.shape[1] for v in (x, y))
         for name, *values in zip(
             ("grad_global", "grad_local", "grad_features"),
             gradients(got, count), gradients(exact, count), gradients(eager, count), strict=True,
         ):  # fmt: skip
+            if values[0] is None:
+                assert values[1] is values[2] is None, f"{name} is not there"
+                continue
             # Where a gradient is zero by cancellation, what counts is the size of its parts.
             norms = torch.cat([v.float().norm(dim=-1).flatten() for v in (x, y) if v is not None])
             assert_as_exact(name, *values, floor=1e-6 / norms[norms > 0].min().item())
@@ -113,6 +120,19 @@ def test_reductions(reduction, dtype, device, compare) -> None:
     assert got.total.dtype == got.terms.dtype == torch.float32
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
+@pytest.mark.parametrize("features", [False, True])
+def test_nothing_attracts_without_global_crops(features, dtype, reduction, device, compare) -> None:
+    _, y, _, r = problem((5, 2, 3, 40, True), dtype, device)
+    got = compare((None, y, None, r if features else None), reduction)
+    assert got.grad_global is None
+    assert (got.terms[:2] == 0).all()
+    assert (got.terms[2] != 0).all()
+    three_pairs = 3 * got.terms[2]
+    torch.testing.assert_close(got.total, WEIGHT * three_pairs, rtol=1e-6, atol=0)
+
+
 def test_more_images_than_a_group_of_the_sum(device, compare, monkeypatch) -> None:
     """Sums of groups of images, and of chunks of groups; the last of either is not full."""
     monkeypatch.setattr("logo_kernels.backends.triton.cosine.GROUP", 4)
@@ -124,7 +144,7 @@ def test_more_images_than_a_group_of_the_sum(device, compare, monkeypatch) -> No
 def test_gradients_only_where_asked(asked, dtype, device, compare) -> None:
     got = compare(problem((2, 2, 3, 24, True), dtype, device), asked=tuple(map(bool, asked)))
     for gradient, wanted in zip(got[2:5], asked, strict=True):
-        assert (gradient.numel() > 0) == bool(wanted)
+        assert (gradient is not None) == bool(wanted)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +213,7 @@ def test_extreme_norms(dtype, size, dim, device, kernels, reference) -> None:
     y[0, 1] *= size
     t[0, 0] *= 1 / size if size >= 1e-30 else 1
     r[1, 2] *= size
-    inputs, options = (x, y, t, r), (WEIGHTS, True, "sum", True, True, True)
+    inputs, options = (x, y, t, r), (*LOSS, "sum", True, True, True)
     got = kernels.cosine(*inputs, *options)
     exact = reference.cosine(*double(inputs), *options)
     torch.testing.assert_close(got.total.double(), exact.total, rtol=1e-5, atol=1e-5)
@@ -212,7 +232,7 @@ def test_extreme_norms(dtype, size, dim, device, kernels, reference) -> None:
 def test_denormal_rows_saturate(dtype, device, kernels) -> None:
     x, y, _, _ = problem((1, 2, 2, 40, False), dtype, device)
     y[0, 0] = torch.where(y[0, 0] > 0, 1e-40, -1e-40)
-    got = kernels.cosine(x, y, None, None, WEIGHTS, True, "sum", True, True, False)
+    got = kernels.cosine(x, y, None, None, *LOSS, "sum", True, True, False)
     assert torch.isfinite(got.total)
     assert torch.isfinite(got.grad_local).all()
     assert got.grad_local[0, 0].abs().amax() == torch.finfo(dtype).max
@@ -229,7 +249,7 @@ def test_fp16_from_end_to_end_of_its_range(device, compare) -> None:
 def test_fp16_rows_are_stored_where_fp16_is_precise(device, compare) -> None:
     """A gradient of 1e-7 and one of 1e-3 keep the same number of digits."""
     x, y, t, r = problem((4, 2, 3, 2048, True), FP16, device)
-    got = compare((x * 60, y * 60, t, r), "mean", PairWeights(0.5, 1.0, 1e-4))
+    got = compare((x * 60, y * 60, t, r), "mean", 1e-4)
     for gradient in got[2:5]:
         largest = gradient.abs().amax(-1)
         assert (largest > 1).all()
@@ -254,11 +274,11 @@ def test_zero_rows(dtype, dim, device, compare) -> None:
 def test_nan_and_inf_give_nan_and_stay_in_their_image(bad, place, device, kernels) -> None:
     inputs = problem((3, 2, 3, 40, True), BF16, device)
     inputs[place][1, 1, 7] = bad
-    got = kernels.cosine(*inputs, WEIGHTS, True, "none", True, True, True)
+    got = kernels.cosine(*inputs, *LOSS, "none", True, True, True)
     assert got.total.isnan().tolist() == [False, True, False]
     for gradient in got[2:5]:
         assert torch.isfinite(gradient[[0, 2]]).all()
-    total = kernels.cosine(*inputs, WEIGHTS, True, "mean", False, False, False).total
+    total = kernels.cosine(*inputs, *LOSS, "mean", False, False, False).total
     assert total.isnan()
 
 
@@ -266,15 +286,27 @@ def test_nan_and_inf_give_nan_and_stay_in_their_image(bad, place, device, kernel
 def test_no_repulsion_reads_no_features(dtype, device, kernels, reference) -> None:
     x, y, t, r = problem((2, 2, 3, 40, True), dtype, device)
     r.fill_(float("nan"))
-    got = kernels.cosine(x, y, t, r, WEIGHTS, False, "sum", True, True, True)
-    exact = reference.cosine(*double((x, y, t, None)), WEIGHTS, False, "sum", True, True, False)
+    got = kernels.cosine(x, y, t, r, WEIGHT, None, False, "sum", "sum", True, True, True)
+    exact = reference.cosine(
+        *double((x, y, t, None)), WEIGHT, None, False, "sum", "sum", True, True, False
+    )
     torch.testing.assert_close(got.total.double(), exact.total, rtol=1e-5, atol=1e-5)
     assert (got.grad_features == 0).all()
-    assert torch.isfinite(got.row_scale).all()
+    assert got.row_scale is None or torch.isfinite(got.row_scale).all()
 
 
-def test_huge_and_tiny_weights(device, compare) -> None:
-    compare(problem((2, 2, 3, 40, True), BF16, device), weights=PairWeights(1e18, 3e18, 1e-20))
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
+@pytest.mark.parametrize("weight", [1e-20, 0.3, 3e18])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_huge_and_tiny_weights(on_device, weight, dtype, device, compare) -> None:
+    """λ as a number, and as a tensor that the host does not look at."""
+    if on_device:
+        weight = torch.tensor(weight, device=device)
+    compare(problem((2, 2, 3, 40, True), dtype, device), weight=weight)
+
+
+def test_mean_over_pairs(device, compare) -> None:
+    compare(problem((3, 2, 3, 40, True), BF16, device), pair_reduction="mean")
 
 
 def test_parallel_and_opposite_rows(device, compare) -> None:
@@ -286,7 +318,7 @@ def test_parallel_and_opposite_rows(device, compare) -> None:
 
 def test_the_same_bits_every_time(device, kernels) -> None:
     inputs = problem((12, 2, 3, 65, True), BF16, device)
-    options = (WEIGHTS, True, "mean", True, True, True)
+    options = (*LOSS, "mean", True, True, True)
     first = kernels.cosine(*inputs, *options)
     for _ in range(2):
         again = kernels.cosine(*inputs, *options)
@@ -300,7 +332,7 @@ def test_offsets_beyond_32_bits(device, kernels, monkeypatch) -> None:
     memory = torch.empty(2**31 + 64, dtype=BF16, device=device)
     far = memory.as_strided(x.shape, (2**30, 16, 1))
     far.copy_(x)
-    options = (WEIGHTS, True, "none", False, True, True)
+    options = (*LOSS, "none", False, True, True)
     got = kernels.cosine(far, y, t, r, *options)
     right = kernels.cosine(x, y, t, r, *options)
     assert torch.equal(got.total, right.total)

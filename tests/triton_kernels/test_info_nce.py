@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from architectures import ARCHITECTURES
-from logo_kernels.backends.protocol import Problem
-from logo_kernels.backends.triton import facts as module
-from logo_kernels.backends.triton.facts import Facts
+from logo_kernels.backends.protocol import Request
+from logo_kernels.backends.triton import gpu as module
+from logo_kernels.backends.triton.gpu import Gpu
 from logo_kernels.backends.triton.info_nce_plan import (
     FULL,
     HALF,
@@ -85,7 +85,7 @@ def problem(shape, query_dtype, dtype, device) -> tuple[Tensor, Tensor]:
 def compare(kernels):
     def check(queries, negatives, temperature, own=None, factor=1.0):
         before = queries.clone(), negatives.clone()
-        got = seen(kernels, queries, negatives, temperature, own)
+        got = seen(kernels.backend, queries, negatives, temperature, own)
         assert torch.equal(queries, before[0])
         assert torch.equal(negatives.nan_to_num(), before[1].nan_to_num()), "written to"
         lse, mean = dense(queries, negatives, temperature, own)
@@ -135,7 +135,7 @@ def test_as_exact_as_eager(dtypes, device, kernels, assert_as_exact) -> None:
         if kind == "exact":
             lse, mean = dense(queries, negatives, tau)
         else:
-            lse, mean = (v.double() for v in seen(kernels, queries, negatives, tau))
+            lse, mean = (v.double() for v in seen(kernels.backend, queries, negatives, tau))
         positive = (unit(queries) * positives).sum(1) / tau
         loss = F.softplus(lse - positive)
         share = 1 - torch.sigmoid(positive - lse)
@@ -173,19 +173,19 @@ def test_own_leaves_one(device, compare) -> None:
 @pytest.mark.parametrize("dtypes", [(FP32, FP32), (BF16, BF16)], ids=str)
 def test_any_strides(dtypes, device, kernels) -> None:
     queries, negatives = problem((5, 70, 48), *dtypes, device)
-    expected = seen(kernels, queries, negatives, 0.1)
+    expected = seen(kernels.backend, queries, negatives, 0.1)
     transposed = negatives.T.contiguous().T  # a queue kept as [D, K]
     every_other = torch.stack([negatives, negatives], 1).flatten(0, 1)[::2]
     sparse = torch.stack([negatives, negatives], 2).flatten(1, 2)[:, ::2]
     repeated = negatives[:1].expand(70, 48)
     for view in (transposed, every_other, sparse):
         assert torch.equal(view, negatives)
-        got = seen(kernels, queries, view, 0.1)
+        got = seen(kernels.backend, queries, view, 0.1)
         # Another layout of the tile adds the squares of a norm in another order.
         torch.testing.assert_close(got.lse, expected.lse, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(got.mean, expected.mean, rtol=1e-5, atol=1e-6)
-    got = seen(kernels, queries, repeated, 0.1)
-    assert torch.equal(got.lse, seen(kernels, queries, repeated.clone(), 0.1).lse)
+    got = seen(kernels.backend, queries, repeated, 0.1)
+    assert torch.equal(got.lse, seen(kernels.backend, queries, repeated.clone(), 0.1).lse)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.2])
@@ -232,12 +232,12 @@ def test_nan_and_inf(bad, dtypes, device, kernels) -> None:
     for temperature in (0.01, 0.2):
         queries, negatives = problem((4, 70, 24), *dtypes, device)
         negatives[30, 5] = bad
-        got = seen(kernels, queries, negatives, temperature)
+        got = seen(kernels.backend, queries, negatives, temperature)
         assert got.lse.isnan().all()
         assert got.mean.isnan().all()
         queries[2] = float("nan")
         negatives[30, 5] = 1
-        got = seen(kernels, queries, negatives, temperature)
+        got = seen(kernels.backend, queries, negatives, temperature)
         assert got.lse.isnan().tolist() == [False, False, True, False]
 
 
@@ -247,7 +247,7 @@ def test_splits_add_up(temperature, device, kernels, with_splits) -> None:
     results = []
     for splits in (1, 2, 5, 10):
         with_splits(splits)
-        results.append(seen(kernels, queries, negatives, temperature))
+        results.append(seen(kernels.backend, queries, negatives, temperature))
     for got in results[1:]:
         torch.testing.assert_close(got.lse, results[0].lse, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(got.mean, results[0].mean, rtol=2e-5, atol=1e-6)
@@ -255,15 +255,15 @@ def test_splits_add_up(temperature, device, kernels, with_splits) -> None:
 
 def test_no_run_differs(device, kernels) -> None:
     queries, negatives = problem((9, 300, 40), BF16, BF16, device)
-    first = seen(kernels, queries, negatives, 0.07)
+    first = seen(kernels.backend, queries, negatives, 0.07)
     for _ in range(2):
-        again = seen(kernels, queries, negatives, 0.07)
+        again = seen(kernels.backend, queries, negatives, 0.07)
         assert torch.equal(first.lse, again.lse)
         assert torch.equal(first.mean, again.mean)
 
 
 def test_no_queries(device, kernels) -> None:
-    got = seen(kernels, torch.zeros(0, 8, device=device), rows(3, 8, FP32, device), 1)
+    got = seen(kernels.backend, torch.zeros(0, 8, device=device), rows(3, 8, FP32, device), 1)
     assert got.lse.shape == (0,)
     assert got.mean.shape == (0, 8)
 
@@ -271,32 +271,32 @@ def test_no_queries(device, kernels) -> None:
 def test_refuses(device, kernels) -> None:
     for dim in (1, 2048):
         for dtypes in ({FP32}, {FP32, BF16}, {FP16}):
-            problem = Problem("info_nce", device.type, frozenset(dtypes), 0, dim)
-            assert kernels.refuses(problem) is None
-    problem = Problem("info_nce", device.type, frozenset({FP32, torch.float64}), 0, 8)
-    assert "float64" in kernels.refuses(problem)
+            request = Request("info_nce", device.type, frozenset(dtypes), 0, dim)
+            assert kernels.backend.refuses(request) is None
+    request = Request("info_nce", device.type, frozenset({FP32, torch.float64}), 0, 8)
+    assert "float64" in kernels.backend.refuses(request)
 
 
 def test_refuses_a_device_without_room(device, kernels, monkeypatch) -> None:
     """The one that the tensors are on."""
-    given = [Facts(132, 9, 227 << 10), Facts(20, 8, 48 << 10)]
-    monkeypatch.setattr(module, "facts_of", lambda index: given[index])
+    given = [Gpu(132, 9, 227 << 10), Gpu(20, 8, 48 << 10)]
+    monkeypatch.setattr(module, "gpu_of", lambda index: given[index])
     # Asked of torch, it would be an error where there is one GPU.
     monkeypatch.setattr("logo_kernels.backends.triton._capability", lambda index: (8, 0))
     for index, served in enumerate((True, False)):
-        problem = Problem("info_nce", device.type, frozenset({BF16}), 0, 256, index)
-        assert (kernels.refuses(problem) is None) == served
-    assert "shared memory" in kernels.refuses(problem)
+        request = Request("info_nce", device.type, frozenset({BF16}), 0, 256, index)
+        assert (kernels.backend.refuses(request) is None) == served
+    assert "shared memory" in kernels.backend.refuses(request)
 
 
 OPERANDS = [HALF, TWO_HALVES, FULL]
 DIMS = (1, 8, 64, 100, 128, 256, 300, 2048)
 
 
-def device_of(major: int) -> Facts:
+def device_of(major: int) -> Gpu:
     """The least shared memory that a device of that generation has."""
     least = min(a.shared_per_block for a in ARCHITECTURES if a.major == major)
-    return Facts(132, major, least)
+    return Gpu(132, major, least)
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -329,7 +329,7 @@ def test_plans(operands, major, dense) -> None:
 @pytest.mark.parametrize("operands", OPERANDS)
 def test_plans_fit_shared_memory(operands, architecture) -> None:
     """A program that the device grants, and as many beside it as the plan counts on."""
-    given = Facts(132, architecture.major, architecture.shared_per_block)
+    given = Gpu(132, architecture.major, architecture.shared_per_block)
     for dim in DIMS:
         assert misfit(dim, operands, given) is None
         for n in (1, 64, 65, 4096):
@@ -348,15 +348,15 @@ def test_plans_fit_shared_memory(operands, architecture) -> None:
 def test_less_shared_memory_than_any_device_has() -> None:
     """Fewer tiles in flight where that helps; where it does not, a reason."""
     for dim, operands, given, stages in (
-        (128, HALF, Facts(132, 9, 99 << 10), 2), (256, HALF, Facts(132, 8, 80 << 10), 1)
+        (128, HALF, Gpu(132, 9, 99 << 10), 2), (256, HALF, Gpu(132, 8, 80 << 10), 1)
     ):  # fmt: skip
         shape = plan_for(4096, 65536, dim, operands, True, given).shape
         assert shape.num_stages == stages < shape_for(4096, dim, operands, True, given.major)[5]
         assert shared_bytes(shape, operands, given.major) <= given.shared
-    reason = misfit(256, HALF, Facts(132, 8, 48 << 10))
+    reason = misfit(256, HALF, Gpu(132, 8, 48 << 10))
     assert f"device has {48 << 10}" in reason
     assert "D = 256" in reason
-    assert "8.0" in misfit(256, HALF, Facts(132, 7, 227 << 10))
+    assert "8.0" in misfit(256, HALF, Gpu(132, 7, 227 << 10))
 
 
 @pytest.mark.parametrize("major", [8, 9, 10])

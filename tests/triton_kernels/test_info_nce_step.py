@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from logo_kernels.backends.buffers import gradient_like
-from logo_kernels.backends.protocol import InfoNCECall, InfoNCEGradients, InfoNCEResult
+from kernels import Kernels
 from logo_kernels.backends.triton import info_nce as module
 from logo_kernels.backends.triton.environment import interpreted
 from logo_kernels.backends.triton.info_nce_plan import PAIRS, POSITIVES
+from logo_kernels.contrast import InfoNCECall, InfoNCEGradients, InfoNCEResult
 from support import error
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -42,6 +42,7 @@ def a_call(
     k: int | None = 50,
     temperature: float | Tensor = 0.2,
     reduction: str = "mean",
+    pair_reduction: str = "sum",
     dtype: torch.dtype = FP32,
     negatives: torch.dtype | None = None,
 ) -> InfoNCECall:
@@ -56,27 +57,26 @@ def a_call(
     learned = isinstance(temperature, Tensor)
     return InfoNCECall(
         x, y, t, n, 1.0 if learned else temperature, temperature if learned else None,
-        0.5, 1.5, reduction,
+        pair_reduction, reduction,
     )  # fmt: skip
 
 
-def forward(backend: Any, call: InfoNCECall) -> InfoNCEResult:
-    result = InfoNCEResult.empty(call)
-    backend.info_nce(call, result)
-    return result
+def forward(kernels: Kernels, call: InfoNCECall) -> InfoNCEResult:
+    return kernels.info_nce(*call)
 
 
 def backward(
-    backend: Any, call: InfoNCECall, upstream: Tensor, result: InfoNCEResult
+    kernels: Kernels,
+    call: InfoNCECall,
+    upstream: Tensor,
+    result: InfoNCEResult,
+    wanted: tuple[bool, bool, bool] = (True, True, True),
 ) -> InfoNCEGradients:
-    def wanted(crops: Tensor | None) -> Tensor:
-        return upstream.new_empty(0) if crops is None else gradient_like(crops)
-
-    gradients = InfoNCEGradients(
-        wanted(call.global_crops), wanted(call.local_crops), upstream.new_empty([])
-    )
-    backend.info_nce_backward(call, upstream, result.pull, result.mean, gradients)
-    return gradients
+    of_negatives = None if call.negatives is None else call.negatives.dtype
+    return kernels.info_nce_backward(
+        upstream, call.global_crops, call.local_crops, call.positives, call.temperature_tensor,
+        result.pull, result.mean, call.temperature, *wanted, of_negatives,
+    )  # fmt: skip
 
 
 def upstream_of(call: InfoNCECall, result: InfoNCEResult) -> Tensor:
@@ -115,10 +115,11 @@ def compare(kernels, reference, poisoned):
         for name in (*InfoNCEResult._fields, *InfoNCEGradients._fields):
             ours = getattr(got if name in InfoNCEResult._fields else gradients, name)
             right = getattr(want if name in InfoNCEResult._fields else wanted, name)
-            assert ours.shape == right.shape, name
-            if right.numel():
+            assert (ours is None) == (right is None), name
+            if right is not None:
+                assert ours.shape == right.shape, name
                 size = float(right.abs().max())
-                if name == "temperature":  # a sum of terms that cancel
+                if name == "grad_temperature":  # a sum of terms that cancel
                     size = max(size, 1 / float(module._temperature(call)) ** 2)
                 assert error(ours, right) <= allowed * max(1e-30, size), name
         return got, gradients
@@ -199,6 +200,7 @@ def test_launches(counts, options, reduction, splits, device, kernels, launches,
     ("counts", "options"),
     [
         ((3, 2, 3), {"k": None, "images": 11}),
+        ((2, 3, 2), {"pair_reduction": "mean"}),
         ((2, 40, 2), {"k": 70}),  # more rows of an image than a program of the epilogue has
         ((PAIRS + 3, 0, PAIRS + 3), {"images": 2}),
         ((0, 2, POSITIVES + 1), {"temperature": 0.01}),
@@ -261,15 +263,10 @@ def test_only_what_is_wanted(to_x, to_y, device, kernels):
     result = forward(kernels, call)
     upstream = torch.ones([], device=device)
     whole = backward(kernels, call, upstream, result)
-    empty = upstream.new_empty(0)
-    gradients = InfoNCEGradients(
-        gradient_like(call.global_crops) if to_x else empty,
-        gradient_like(call.local_crops) if to_y else empty,
-        empty,
-    )
-    kernels.info_nce_backward(call, upstream, result.pull, result.mean, gradients)
+    gradients = backward(kernels, call, upstream, result, (to_x, to_y, False))
+    assert gradients.grad_temperature is None
     for wanted, got, right in zip((to_x, to_y), gradients, whole, strict=False):
-        assert got.numel() == (right.numel() if wanted else 0)
+        assert (got is not None) == wanted
         if wanted:
             assert torch.equal(got, right)
 
@@ -289,16 +286,16 @@ def test_zero_and_nan_rows(device, kernels, compare):
     call.global_crops[1] = 0
     call.positives[2, 1] = 0
     _, gradients = compare(call)
-    assert not gradients.global_crops[1].any()
+    assert not gradients.grad_global[1].any()
     call.local_crops[3, 0, 5] = torch.inf
     call.positives[0, 1, 2] = torch.nan
     got = forward(kernels, call)
     gradients = backward(kernels, call, torch.ones([], device=device), got)
     assert got.total.isnan()
-    assert gradients.local_crops[3].isnan().any(-1).tolist() == [True, False, False]
+    assert gradients.grad_local[3].isnan().any(-1).tolist() == [True, False, False]
     # Each query of image 0 has the positive that is NaN, but for the global crop that it is of.
-    assert gradients.local_crops[0].isnan().all()
-    assert gradients.global_crops[4].isfinite().all()
+    assert gradients.grad_local[0].isnan().all()
+    assert gradients.grad_global[4].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
@@ -308,7 +305,7 @@ def test_gradients_beyond_the_dtype(dtype, device, kernels):
     call.local_crops[2] *= 1e-6 if dtype == FP16 else 1e-37
     result = forward(kernels, call)
     upstream = torch.tensor(1e3, device=device)
-    to_y = backward(kernels, call, upstream, result).local_crops
+    to_y = backward(kernels, call, upstream, result).grad_local
     assert to_y[[0, 1, 3, 4]].isfinite().all()
     assert not to_y.isnan().any()
     if dtype == FP16:
@@ -338,7 +335,7 @@ def test_no_run_differs(reduction, device, kernels):
     for _ in range(3):
         result = forward(kernels, call)
         gradients = backward(kernels, call, upstream_of(call, result), result)
-        results.append((*result, *gradients))
+        results.append([value for value in (*result, *gradients) if value is not None])
     for again in results[1:]:
         for first, value in zip(results[0], again, strict=True):
             assert torch.equal(first, value)

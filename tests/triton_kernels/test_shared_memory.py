@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from architectures import ARCHITECTURES
-from logo_kernels.backends.triton.pair_moments import COLUMNS, PARTS
-from logo_kernels.backends.triton.pair_plan import (
+from logo_kernels.backends.triton.affinity_moments import COLUMNS, PARTS
+from logo_kernels.backends.triton.affinity_plan import (
     column_tile,
     halved,
     image_tile,
@@ -51,7 +51,7 @@ def test_tiles_are_chosen_by_powers_of_two() -> None:
 
 
 @each_architecture
-def test_pairs_and_scale(architecture) -> None:
+def test_affinity_and_scale(architecture) -> None:
     numbers = [PARTS * COLUMNS]
     for itemsize, dim in itertools.product((2, 4), DIMS):
         scale = scale_tile(dim, itemsize)

@@ -1,22 +1,47 @@
 """The `triton` backend: fused kernels for NVIDIA GPUs, or for a CPU under Triton's interpreter.
 
-Importing this module imports no Triton; the kernels' modules are imported where a kernel is first
-called for.
+Importing this module imports no Triton: an operation's module is imported where the operation is
+first called for.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..protocol import Backend, Request
 from .environment import installed, interpreted
 from .tiles import MAX_ROWS
 
 __all__ = ["TritonBackend"]
+
+# Each method of the backend: its module, and its function there.
+OPERATIONS = {
+    "cosine": ("cosine", "cosine"),
+    "similarity": ("similarity", "similarity"),
+    "similarity_backward": ("similarity", "similarity_backward"),
+    "info_nce": ("info_nce", "info_nce"),
+    "info_nce_backward": ("info_nce", "info_nce_backward"),
+    "scale_": ("scale", "scale_"),
+    "unit": ("unit", "unit"),
+    "unit_backward": ("unit", "unit_backward"),
+    "affinity_hidden_layer": ("affinity_hidden", "hidden_layer"),
+    "affinity_hidden_gradient": ("affinity_hidden", "hidden_gradient"),
+    "affinity_hidden_moments": ("affinity_hidden", "hidden_moments"),
+    "affinity_hidden": ("affinity_hidden", "hidden"),
+    "affinity_hidden_sums": ("affinity_hidden", "hidden_sums"),
+    "affinity_hidden_backward": ("affinity_hidden", "hidden_backward"),
+    "affinity_output_layer": ("affinity_output", "output_layer"),
+    "affinity_output_gradient": ("affinity_output", "output_gradient"),
+    "affinity_output_moments": ("affinity_output", "output_moments"),
+    "affinity_output": ("affinity_output", "output"),
+    "affinity_output_sums": ("affinity_output", "output_sums"),
+    "affinity_output_backward": ("affinity_output", "output_backward"),
+}
 
 
 @functools.cache
@@ -45,6 +70,8 @@ def _capability(index: int) -> tuple[int, int]:
 
 
 class TritonBackend(Backend):
+    """Its operations are those of the table above; each fills the result of its call."""
+
     name = "triton"
 
     def missing(self) -> str | None:
@@ -68,10 +95,30 @@ class TritonBackend(Backend):
                 f"cuda:{request.device_index} has {capability[0]}.{capability[1]}"
             )
         if request.operation == "info_nce":
-            from .facts import facts_of
+            from .gpu import gpu_of
             from .info_nce_plan import FULL, HALF, TWO_HALVES, misfit
 
-            facts = facts_of(request.device_index)
-            reasons = (misfit(request.dim, kind, facts) for kind in (HALF, TWO_HALVES, FULL))
+            gpu = gpu_of(request.device_index)
+            reasons = (misfit(request.dim, kind, gpu) for kind in (HALF, TWO_HALVES, FULL))
             return next((reason for reason in reasons if reason is not None), None)
         return None
+
+
+def _method(module: str, function: str) -> Callable[..., None]:
+    """The function as a method of the backend, imported where it is first called."""
+
+    @functools.cache
+    def imported() -> Callable[..., None]:
+        found: Callable[..., None] = getattr(
+            importlib.import_module(f".{module}", __name__), function
+        )
+        return found
+
+    def method(self: TritonBackend, *arguments: Any) -> None:
+        imported()(*arguments)
+
+    return method
+
+
+for _operation, _place in OPERATIONS.items():
+    setattr(TritonBackend, _operation, _method(*_place))

@@ -1,10 +1,10 @@
 """The cosine LoGo loss and its gradient in one launch: one program per image.
 
 A program reads its image's rows, forms their Gram matrix on the tensor cores, takes loss and W from
-it, and writes the gradient W·X from the same on-chip tile, or, where an image is too large for one,
-by a second loop that finds the rows in L1 or L2. One image per program, however small: a
-multiprocessor is filled by many programs of one or two warps (tiles.py), and images that share no
-tile cannot pass each other NaN.
+it, and writes the gradient W·X from the same on-chip tile. Where an image is too large for one
+tile, a second loop finds the rows in L1 or L2. A program has one image, however small: many
+programs of one or two warps fill a multiprocessor (tiles.py), and images that share no tile cannot
+pass each other NaN.
 """
 
 # Upper case marks compile-time constants in kernels.
@@ -13,13 +13,13 @@ tile cannot pass each other NaN.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..buffers import cosine_result
-from ..protocol import CosineResult, PairWeights
+from .image import combination, cosines_of, gram_matrix, rows_of_image, store_gradients
 from .launch import (
     alignment,
     gradient_rows,
@@ -28,27 +28,22 @@ from .launch import (
     strides,
     unit_steps,
 )
-from .rows import (
-    TL_DTYPE,
-    biased_exponent,
-    combination,
-    diagonal,
-    gram_matrix,
-    inverse_norm,
-    power_of_two,
-    row_of_image,
-    store_gradients,
-)
+from .numbers import TL_DTYPE, biased_exponent, from_exponent
 from .tickets import arrives_last
 from .tiles import operand_dtype, tile_for
 
-# Weights of pairs up to here cannot take W beyond bf16's or fp32's range (norms are at least 2^-30,
-# see rows.py); larger ones go the way of fp16, by normalised rows of W and saturation.
-ORDINARY_WEIGHT = 2.0**40
+if TYPE_CHECKING:
+    from ...cosine import CosineCall, CosineResult
 
-# Images whose terms are summed by the last of their programs; the last one of all sums the groups'
-# sums. Two short steps at the end of a launch, whatever B: 8192 images are 64 groups of 128, where
-# one program would walk over 8192 values by itself.
+# Weights of pairs up to here cannot take W beyond bf16's or fp32's range, since norms are at least
+# 2^-30 (numbers.py). Larger weights go the way of fp16, with rows of W normalised and saturation; a
+# weight that lies on the device goes the way of extreme norms, which does both as well.
+ORDINARY_WEIGHT = 2.0**40
+ORDINARY_WEIGHT_ = tl.constexpr(ORDINARY_WEIGHT)
+
+# So many images are a group, whose terms the last of their programs sums; the last program of all
+# sums the groups' sums. These are two short steps at the end of a launch, whatever B: 8192 images
+# are 64 groups of 128, where one program would walk over 8192 values by itself.
 GROUP = 128
 
 
@@ -91,7 +86,7 @@ def sum_three(values, count, apart, CHUNK: tl.constexpr):
     ]
 )  # fmt: skip
 def cosine_kernel(
-    x_ptr, x_image, x_row, x_step,  # [B, G, D] and its strides
+    x_ptr, x_image, x_row, x_step,  # [B, G, D] and its strides; y itself where G = 0
     y_ptr, y_image, y_row, y_step,  # [B, L, D] of the dtype of x; x itself where L = 0
     t_ptr, t_image, t_row, t_step,  # [B, G, D]; x itself where not HAS_T
     r_ptr, r_image, r_row, r_step,  # [B, L, D]; y itself where not HAS_R
@@ -106,12 +101,14 @@ def cosine_kernel(
     images,
     gg_weight, lg_weight, ll_weight,  # of one pair in the result: divided by B for the mean
     image_weight,  # 1/B for the mean, else 1
+    repulsion_weight_ptr,  # fp32, [] by which ll_weight is multiplied, where ON_DEVICE
     G: tl.constexpr, L: tl.constexpr, D: tl.constexpr,
     HAS_T: tl.constexpr, HAS_R: tl.constexpr, REPULSION: tl.constexpr, PER_IMAGE: tl.constexpr,
     GRAD_X: tl.constexpr, GRAD_Y: tl.constexpr, GRAD_R: tl.constexpr, ROW_SCALE: tl.constexpr,
     UNIT: tl.constexpr,  # every step is 1
     ALIGN_IN: tl.constexpr, ALIGN_OUT: tl.constexpr,  # of rows that are read and written, bytes
     CAREFUL: tl.constexpr,  # rows of W need normalising: fp16, or huge weights
+    ON_DEVICE: tl.constexpr,
     OP: tl.constexpr,
     V_PAD: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr, RESCUE_D: tl.constexpr,
     STAGES: tl.constexpr,
@@ -119,6 +116,8 @@ def cosine_kernel(
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     row = tl.arange(0, V_PAD)
+    if ON_DEVICE:
+        ll_weight *= tl.load(repulsion_weight_ptr)
 
     # Row order: x | y | t | r. Targets that are the global crops themselves start at row 0 and
     # features that are the local crops at row G: then nothing is read twice.
@@ -132,10 +131,10 @@ def cosine_kernel(
     T_APART: tl.constexpr = HAS_T and t_ptr.dtype.element_ty != x_ptr.dtype.element_ty
     R_APART: tl.constexpr = HAS_R and r_ptr.dtype.element_ty != x_ptr.dtype.element_ty
 
-    x_rows = row_of_image(x_ptr, image, row, 0, x_image, x_row)
-    y_rows = row_of_image(y_ptr, image, row, G, y_image, y_row)
-    t_rows = row_of_image(t_ptr, image, row, T0, t_image, t_row)
-    r_rows = row_of_image(r_ptr, image, row, R0, r_image, r_row)
+    x_rows = rows_of_image(x_ptr, image, row, 0, x_image, x_row)
+    y_rows = rows_of_image(y_ptr, image, row, G, y_image, y_row)
+    t_rows = rows_of_image(t_ptr, image, row, T0, t_image, t_row)
+    r_rows = rows_of_image(r_ptr, image, row, R0, r_image, r_row)
     x_rows = tl.where(is_y, y_rows, x_rows)
     in_x = is_x | is_y
     if HAS_T and not T_APART:
@@ -157,17 +156,18 @@ def cosine_kernel(
         GRAD_X or GRAD_Y or GRAD_R,
     )  # fmt: skip
 
+    if ON_DEVICE and not CAREFUL:
+        extreme = extreme | (tl.abs(ll_weight) > ORDINARY_WEIGHT_)
+
     # Cosines, terms and W
-    inverse = inverse_norm(diagonal(gram, 1, V_PAD))
-    inverse_of_column = inverse_norm(diagonal(gram, 0, V_PAD))
-    cosines = gram * inverse[:, None] * inverse_of_column[None, :]
+    cosines, inverse, inverse_of_column = cosines_of(gram, V_PAD)
     is_gg, is_lg, is_ll = pair_kinds(G, L, T0, R0, REPULSION, V_PAD)
     gg = -tl.sum(tl.sum(tl.where(is_gg, cosines, 0.0), 1), 0)
     lg = -tl.sum(tl.sum(tl.where(is_lg, cosines, 0.0), 1), 0)
     ll = 0.5 * tl.sum(tl.sum(tl.where(is_ll, cosines, 0.0), 1), 0)
 
     GG_PAIRS: tl.constexpr = G * (G - 1) if G > 1 else 1
-    LG_PAIRS: tl.constexpr = L * G if L > 0 else 1
+    LG_PAIRS: tl.constexpr = L * G if L * G > 0 else 1
     LL_PAIRS: tl.constexpr = L * (L - 1) // 2 if L > 1 else 1
     gg_scale = image_weight / GG_PAIRS
     lg_scale = image_weight / LG_PAIRS
@@ -183,9 +183,9 @@ def cosine_kernel(
         tl.store(partials_ptr + 2 * images + image, ll)
 
     if GRAD_X or GRAD_Y or GRAD_R:
-        gx_rows = row_of_image(gx_ptr, image, row, 0, gx_image, gx_row)
-        gy_rows = row_of_image(gy_ptr, image, row, G, gy_image, gy_row)
-        gr_rows = row_of_image(gr_ptr, image, row, R0, gr_image, gr_row)
+        gx_rows = rows_of_image(gx_ptr, image, row, 0, gx_image, gx_row)
+        gy_rows = rows_of_image(gy_ptr, image, row, G, gy_image, gy_row)
+        gr_rows = rows_of_image(gr_ptr, image, row, R0, gr_image, gr_row)
         wanted = (is_x & GRAD_X) | (is_y & GRAD_Y)
         gx_rows = tl.where(is_y, gy_rows, gx_rows)
         if GRAD_R and not R_APART:
@@ -204,8 +204,8 @@ def cosine_kernel(
             # power of two above that, over 2^15, leaves stored magnitudes below 2^15.
             bound = tl.sum(tl.abs(pairs), 1) * inverse * factor
             exponent = tl.minimum(tl.maximum(biased_exponent(bound) + 1 - 15, 1), 253)
-            store_scale = power_of_two(254 - exponent)
-            scale = power_of_two(exponent)
+            store_scale = from_exponent(254 - exponent)
+            scale = from_exponent(exponent)
             if x_ptr.dtype.element_ty != tl.float16:
                 store_scale = tl.where(is_r, store_scale, 1.0)
                 scale = tl.where(is_r, scale, 1.0)
@@ -243,34 +243,31 @@ def cosine_kernel(
                 tl.store(terms_ptr + 2, ll_scale * ll)
 
 
-def cosine(
-    global_crops: Tensor,  # [B, G, D]
-    local_crops: Tensor | None,  # [B, L, D]
-    targets: Tensor | None,  # [B, G, D]
-    features: Tensor | None,  # [B, L, D]
-    weights: PairWeights,
-    repulsion: bool,
-    reduction: str,
-    grad_global: bool,
-    grad_local: bool,
-    grad_features: bool,
-) -> CosineResult:
-    """`Backend.cosine`: one launch of `cosine_kernel`."""
-    result = cosine_result(
-        global_crops, local_crops, targets, features, reduction,
-        grad_global, grad_local, grad_features,
-    )  # fmt: skip
-    images, g, dim = global_crops.shape
-    l = 0 if local_crops is None else local_crops.shape[1]  # noqa: E741  (G, L as in the paper)
-    repulsion = repulsion and l > 1
-    with launching(global_crops):
+def cosine(call: CosineCall, result: CosineResult) -> None:
+    """Fills loss, terms and gradients by one launch of `cosine_kernel`.
+
+    Without global crops nothing attracts: no term of targets is left, and none is read.
+    """
+    first = call.local_crops if call.global_crops is None else call.global_crops
+    assert first is not None
+    images, _, dim = first.shape
+    g = 0 if call.global_crops is None else call.global_crops.shape[1]
+    l = 0 if call.local_crops is None else call.local_crops.shape[1]  # noqa: E741  (as in the paper)
+    targets = call.targets if g > 0 else None
+    features = call.features
+    to_global, to_local, to_features = result.grad_global, result.grad_local, result.grad_features
+    weights, tensor = (call.gg_weight, call.lg_weight, call.ll_weight), call.repulsion_weight_tensor
+    repulsion = call.repulsion and l > 1
+    with launching(first):
         if features is not None and not repulsion:
             # No term looks at them: they are not read, and their gradient is zero.
-            result.grad_features.zero_()
-            result.row_scale[:, g + l :].fill_(1)
-            features, grad_features = None, False
-        x = global_crops
-        y = x if local_crops is None else local_crops
+            if to_features is not None:
+                to_features.zero_()
+            if result.row_scale is not None:
+                result.row_scale[:, g + l :].fill_(1)
+            features = to_features = None
+        x = first  # each stands in for those that are absent
+        y = x if call.local_crops is None else call.local_crops
         t = x if targets is None else targets
         r = y if features is None else features
         op = operand_dtype(x.dtype, t.dtype, r.dtype)
@@ -281,9 +278,10 @@ def cosine(
         loaded = x.element_size()
         loaded += t.element_size() if t.dtype != x.dtype else 0
         loaded += r.element_size() if r.dtype != x.dtype else 0
-        tile = tile_for(rows, dim, op, loaded, grad_global or grad_local or grad_features)
-        image_weight = 1 / images if reduction == "mean" else 1.0
-        per_image = reduction == "none"
+        gradient = not (to_global is None and to_local is None and to_features is None)
+        tile = tile_for(rows, dim, op, loaded, gradient)
+        image_weight = 1 / images if call.reduction == "mean" else 1.0
+        per_image = call.reduction == "none"
         if per_image:
             partials, counters = result.total, result.total  # not used
         else:
@@ -291,21 +289,23 @@ def cosine(
         row_scale = result.row_scale
         cosine_kernel[(images,)](
             x, *strides(x), y, *strides(y), t, *strides(t), r, *strides(r),
-            *gradient_rows(result.grad_global, x), *gradient_rows(result.grad_local, x),
-            *gradient_rows(result.grad_features, r),
-            row_scale, row_scale.shape[1],
+            *gradient_rows(to_global, x), *gradient_rows(to_local, x),
+            *gradient_rows(to_features, r),
+            result.total if row_scale is None else row_scale,
+            0 if row_scale is None else row_scale.shape[1],
             result.total, result.terms, partials, counters, images,
             *(float(weight * image_weight) for weight in weights), image_weight,
+            result.total if tensor is None else tensor,
             G=g, L=l, D=dim,
             HAS_T=targets is not None, HAS_R=features is not None, REPULSION=repulsion,
             PER_IMAGE=per_image,
-            GRAD_X=grad_global, GRAD_Y=grad_local and l > 0, GRAD_R=grad_features,
-            ROW_SCALE=row_scale.numel() > 0, UNIT=unit_steps(x, y, t, r),
+            GRAD_X=to_global is not None, GRAD_Y=to_local is not None,
+            GRAD_R=to_features is not None,
+            ROW_SCALE=row_scale is not None, UNIT=unit_steps(x, y, t, r),
             ALIGN_IN=alignment(x, y, t, r),
-            ALIGN_OUT=alignment(result.grad_global, result.grad_local, result.grad_features),
-            CAREFUL=careful,
+            ALIGN_OUT=alignment(to_global, to_local, to_features),
+            CAREFUL=careful, ON_DEVICE=tensor is not None,
             OP=TL_DTYPE[op], V_PAD=tile.v_pad, BLOCK_D=tile.block_d, SPLIT=tile.split,
             RESCUE_D=tile.rescue_d, STAGES=tile.num_stages,
             GROUP=GROUP, num_warps=tile.num_warps,
         )  # fmt: skip
-    return result

@@ -1,21 +1,20 @@
 """InfoNCE against constants on the host: three launches forward, one backward.
 
-`prologue_kernel` reads every row once for what concerns it alone; `info_nce_kernel` passes over the
-negatives, in splits that run side by side; `epilogue_kernel` adds these up and makes losses of
-them; `backward_kernel` makes gradients. Nothing is looked at by the host: τ may lie on the device.
+`prologue_kernel` reads every row by itself, once; `info_nce_kernel` passes over the negatives, in
+splits that run side by side; `epilogue_kernel` adds the splits up and makes losses of them;
+`backward_kernel` makes gradients. The host looks at no value: τ may lie on the device.
 """
 
 # mypy: allow-untyped-calls
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..protocol import InfoNCECall, InfoNCEGradients, InfoNCEResult
-from .facts import facts_of
+from .gpu import gpu_of
 from .info_nce_backward import backward_kernel
 from .info_nce_epilogue import epilogue_kernel
 from .info_nce_pass import info_nce_kernel
@@ -42,7 +41,10 @@ from .launch import (
     strides,
     unit_steps,
 )
-from .rows import TL_DTYPE
+from .numbers import TL_DTYPE
+
+if TYPE_CHECKING:
+    from ...contrast import InfoNCEBackwardCall, InfoNCECall, InfoNCEGradients, InfoNCEResult
 
 REDUCTIONS = {"pairs": "pairs", "none": "images", "mean": "all", "sum": "all"}
 
@@ -60,7 +62,7 @@ class Negatives(NamedTuple):
 
 
 def negatives_of(call: InfoNCECall) -> Negatives:
-    """Those of the call, or the positives of all images, wherever these lie."""
+    """The negatives of the call, or else the positives of all images; both wherever they lie."""
     if call.negatives is not None:
         memory = call.negatives
         count, dim = memory.shape
@@ -82,23 +84,36 @@ def negatives_of(call: InfoNCECall) -> Negatives:
     return Negatives(memory, count, of_image, 0, row, step, layout)
 
 
-def _crops(call: InfoNCECall) -> tuple[Tensor, Tensor]:
-    """Global and local crops; one stands in for the other where that is no query."""
+class Queries(NamedTuple):
+    """Query n = image·(G + L) + crop is row `crop` of x, or `crop` − G of y."""
+
+    x: Tensor  # [B, G, D]; y where there are none
+    y: Tensor  # [B, L, D]; x where there are none
+    globals_: int  # G, or 0
+    locals_: int  # L, or 0
+
+
+def queries_of(call: InfoNCECall | InfoNCEBackwardCall) -> Queries:
     x, y = call.global_crops, call.local_crops
-    queries = call.queries
-    return queries if x is None else x, queries if y is None else y
+    some = y if x is None else x
+    assert some is not None
+    return Queries(
+        some if x is None else x,
+        some if y is None else y,
+        0 if x is None else x.shape[1],
+        0 if y is None else y.shape[1],
+    )
 
 
-def _temperature(call: InfoNCECall) -> float | Tensor:
+def _temperature(call: InfoNCECall | InfoNCEBackwardCall) -> float | Tensor:
     return float(call.temperature) if call.temperature_tensor is None else call.temperature_tensor
 
 
 def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
-    """`Backend.info_nce`."""
-    x, y = _crops(call)
+    """Fills losses, and what backward needs of them, by three launches."""
+    x, y, globals_, locals_ = queries_of(call)
     t = call.positives
-    globals_, locals_, positives = call.counts
-    images, _, dim = x.shape
+    images, positives, dim = t.shape
     crops = globals_ + locals_
     n = images * crops
     if n == 0:
@@ -112,7 +127,7 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
     norms, tile = norm_tile(dim, dtype.itemsize), query_tile(dim)
     with launching(x):
         dense = negatives.layout in ("dense", "images")
-        plan = plan_for(n, k, dim, operands, dense, facts_of(x.device.index))
+        plan = plan_for(n, k, dim, operands, dense, gpu_of(x.device.index))
         shape, splits = plan.shape, plan.splits
         aligned = not dense and k % 16 == 0  # where rows are dense it does not matter
         # Whole tiles: the inner loop reads scales without a mask.
@@ -167,7 +182,8 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
             partials, counter = reduction_workspace(x, programs, 0)
         share = 1 / images if call.reduction == "mean" else 1.0
         epilogue_kernel[(programs, 1 if splits == 1 else -(-dim // last.block_d))](
-            parts, result.lse, result.mean, result.pull, result.total, result.terms,
+            parts, result.lse, result.mean, result.pull, result.total,
+            result.lse if result.terms is None else result.terms,
             partials, counter, temperature,
             n, splits, program_rows, crops, globals_, positives,
             call.gg_weight * share, call.lg_weight * share,
@@ -178,32 +194,28 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
         )  # fmt: skip
 
 
-def info_nce_backward(
-    call: InfoNCECall, upstream: Tensor, pull: Tensor, mean: Tensor, gradients: InfoNCEGradients
-) -> None:
-    """`Backend.info_nce_backward`."""
-    x, y = _crops(call)
-    t = call.positives
-    globals_, locals_, positives = call.counts
-    images, _, dim = x.shape
+def info_nce_backward(call: InfoNCEBackwardCall, result: InfoNCEGradients) -> None:
+    """Fills the gradients that are wanted by one launch of `backward_kernel`."""
+    x, y, globals_, locals_ = queries_of(call)
+    t, upstream = call.positives, call.upstream
+    to_x, to_y, to_tau = result.grad_global, result.grad_local, result.grad_temperature
+    images, positives, dim = t.shape
     crops = globals_ + locals_
     n = images * crops
-    to_tau = gradients.temperature.numel() > 0
     tile = query_tile(dim)
     programs = -(-n // tile.rows)
     with launching(x):
-        partials = counter = mean
-        if to_tau:
+        partials = counter = call.mean
+        if to_tau is not None:
             partials, counter = reduction_workspace(x, programs, 0)
         backward_kernel[(programs,)](
             x, *strides(x), y, *strides(y), t, *strides(t),
-            *gradient_rows(gradients.global_crops, x), *gradient_rows(gradients.local_crops, y),
+            *gradient_rows(to_x, x), *gradient_rows(to_y, y),
             upstream, *upstream.stride(), *(0,) * (3 - upstream.ndim),
-            pull, mean, gradients.temperature, partials, counter, _temperature(call),
-            n, crops, globals_, positives,
-            int(gradients.global_crops.numel() > 0), int(gradients.local_crops.numel() > 0),
+            call.pull, call.mean, call.mean if to_tau is None else to_tau, partials, counter,
+            _temperature(call), n, crops, globals_, positives,
+            int(to_x is not None), int(to_y is not None),
             D=dim, ROWS=tile.rows, BLOCK_D=tile.block_d, CHUNK=CHUNK,
-            UNIT=unit_steps(x, y, t), ALIGN=alignment(x, y, t),
-            ALIGN_OUT=alignment(gradients.global_crops, gradients.local_crops),
-            TO_TAU=to_tau, ON_DEVICE=call.temperature_tensor is not None, num_warps=4,
+            UNIT=unit_steps(x, y, t), ALIGN=alignment(x, y, t), ALIGN_OUT=alignment(to_x, to_y),
+            TO_TAU=to_tau is not None, ON_DEVICE=call.temperature_tensor is not None, num_warps=4,
         )  # fmt: skip

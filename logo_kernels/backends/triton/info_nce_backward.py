@@ -1,4 +1,4 @@
-"""InfoNCE's backward: from what forward found of each query to gradients, in one launch.
+"""InfoNCE's backward: gradients in one launch, from pulls and means that forward has found.
 
 With w = upstream · pull of a pair and δ = Σ_p w_p (O − k̂⁺_p), a query's gradient is
 (δ − (δ·q̂) q̂)/(τ‖q‖), and that of τ is −Σ_n δ·q̂ / τ².
@@ -13,8 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .info_nce_rows import load_rows, positive_rows, query_rows, unit_scales, value_of
-from .rows import narrow, saturate
+from .info_nce_rows import load_columns, positive_rows, query_rows, unit_scales, value_of
+from .numbers import narrow, saturate
 from .tickets import arrives_last, sum_in_order
 
 
@@ -40,7 +40,7 @@ def directions(
         other_factor, other_inverse, _ = unit_scales(
             others, other_steps, inside, D, ROWS, BLOCK_D, UNIT
         )
-        positive = load_rows(others, other_steps, inside, first, D, BLOCK_D, UNIT)
+        positive = load_columns(others, other_steps, inside, first, D, BLOCK_D, UNIT)
         positive = positive * other_factor[:, None]
         pulled += positive * (weight * other_inverse)[:, None]
         weights += weight
@@ -49,12 +49,13 @@ def directions(
     if D % BLOCK_D != 0:
         mask = mask & (column < D)[None, :]
     mean = tl.load(mean_ptr + row.to(tl.int64)[:, None] * D + column[None, :], mask, other=0.0)
-    query = load_rows(pointers, steps, inside, first, D, BLOCK_D, UNIT)
+    query = load_columns(pointers, steps, inside, first, D, BLOCK_D, UNIT)
     unit = query * factor[:, None] * inverse[:, None]
     return weights[:, None] * mean - pulled, unit
 
 
-# What matters of integers for the code is UNIT, ALIGN and ALIGN_OUT.
+# Integers are not specialised by value: all that matters of them for the code is UNIT, ALIGN and
+# ALIGN_OUT.
 @triton.jit(
     do_not_specialize=[
         *(f"{v}_{of}" for v in "xyt" for of in ("image", "crop", "step")),
@@ -115,11 +116,12 @@ def backward_kernel(
                 row, crops, positives, first, D, ROWS, BLOCK_D, UNIT, ALIGN,
             )  # fmt: skip
         gradient = tl.div_rn(direction - along[:, None] * unit, tau)
-        # In two steps, and after all is added up: infinities would not cancel.
+        # 1/‖q‖ in two steps, since it may not be representable; and after all is added up, since
+        # infinities would not cancel.
         gradient = gradient * inverse[:, None] * factor[:, None]
         gradient = tl.where(zero[:, None], 0.0, gradient)
         if DTYPE != tl.float16:
-            gradient = saturate(gradient, tl.full([ROWS], 1.0, tl.float32), DTYPE, 1)
+            gradient = saturate(gradient, 1.0, DTYPE)
         column = first + tl.arange(0, BLOCK_D)
         mask = wanted[:, None]
         if D % BLOCK_D != 0:

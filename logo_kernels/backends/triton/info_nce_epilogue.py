@@ -1,7 +1,7 @@
 """InfoNCE, after the pass over the negatives: the splits added up, and every pair's loss.
 
-One launch. A program has some rows of queries; those of one image where each image's sum is wanted.
-What each found of sums over all images the last program adds up, in a fixed order.
+One launch. A program has some queries, or the queries of one image where each image has a sum of
+its own. The last program adds up the programs' sums over all images, in a fixed order.
 """
 
 # Upper case marks compile-time constants in kernels.
@@ -56,10 +56,10 @@ def combined(
 
 @triton.jit
 def softplus_and_sigmoid(gap):
-    """log(1 + e^gap) and 1/(1 + e^−gap), to the last digits wherever gap is."""
+    """log(1 + e^gap) and 1/(1 + e^−gap), to the last digits for every gap."""
     small = tl.exp(-tl.abs(gap))
-    # log(1 + small), where 1 + small has lost digits of small: the error of the logarithm's
-    # argument divided out again.
+    # log(1 + small), where 1 + small has lost digits of small: the quotient divides out the error
+    # of the logarithm's argument.
     whole = 1.0 + small
     lost = whole - 1.0
     logarithm = tl.where(lost == 0.0, small, tl.log(whole) * tl.div_rn(small, lost))

@@ -2,31 +2,31 @@
 
     lse_n = log Σ_k e^{q̂_n·n̂_k/τ}        mean_n = Σ_k softmax_k(q̂_n·n̂_k/τ) n̂_k
 
-A program holds BLOCK_N queries and walks over the negatives of its split; a tile of them, as it is
-in memory, serves both products:
+A program holds BLOCK_N queries and walks over the negatives of its split. A tile of negatives, as
+it is in memory, serves both products:
 
     t = (q̂ · n)·column_k − base        p = 2^t        total += p        mean += (p·column_k) · n
 
 with column_k = log2(e)/(τ‖n_k‖). So no normalised copy of the negatives is made, and the norms cost
-what a softmax's scale costs anyway.
+no more than a softmax's scale.
 
-Maximum. Logits of unit vectors are bounded: where 1/τ is small enough (info_nce_plan.py), base is a
-constant, splits simply add up and nothing is rescaled; elsewhere base follows a running maximum.
+Maximum. Logits of unit vectors are bounded. Where 1/τ is small enough (info_nce_plan.py), base is a
+constant: splits simply add up, and nothing is rescaled. Elsewhere base follows a running maximum.
 
 fp16. To keep every operand in its range, queries are raised by RAISED, and probabilities by 2^lift:
 t is the exponent less `lift`. The weight of n in the mean, 2^t·column, is relative to
 column_scale·Σ 2^t, so that no factor is left to multiply by in the inner loop.
 
-Extreme norms. The prologue finds for each row outside its limits the power of two that brings its
-largest magnitude to about one, and works with that row instead. Programs whose split has such a row
-do all of it in a second loop, the careful one, which multiplies tiles by these factors before it
-uses them and looks which negatives are absent for which queries. Other programs do so with few
-tiles: the last, if it is not full, and those that some of their queries do not see. The tiles of
-the first loop go from memory to the tensor cores by shared memory alone.
+Extreme norms. For each row outside its limits, the prologue finds the power of two that brings the
+largest magnitude to about one. A second loop, the careful one, multiplies tiles by these factors
+before it uses them, and looks which negatives are absent for which queries. Programs whose split
+has such a row do all of it in that loop. Other programs do few tiles there: the last, if it is not
+full, and those that some of their queries do not see. The tiles of the first loop go from memory to
+the tensor cores by shared memory alone.
 
-D up to 256: a tile holds whole rows. Beyond, each program computes BLOCK_D columns of the mean, for
-which it walks over all of D in chunks to get the scores: D/BLOCK_D times the work for scores, and
-registers and shared memory that do not grow with D.
+D up to 256: a tile holds whole rows. Beyond, each program computes BLOCK_D columns of the mean, and
+walks over all of D in chunks to get the scores. That is D/BLOCK_D times the work for scores;
+registers and shared memory do not grow with D.
 
 Loads are of blocks, by cp.async, with several tiles in flight, not by TMA: negatives may have any
 strides and alignment (a queue kept as [D, K] is usual), and one kernel serves sm_80 as well.
@@ -43,7 +43,7 @@ import triton.language as tl
 
 from .info_nce_plan import FULL, HALF, TWO_HALVES
 from .info_nce_rows import column_scale_of, lift_of, load_negatives, value_of
-from .rows import INTERPRETED, operand, widen
+from .numbers import INTERPRETED, operand, widen
 
 INFINITY = tl.constexpr(float("inf"))
 LN2 = tl.constexpr(0.6931471805599453)
@@ -53,7 +53,7 @@ TWO_HALVES_ = tl.constexpr(TWO_HALVES)
 
 
 @triton.jit
-def multiply(high, low, right, total, OPERANDS: tl.constexpr):
+def add_product(high, low, right, total, OPERANDS: tl.constexpr):
     """total + (high + low)·right in fp32; `low` is there where OPERANDS says so."""
     if OPERANDS == FULL_:
         product = tl.dot(high, right, total, input_precision="tf32x3")
@@ -65,8 +65,8 @@ def multiply(high, low, right, total, OPERANDS: tl.constexpr):
 
 
 @triton.jit
-def parts(x, OP: tl.constexpr, OPERANDS: tl.constexpr):
-    """fp32 as operands, high and low; one and the same where there is one."""
+def operand_parts(x, OP: tl.constexpr, OPERANDS: tl.constexpr):
+    """fp32 as operands (high, low); where OPERANDS has one part, both are the same."""
     high = operand(x, OP)
     low = high
     if OPERANDS == TWO_HALVES_:
@@ -98,7 +98,7 @@ def scores_of_chunks(
     STAGES: tl.constexpr, OP: tl.constexpr, OPERANDS: tl.constexpr, LAYOUT: tl.constexpr,
     CAREFUL: tl.constexpr,
 ):  # fmt: skip
-    """q·nᵀ [BLOCK_N, BLOCK_K] where D takes several chunks."""
+    """q·nᵀ [BLOCK_N, BLOCK_K], added up over the chunks of D."""
     scores = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for first in tl.range(0, D, CHUNK_D, num_stages=STAGES):
         high = load_queries(high_ptr, row, n, first, D, CHUNK_D)
@@ -111,7 +111,7 @@ def scores_of_chunks(
         )  # fmt: skip
         if CAREFUL:
             tile = operand(widen(tile) * factor[:, None], OP)
-        scores = multiply(high, low, tl.trans(tile), scores, OPERANDS)
+        scores = add_product(high, low, tl.trans(tile), scores, OPERANDS)
     return scores
 
 
@@ -128,9 +128,10 @@ def walk(
     RUNNING: tl.constexpr, OWN: tl.constexpr, LAYOUT: tl.constexpr,
     CAREFUL: tl.constexpr,  # rows may be extreme, and absent for some or all queries
 ):  # fmt: skip
-    """Adds negatives to (Σ p·column·n [BLOCK_N, BLOCK_D], Σ p, max).
+    """Adds negatives to (Σ p·column·n [BLOCK_N, BLOCK_D], Σ p, maximum).
 
-    The maximum is of q̂·n̂·log2(e)/τ, where RUNNING; p = 2^(that − maximum + lift).
+    With s = q̂·n̂·log2(e)/τ, p = 2^(s − maximum + lift). Where RUNNING, the maximum is of s so far;
+    else it is 0.
     """
     WHOLE: tl.constexpr = CHUNK_D >= D
     # Where a tile holds all of D, this is the loop whose loads run ahead, else the one inside.
@@ -155,7 +156,7 @@ def walk(
             tile = operand(widen(tile) * factor[:, None], OP)
         if WHOLE:
             scores = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-            scores = multiply(high, low, tl.trans(tile), scores, OPERANDS)
+            scores = add_product(high, low, tl.trans(tile), scores, OPERANDS)
         else:
             scores = scores_of_chunks(
                 high_ptr, low_ptr, row, n,
@@ -181,15 +182,16 @@ def walk(
         else:
             probability = tl.exp2(exponent + lift)
         total += tl.sum(probability, 1)
-        weight, rest = parts(probability * column[None, :], OP, OPERANDS)
+        weight, rest = operand_parts(probability * column[None, :], OP, OPERANDS)
         if OPERANDS == HALF_:
-            mean = multiply(weight, rest, tile, mean, OPERANDS)
+            mean = add_product(weight, rest, tile, mean, OPERANDS)
         else:
             # Tensor cores add towards zero: over thousands of steps that would be 1e-4 of the sum.
-            # So a sum of its own for each tile, rounded to nearest when it is added; as a product
-            # with a one that the compiler does not know, or it would make one sum of them again.
+            # So each tile has a sum of its own, rounded to nearest when it is added. It is added as
+            # a product with a one that the compiler does not know, which else would make one sum of
+            # them again.
             fresh = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-            mean = tl.fma(multiply(weight, rest, tile, fresh, OPERANDS), one, mean)
+            mean = tl.fma(add_product(weight, rest, tile, fresh, OPERANDS), one, mean)
     return mean, total, maximum
 
 
@@ -222,9 +224,8 @@ def store_result(
     return lse
 
 
-# What the kernel is compiled anew for: divisibility of the strides by 16, on which the width of
-# loads depends, that of K where rows of negatives lie side by side, and a stride of one. N and the
-# rest are not looked at.
+# The kernel is specialised by strides that 16 divides, since they decide the width of loads, by a K
+# that 16 divides where rows of negatives lie side by side, and by a stride of one; by nothing else.
 @triton.jit(
     do_not_specialize=[
         "n", "k", "split_tiles", "own_v", "own_p", "temperature", "one",

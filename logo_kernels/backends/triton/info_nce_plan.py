@@ -1,8 +1,8 @@
 """What the host decides for info_nce.py: tiles, splits over the negatives, operands.
 
-Pure functions of shape, dtype, temperature and what a device has; no autotuning. What was measured
-was measured on an H200, in bf16 against dense negatives, with a flushed L2: µs of a pass together
-with the norms before it and the sum over splits after it. All else is estimated.
+These are pure functions of shape, dtype, temperature and what a GPU has; nothing is autotuned.
+Figures are µs on an H200, in bf16 against dense negatives, with a flushed L2, of a pass together
+with the norms before it and the sum over splits after it. What has no figure is estimated.
 """
 
 from __future__ import annotations
@@ -12,41 +12,43 @@ from typing import NamedTuple
 
 import torch
 
-from .facts import Facts
-from .tiles import power_of_two
+from .gpu import Gpu
+from .tiles import next_power_of_two
 
 # How operands are made of the fp32 queries and probabilities: see `operands_for`.
 HALF, TWO_HALVES, FULL = 0, 1, 2
 
-# 1/τ up to which no maximum is subtracted from the logits, which ±1/τ bounds. In bf16 and fp32, 50:
-# probabilities are then within 2^±73 of one, 2^31 of them add up to less than 2^104, and times or
-# over a norm of 2^±30 they are still normal numbers. In fp16, 5: within 2^±7.3.
+# 1/τ up to which no maximum is subtracted from the logits, which ±1/τ bounds. In bf16 and fp32 it
+# is 50: probabilities are then within 2^±73 of one, 2^31 of them add up to less than 2^104, and
+# times or over a norm of 2^±30 they are still normal numbers. In fp16 it is 5: within 2^±7.3.
 FIXED_MAXIMUM = 50.0
 FIXED_MAXIMUM_FP16 = 5.0
 
-# What a program costs beside its tiles, in tiles of negatives, and how much of the time that two
-# programs take on one multiprocessor one takes that has it to itself: it waits for its exponentials
-# while the tensor cores idle, and the other way round. From these, D = 128, tiles of 64 queries and
-# 128 negatives, two programs at once on 132 multiprocessors; µs by number of splits:
+# PROGRAM_COST: the cost of a program beside its tiles, in tiles of negatives. ALONE: the time of a
+# program that has a multiprocessor to itself, over the time of two that share one. Alone, it waits
+# for its exponentials while the tensor cores idle, and the other way round. Both follow from these
+# figures of D = 128, tiles of 64 queries and 128 negatives, two programs at once on 132
+# multiprocessors; µs by number of splits:
 #
 #     N = 4096, K = 65536    2: 283    3: 274    4: 219    5: 325    8: 225
 #     N = 1024, K = 65536    8: 89     16: 74
 #     N = 512, K = 65536     16: 57    24: 58    32: 51    47: 64
 #
-# What is left over does not depend on the splits: 24 to 50 µs, but for 5 splits, which took 34 more
-# than that. (D = 256, one program at once, N = 4096: 4: 427, 8: 432; N = 16384, K = 16384: 1: 417,
-# 2: 433. There a program costs 10 tiles at most.)
+# The estimate leaves 24 to 50 µs over, whatever the number of splits; only 5 splits took 34 more.
+# (D = 256, one program at once, N = 4096: 4: 427, 8: 432; N = 16384, K = 16384: 1: 417, 2: 433.
+# There a program costs 10 tiles at most.)
 PROGRAM_COST = 5
 ALONE = 0.7
 
 
 def operands_for(queries: torch.dtype, negatives: torch.dtype) -> int:
-    """FULL: fp32 operands, tf32 products in three parts, which are as good as fp32.
+    """Which operands queries and probabilities become.
 
-    HALF: of the dtype of the negatives, where the user's queries are half precision as well.
-    TWO_HALVES: of the dtype of the negatives, queries and probabilities in a high and a low part:
-    16 bits in bf16, 22 in fp16. What is fp32 of the user's keeps a precision near fp32, while the
-    negatives, which are exact as they are, go to the tensor cores untouched.
+    FULL: fp32, in tf32 products of three parts, which are as good as fp32.
+    HALF: the dtype of the negatives, where the user's queries are half precision as well.
+    TWO_HALVES: the dtype of the negatives, in a high and a low part: 16 bits in bf16, 22 in fp16.
+    Queries that are fp32 keep a precision near fp32, while negatives, which are exact as they are,
+    go to the tensor cores untouched.
     """
     if negatives == torch.float32:
         return FULL
@@ -54,7 +56,7 @@ def operands_for(queries: torch.dtype, negatives: torch.dtype) -> int:
 
 
 def running_maximum(temperature: float, negatives: torch.dtype) -> bool:
-    """Whether a maximum is subtracted from the logits, one that follows them."""
+    """Whether a maximum that follows the logits is subtracted from them."""
     limit = FIXED_MAXIMUM_FP16 if negatives == torch.float16 else FIXED_MAXIMUM
     return 1 / temperature > limit
 
@@ -63,10 +65,11 @@ def running_maximum(temperature: float, negatives: torch.dtype) -> bool:
 CAREFUL_K = 16
 # The most rows of any tile of negatives.
 MOST_ROWS = 512
-# Positives of a query that a program of the prologue takes; of a row, that the epilogue takes at
-# once; and partial sums that the last program of a launch adds up at once.
+# Positives of a query that one program of the prologue takes.
 POSITIVES = 4
+# Positives of a query that the epilogue takes at once.
 PAIRS = 16
+# Partial sums that the last program of a launch adds up at once.
 CHUNK = 1024
 
 
@@ -90,15 +93,17 @@ class Plan(NamedTuple):
 
 
 def shape_for(n: int, dim: int, operands: int, dense: bool, major: int) -> Shape:
-    """`major`: of the compute capability. 9: wgmma, whose operands come from shared memory; 10 and
-    11: tcgen05, whose sums are in a memory of their own; others: mma.sync, all in registers.
+    """The sizes for queries [n, dim], by the first number of the compute capability.
+
+    `major` 9 has wgmma, whose operands come from shared memory; 10 and 11 have tcgen05, whose sums
+    are in a memory of their own; others have mma.sync, all in registers.
 
     The mean's sums alone are BLOCK_N·BLOCK_D/32 registers for each thread of one warp, the scores
-    BLOCK_N·BLOCK_K/32 and their operands half of that. None of these spills more than a few words,
-    and none makes ptxas wait for each wgmma in turn, which it does silently where registers run
+    BLOCK_N·BLOCK_K/32 and their operands half of that. None of these shapes spills more than a few
+    words. None makes ptxas wait for each wgmma in turn, which it does silently where registers run
     out.
     """
-    d_pad = max(16, power_of_two(dim))
+    d_pad = max(16, next_power_of_two(dim))
     wgmma, tcgen05 = major == 9, major in (10, 11)
     if operands == FULL:
         # Each operand is three tf32 ones in registers: little of D at a time.
@@ -134,9 +139,9 @@ def shape_for(n: int, dim: int, operands: int, dense: bool, major: int) -> Shape
 
 
 def shared_bytes(shape: Shape, operands: int, major: int) -> int:
-    """At most so much shared memory a program takes; the compiler may do with less.
+    """Bytes of shared memory that a program takes at most; the compiler may do with less.
 
-    As Triton 3.9 does it; test_aot.py compares.
+    The formula follows Triton 3.9; test_aot.py compares.
     """
     itemsize, parts = (4, 1) if operands == FULL else (2, 2 if operands == TWO_HALVES else 1)
     tile = shape.block_k * shape.block_d * itemsize
@@ -153,52 +158,53 @@ def shared_bytes(shape: Shape, operands: int, major: int) -> int:
     return queries + ahead * tile + columns + barriers
 
 
-def fitting_shape(n: int, dim: int, operands: int, dense: bool, facts: Facts) -> Shape:
-    """`shape_for` with as many tiles in flight as the device's shared memory holds, one at least,
-    and as many programs at once."""
-    shape = shape_for(n, dim, operands, dense, facts.major)
-    while shape.num_stages > 1 and shared_bytes(shape, operands, facts.major) > facts.shared:
+def fitting_shape(n: int, dim: int, operands: int, dense: bool, gpu: Gpu) -> Shape:
+    """`shape_for` with as many tiles in flight, one at least, and as many programs at once as the
+    GPU's shared memory holds."""
+    shape = shape_for(n, dim, operands, dense, gpu.major)
+    while shape.num_stages > 1 and shared_bytes(shape, operands, gpu.major) > gpu.shared:
         shape = shape._replace(num_stages=shape.num_stages - 1)
-    # A multiprocessor has 1 KiB beyond what it grants a block, and takes 1 KiB for each itself.
-    held = (facts.shared + 1024) // (shared_bytes(shape, operands, facts.major) + 1024)
+    # A multiprocessor has 1 KiB beyond the most that a block may have, and takes 1 KiB of each
+    # block for itself.
+    held = (gpu.shared + 1024) // (shared_bytes(shape, operands, gpu.major) + 1024)
     return shape._replace(resident=max(1, min(shape.resident, held)))
 
 
 @functools.cache
-def misfit(dim: int, operands: int, facts: Facts) -> str | None:
-    """Why programs cannot run on the device, or None."""
-    if facts.major < 8:
+def misfit(dim: int, operands: int, gpu: Gpu) -> str | None:
+    """Why programs cannot run on the GPU, or None."""
+    if gpu.major < 8:
         return "info_nce needs the tf32 and bf16 products of compute capability 8.0"
     needed = max(
-        shared_bytes(fitting_shape(n, dim, operands, dense, facts), operands, facts.major)
+        shared_bytes(fitting_shape(n, dim, operands, dense, gpu), operands, gpu.major)
         for n in (1, 65)
         for dense in (False, True)
     )
-    if needed <= facts.shared:
+    if needed <= gpu.shared:
         return None
     return (
         f"info_nce takes up to {needed} bytes of shared memory for a block at D = {dim}, and this "
-        f"device has {facts.shared}"
+        f"device has {gpu.shared}"
     )
 
 
 @functools.cache
-def plan_for(n: int, k: int, dim: int, operands: int, dense: bool, facts: Facts) -> Plan:
+def plan_for(n: int, k: int, dim: int, operands: int, dense: bool, gpu: Gpu) -> Plan:
     """The plan for queries [n, dim] and negatives [k, dim]; `operands` of `operands_for`.
 
     The number of splits is the one with the least estimated time: rounds of programs on all
     multiprocessors, times the tiles and the fixed cost of a program.
     """
-    shape = fitting_shape(n, dim, operands, dense, facts)
+    shape = fitting_shape(n, dim, operands, dense, gpu)
     groups = -(-dim // shape.block_d)
     tiles = -(-k // shape.block_k)
     others = -(-n // shape.block_n) * groups
-    places = shape.resident * facts.multiprocessors
+    places = shape.resident * gpu.multiprocessors
 
     def time(splits: int) -> float:
         rounds, left = divmod(others * splits, places)
         last = 1.0 if left else 0.0
-        if shape.resident > 1 and 0 < left <= facts.multiprocessors:
+        if shape.resident > 1 and 0 < left <= gpu.multiprocessors:
             last = ALONE
         return (rounds + last) * (-(-tiles // splits) + PROGRAM_COST)
 
@@ -215,16 +221,16 @@ class SmallTile(NamedTuple):
 
 @functools.cache
 def norm_tile(dim: int, itemsize: int) -> SmallTile:
-    """For the norms: 16 KiB to a program of 4 warps; a row in one piece up to D = 2048."""
-    block_d = min(2048, max(16, power_of_two(dim)))
+    """For the norms of negatives: 16 KiB to a program of 4 warps; a row whole up to D = 2048."""
+    block_d = min(2048, max(16, next_power_of_two(dim)))
     return SmallTile((16384 // itemsize) // block_d, block_d)
 
 
 @functools.cache
 def query_tile(dim: int) -> SmallTile:
-    """For queries and their gradients: 16 bytes of half precision to a thread of 4 warps, since
-    each of the rows that meet is waited for in turn; a row in one piece up to D = 2048."""
-    block_d = min(2048, max(16, power_of_two(dim)))
+    """For queries and their gradients: 16 bytes of half precision to a thread of 4 warps, since a
+    program waits for each of the rows that meet in turn; a row whole up to D = 2048."""
+    block_d = min(2048, max(16, next_power_of_two(dim)))
     return SmallTile(max(1, 1024 // block_d), block_d)
 
 
@@ -232,9 +238,9 @@ def query_tile(dim: int) -> SmallTile:
 def epilogue_tile(dim: int, splits: int) -> SmallTile:
     """For the sum over splits: 16 bytes to a thread of 4 warps, so that few rows occupy all.
 
-    Without it there are only pairs, of as many rows whatever D is.
+    With one split there is no such sum, only pairs: as many rows whatever D is.
     """
     if splits == 1:
         return SmallTile(16, 16)
-    block_d = min(512, max(16, power_of_two(dim)))
+    block_d = min(512, max(16, next_power_of_two(dim)))
     return SmallTile(512 // block_d, block_d)

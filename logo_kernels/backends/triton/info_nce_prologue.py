@@ -1,11 +1,12 @@
-"""InfoNCE, before the pass over the negatives: all that it needs of each row by itself.
+"""InfoNCE, before the pass over the negatives: all that the pass needs of each row by itself.
 
 One launch. Its first programs make unit queries as operands, and the cosines of their positives;
 the others read the negatives once, for their norms.
 
 Queries and positives are few: each row is first multiplied by the power of two that brings its
-largest magnitude to about one, whatever its norm. Negatives are many: they are squared as they are,
-and only rows outside `LOW`.. `HIGH` are done again with such a factor, which then goes to the pass.
+largest magnitude to about one, whatever its norm. Negatives are many: they are squared as they are.
+Only those with a squared norm outside LOW.. HIGH are done again with such a factor, which then goes
+to the pass.
 """
 
 # Upper case marks compile-time constants in kernels; a branch on one is no expression.
@@ -21,22 +22,20 @@ from .info_nce_plan import TWO_HALVES
 from .info_nce_rows import (
     RAISED,
     column_scale_of,
+    load_columns,
     load_negatives,
-    load_rows,
     positive_rows,
     query_rows,
     unit_scales,
     value_of,
 )
-from .rows import inverse_norm, narrow, scale_towards_one, widen
+from .numbers import HIGH, LOW, inverse_norm, narrow, scale_towards_one, widen
 
 TWO_HALVES_ = tl.constexpr(TWO_HALVES)
-# Rows with squared norms between these, and zero ones, are negatives as they are. In fp16, whose
-# operands they become, closer to one.
-LOW = tl.constexpr(2.0**-60)
-HIGH = tl.constexpr(2.0**60)
-LOW_FP16 = tl.constexpr(2.0**-10)
-HIGH_FP16 = tl.constexpr(2.0**18)
+# Rows with squared norms between LOW and HIGH, and zero rows, are operands as they are. In fp16 the
+# limits are closer to one, since 1/‖n‖ is a factor of its operands.
+LOW_FP16_OPERAND = tl.constexpr(2.0**-10)
+HIGH_FP16_OPERAND = tl.constexpr(2.0**18)
 
 
 @triton.jit
@@ -44,9 +43,9 @@ def negatives_tile(
     negatives_ptr, start, k, image_stride, row_stride, column_stride, first, of_image,
     D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
-    """[ROWS, BLOCK_D] in fp32; zeros beyond the ends.
+    """Negatives start.. and columns first.. as [ROWS, BLOCK_D] in fp32; zeros beyond the ends.
 
-    LAYOUT: of `load_negatives`; or "images", `of_image` rows each, at any distance.
+    LAYOUT: one of `load_negatives`; or "images": each has `of_image` rows, at any distance.
     """
     if LAYOUT == "images":
         row = start + tl.arange(0, ROWS)
@@ -73,7 +72,7 @@ def norms(
     D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, LAYOUT: tl.constexpr,
     OP: tl.constexpr,
 ):  # fmt: skip
-    """Columns, factors and flag of negatives index·ROWS..; where LAYOUT is "images", a copy too."""
+    """Writes columns, factors and flag of negatives index·ROWS..; if LAYOUT is "images", a copy."""
     start = index * ROWS
     row = start + tl.arange(0, ROWS)
     squared = tl.zeros([ROWS], tl.float32)
@@ -91,7 +90,7 @@ def norms(
             places = dense_ptr + row.to(tl.int64)[:, None] * D + column[None, :]
             tl.store(places, narrow(tile, OP), mask)
     if OP == tl.float16:
-        inside = (squared >= LOW_FP16) & (squared <= HIGH_FP16)
+        inside = (squared >= LOW_FP16_OPERAND) & (squared <= HIGH_FP16_OPERAND)
     else:
         inside = (squared >= LOW) & (squared <= HIGH)
     inside = inside | (row >= k)
@@ -184,15 +183,15 @@ def prologue_kernel(
             )
             product = tl.zeros([ROWS], tl.float32)
             for first in range(0, D, BLOCK_D):
-                query = load_rows(pointers, steps, inside, first, D, BLOCK_D, UNIT)
-                positive = load_rows(others, other_steps, inside, first, D, BLOCK_D, UNIT)
+                query = load_columns(pointers, steps, inside, first, D, BLOCK_D, UNIT)
+                positive = load_columns(others, other_steps, inside, first, D, BLOCK_D, UNIT)
                 query = query * factor[:, None]
                 product += tl.sum(query * (positive * other_factor[:, None]), 1)
             place = cosines_ptr + row.to(tl.int64) * positives + p
             tl.store(place, product * inverse * other_inverse, inside)
         if chunk == 0:
             for first in range(0, D, BLOCK_D):
-                query = load_rows(pointers, steps, inside, first, D, BLOCK_D, UNIT)
+                query = load_columns(pointers, steps, inside, first, D, BLOCK_D, UNIT)
                 query = query * factor[:, None] * inverse[:, None]
                 if OP == tl.float16:
                     query = query * RAISED

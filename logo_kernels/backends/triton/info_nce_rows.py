@@ -1,4 +1,4 @@
-"""Rows of queries, positives and negatives, as the kernels of InfoNCE read them; and τ."""
+"""How the kernels of InfoNCE read rows of queries, positives and negatives; and τ."""
 
 # Upper case marks compile-time constants in kernels; a branch on one is no expression.
 # ruff: noqa: N803, SIM108, SIM300
@@ -11,12 +11,12 @@ import math
 import triton
 import triton.language as tl
 
-from .rows import INTERPRETED, inverse_norm, scale_towards_one, widen
+from .numbers import INTERPRETED, inverse_norm, scale_towards_one, widen
 
 LOG2_E = tl.constexpr(math.log2(math.e))
-# By which unit queries are raised in fp16, whose normal numbers end at 2^-14.
+# The factor by which unit queries are raised in fp16, whose normal numbers end at 2^-14.
 RAISED = tl.constexpr(1024.0)
-# log2 of 65000, near the end of fp16, less 5: of rows that are not rescaled, 1/‖n‖ ends at 2^5.
+# log2 of 65000, near the end of fp16, less 5: 1/‖n‖ of rows that are not rescaled ends at 2^5.
 ROOM = tl.constexpr(math.log2(65000.0) - 5)
 
 
@@ -32,7 +32,7 @@ def value_of(temperature, ON_DEVICE: tl.constexpr):
 
 @triton.jit
 def column_scale_of(tau, OP: tl.constexpr):
-    """log2(e)/τ over what queries are raised by; negatives of dtype OP."""
+    """log2(e)/τ, over RAISED if OP, the dtype of the negatives, is fp16."""
     scale = tl.div_rn(tl.full([], LOG2_E, tl.float32), tau)
     if OP == tl.float16:
         scale = scale / RAISED
@@ -41,7 +41,7 @@ def column_scale_of(tau, OP: tl.constexpr):
 
 @triton.jit
 def lift_of(column_scale, OP: tl.constexpr, RUNNING: tl.constexpr):
-    """The integer by whose power of two probabilities are raised: see info_nce_pass.py.
+    """The integer e for which probabilities are raised by 2^e: see info_nce_pass.py.
 
     In fp16 the largest weight, of the largest probability and a norm of 2^-5, comes to lie between
     32,500 and 65,000.
@@ -66,8 +66,8 @@ def load_negatives(
 ):  # fmt: skip
     """Rows start.. and columns first_column.. as [BLOCK_K, BLOCK_D]; zeros beyond the ends.
 
-    ALL_THERE: no row is beyond K. LAYOUT: "dense", contiguous, with strides that are constants,
-    which saves registers; "wide", offsets inside a tile take 64 bits; or "strided".
+    ALL_THERE: no row is beyond K. LAYOUT "dense": contiguous, with strides that are constants,
+    which saves registers; "wide": offsets inside a tile take 64 bits; "strided": they take 32.
     """
     row = tl.arange(0, BLOCK_K)
     column = first_column + tl.arange(0, BLOCK_D)
@@ -118,7 +118,7 @@ def positive_rows(t_ptr, t_image, t_crop, t_step, row, crops, p, ALIGN: tl.const
 
 
 @triton.jit
-def load_rows(
+def load_columns(
     pointers, steps, inside, first,
     D: tl.constexpr, BLOCK_D: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
@@ -141,15 +141,15 @@ def unit_scales(
 ):  # fmt: skip
     """(factor, inverse, zero): x̂ = (x·factor)·inverse for rows of any finite norm.
 
-    Their product itself may not be representable. A zero row has an inverse of 0.
+    The product factor·inverse may not be representable. A zero row has an inverse of 0.
     """
     largest = tl.zeros([ROWS], tl.float32)
     for first in range(0, D, BLOCK_D):
-        tile = load_rows(pointers, steps, inside, first, D, BLOCK_D, UNIT)
+        tile = load_columns(pointers, steps, inside, first, D, BLOCK_D, UNIT)
         largest = tl.maximum(largest, tl.max(tl.abs(tile), 1))
     factor = scale_towards_one(largest)
     squared = tl.zeros([ROWS], tl.float32)
     for first in range(0, D, BLOCK_D):
-        tile = load_rows(pointers, steps, inside, first, D, BLOCK_D, UNIT) * factor[:, None]
+        tile = load_columns(pointers, steps, inside, first, D, BLOCK_D, UNIT) * factor[:, None]
         squared += tl.sum(tile * tile, 1)
     return factor, inverse_norm(squared), squared == 0.0

@@ -1,8 +1,7 @@
-"""Where kernels are launched and what they share between launches: devices, streams, workspaces."""
+"""What every launch needs: its device, strides and alignment of rows, workspaces of its stream."""
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,10 +11,7 @@ from torch import Tensor
 
 from ..devices import Zeros, on_device_of
 from .environment import interpreted
-from .tiles import power_of_two
-
-# Programs of one launch that a grid-stride kernel starts where there are no multiprocessors.
-INTERPRETER_PROGRAMS = 3
+from .tiles import next_power_of_two
 
 # Kept for a stream at the least: enough for all batches but the largest.
 COUNTERS = 1024
@@ -38,44 +34,34 @@ def launching(tensor: Tensor) -> AbstractContextManager[object]:
     return on_device_of(tensor)
 
 
-def strides(crops: Tensor | None) -> tuple[int, int, int]:
-    """Strides in elements over B, V, D; zeros for a tensor that is not there."""
-    if crops is None:
-        return 0, 0, 0
+def strides(crops: Tensor) -> tuple[int, int, int]:
+    """Strides in elements over B, V, D."""
     image, row, step = crops.stride()
     return image, row, step
 
 
-def gradient_rows(gradient: Tensor, crops: Tensor) -> tuple[Tensor, int, int]:
-    """(buffer, strides over B and V); for one not asked for, `crops` as a stand-in of its dtype."""
-    if gradient.numel() == 0:
+def gradient_rows(gradient: Tensor | None, crops: Tensor) -> tuple[Tensor, int, int]:
+    """(buffer, strides over B and V); `crops`, of its dtype, stands in for one not asked for."""
+    if gradient is None:
         return crops, 0, 0
     return gradient, gradient.stride(0), gradient.stride(1)
 
 
-def unit_steps(*tensors: Tensor | None) -> bool:
+def unit_steps(*tensors: Tensor) -> bool:
     """Whether every tensor is dense over D; a single column is, whatever its stride says."""
-    return all(t is None or t.stride(-1) == 1 or t.shape[-1] == 1 for t in tensors)
+    return all(t.stride(-1) == 1 or t.shape[-1] == 1 for t in tensors)
 
 
-def alignment(*tensors: Tensor) -> int:
-    """Bytes, at most 16, to a multiple of which every row of every non-empty [B, V, D] begins."""
+def alignment(*tensors: Tensor | None) -> int:
+    """Bytes, at most 16, to a multiple of which every row of every given [B, V, D] begins."""
     bits = 16
     for tensor in tensors:
-        if tensor.numel():
+        if tensor is not None and tensor.numel():
             bits |= tensor.data_ptr()
             for size, stride in zip(tensor.shape[:2], tensor.stride()[:2], strict=True):
                 if size > 1:
                     bits |= stride * tensor.element_size()
     return bits & -bits
-
-
-@functools.cache
-def multiprocessors(device: int | None) -> int:
-    """Of the device of that index; a constant stands in for it under the interpreter."""
-    if interpreted():
-        return INTERPRETER_PROGRAMS
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def reduction_workspace(like: Tensor, images: int, groups: int) -> tuple[Tensor, Tensor]:
@@ -84,4 +70,4 @@ def reduction_workspace(like: Tensor, images: int, groups: int) -> tuple[Tensor,
     Each launch leaves the counters at zero. Called within `launching(like)`.
     """
     partials = torch.empty(3 * (images + groups), dtype=torch.float32, device=like.device)
-    return partials, _counters.take(like, max(COUNTERS, power_of_two(1 + groups)))
+    return partials, _counters.take(like, max(COUNTERS, next_power_of_two(1 + groups)))

@@ -1,7 +1,7 @@
 """The saved gradients times the upstream gradient, in place: what backward has left to do.
 
-One launch for all of them, and no look at a value by the host. Where there is nothing to multiply,
-an upstream gradient of one, each program reads that one number and ends: a few microseconds and no
+One launch serves all gradients, and the host looks at no value. Where the upstream gradient is one,
+there is nothing to multiply: each program reads that number and ends, a few microseconds without
 traffic.
 """
 
@@ -17,12 +17,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import alignment, launching, multiprocessors
-from .rows import narrow, widen
+from .gpu import multiprocessors
+from .launch import alignment, launching
+from .numbers import narrow, widen
 from .tiles import scale_tile
 
-# Per multiprocessor: 2048 threads hold 16 programs of 4 warps; the rest of the work they walk over,
-# so that a launch with nothing to do starts 16 programs and not one for each tile.
+# Programs of a multiprocessor, whose 2048 threads hold 16 of 4 warps. They walk over all tiles, so
+# that a launch with nothing to do starts 16 programs and not one for each tile.
 PROGRAMS = 16
 
 
@@ -35,7 +36,7 @@ def scale_rows(
     V: tl.constexpr, D: tl.constexpr, PER_IMAGE: tl.constexpr, ROW_SCALED: tl.constexpr,
     ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """This program's tiles of one gradient; returns how many all programs have of it."""
+    """Scales this program's tiles of one gradient; returns how many all programs have of it."""
     COLUMN_TILES: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     rows = tl.full([], V, tl.int64) * images
     tiles = (tl.cdiv(rows, ROWS) * COLUMN_TILES).to(tl.int32)
@@ -113,7 +114,7 @@ def scale_(
     upstream: Tensor,  # [] or [B], on the device of the gradients
     row_scales: Sequence[Tensor | None],  # of each, [B, V_i] fp32, any strides
 ) -> None:
-    """`Backend.scale_`: one launch of `scale_kernel`, none if all gradients are empty."""
+    """Scales all gradients by one launch of `scale_kernel`; by none if all are empty."""
     work = [pair for pair in zip(gradients, row_scales, strict=True) if pair[0].numel()]
     if not work:
         return

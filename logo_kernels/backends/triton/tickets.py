@@ -1,4 +1,4 @@
-"""Sums over the programs of one launch: the last one to arrive adds them up, in a fixed order."""
+"""Sums over the programs of one launch: the last to arrive adds them up, in a fixed order."""
 
 # Upper case marks compile-time constants in kernels.
 # ruff: noqa: N803
@@ -14,8 +14,8 @@ import triton.language as tl
 def arrives_last(counter, expected):
     """Whether this program is the last of `expected` ones; leaves the counter at zero.
 
-    Release: what this program has stored is visible before its ticket. Acquire: the last one sees
-    what all others have stored.
+    Release: all that this program has stored is visible before its ticket. Acquire: the last
+    program sees all that the others have stored.
     """
     tl.debug_barrier()
     ticket = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
@@ -27,7 +27,7 @@ def arrives_last(counter, expected):
 
 @triton.jit
 def sum_in_order(values, count, CHUNK: tl.constexpr):
-    """The sum of `count` numbers that programs have stored, always the same for the same ones."""
+    """The sum of `count` numbers that programs have stored; the same numbers give the same sum."""
     total = tl.zeros([CHUNK], tl.float32)
     for start in range(0, count, CHUNK):
         index = start + tl.arange(0, CHUNK)

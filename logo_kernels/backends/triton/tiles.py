@@ -1,17 +1,18 @@
 """Tile sizes as pure functions of shape and dtype: no autotuning, hence none in a graph capture.
 
-What an H200 said of them (Triton 3.6, events around a launch, caches flushed; before every block
-had sums of its own, `add_products` in rows.py): programs of one or two warps that walk over D in
-blocks, with as many loads under way as shared memory holds, take half the time of programs that
-have a whole image on chip. There are then four or more on a multiprocessor, and while some wait for
-memory others compute. The second walk finds its image in L1 or L2. Figures beside a tile are
-microseconds of the cosine's forward with gradient for 2 + 8 crops and 2 targets, with the time of a
-copy of the same bytes after the slash, if nothing else is said. Where there is none, nothing was
-timed: the tile was chosen by what aot.py reports of it, no spills (but where a comment says so) and
-as many programs to a multiprocessor as registers leave.
+Measured on an H200 with Triton 3.6, by events around a launch, caches flushed, before every block
+had sums of its own (`add_gram_of_tile` in image.py). Programs of one or two warps that walk over D
+in blocks, with as many loads under way as shared memory holds, take half the time of programs that
+have a whole image on chip: a multiprocessor then has four programs or more, and while some wait for
+memory others compute. The second walk finds its image in L1 or L2.
+
+Figures beside a tile are microseconds. If nothing else is said, they are of the cosine's forward
+with gradient, for 2 + 8 crops and 2 targets; the number after the slash is a copy of the same
+bytes. A tile without figures was not timed. It was chosen by what aot.py reports: no spills (but
+where a comment says so), and as many programs to a multiprocessor as registers leave.
 
 Every tile fits the shared memory of every architecture from sm_80 on, 99 KiB at the least, so that
-none depends on the device: tests/triton_kernels/test_shared_memory.py.
+no tile depends on the device: tests/triton_kernels/test_shared_memory.py.
 
 tests/triton_kernels/aot.py prints what the compiler makes of each choice: registers, spills, shared
 memory.
@@ -41,12 +42,12 @@ class Tile(NamedTuple):
 
 
 def operand_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """Of the products: that of all rows if they agree, else fp32, which holds each of them."""
+    """The dtype of products: that of all rows if they agree, else fp32, which holds each."""
     return dtypes[0] if len(set(dtypes)) == 1 else torch.float32
 
 
-def power_of_two(n: int) -> int:
-    """The smallest one that is not below n ≥ 1."""
+def next_power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n ≥ 1."""
     return 1 << (n - 1).bit_length()
 
 
@@ -54,11 +55,12 @@ def power_of_two(n: int) -> int:
 def tile_for(rows: int, dim: int, dtype: torch.dtype, loaded: int, gradient: bool) -> Tile:
     """The tile for images of `rows` ≤ MAX_ROWS rows of `dim` numbers; operands of `dtype`.
 
-    `loaded`: bytes that are loaded for each number of a tile; more than an operand has where rows
-    are of several dtypes, each a load of its own. `gradient`: whether there is a second walk.
+    `loaded`: bytes that are loaded for each number of a tile. Where rows have several dtypes, each
+    dtype is a load of its own, and that is more than an operand has. `gradient`: whether there is a
+    second walk.
     """
-    v_pad = max(16, power_of_two(rows))
-    d_pad = max(16, power_of_two(dim))
+    v_pad = max(16, next_power_of_two(rows))
+    d_pad = max(16, next_power_of_two(dim))
     if dtype == torch.float32:
         tile = _full_precision(v_pad, d_pad)
     else:
@@ -70,7 +72,7 @@ def tile_for(rows: int, dim: int, dtype: torch.dtype, loaded: int, gradient: boo
 
 
 def _half(v_pad: int, d_pad: int, gradient: bool) -> Tile:
-    """bf16 and fp16."""
+    """Tiles of bf16 and fp16."""
     if v_pad == 16:
         if d_pad <= 256:
             # D = 256, B = 1024: 14.0, in two warps 15.9. D = 128, B = 8192: 33 / 16.
@@ -104,9 +106,9 @@ def _half(v_pad: int, d_pad: int, gradient: bool) -> Tile:
 
 
 def _full_precision(v_pad: int, d_pad: int) -> Tile:
-    """fp32: four products of tf32, which have not been timed yet.
+    """Tiles of fp32, whose four products of tf32 have not been timed yet.
 
-    Blocks of 64 columns at most, whose sums tensor cores cut off at 2^-23 of them 8 times.
+    Blocks have 64 columns at most: tensor cores cut off their sums at 2^-23 of them, 8 times.
     """
     if v_pad == 16:
         return Tile(16, min(64, d_pad), 1, 32, 1, min(8, max(1, d_pad // 64)))
@@ -129,6 +131,6 @@ class ScaleTile(NamedTuple):
 
 @functools.cache
 def scale_tile(dim: int, itemsize: int) -> ScaleTile:
-    """For `scale`: 16 KiB to a program of 4 warps, so that a thread has 8 wide loads under way."""
-    block_d = min(2048, max(16, power_of_two(dim)))
+    """For `scale_`: 16 KiB to a program of 4 warps, so that a thread has 8 wide loads under way."""
+    block_d = min(2048, max(16, next_power_of_two(dim)))
     return ScaleTile((16384 // itemsize) // block_d, block_d, 4)

@@ -1,6 +1,10 @@
 """Rows as unit vectors, and the gradient through them: a launch each, bound by bytes.
 
-A program has a few rows, whole where D is at most BLOCK_D; longer ones it reads again in blocks.
+A program has a few rows. It holds them whole where D is at most BLOCK_D; longer rows it reads again
+in blocks.
+
+z/‖z‖ = (z·f₁)·f₂ with factors [B·L, 2] = (f₁, f₂): two, since neither the norm of a row nor its
+inverse need be a number of its dtype; both are 0 for a zero row.
 """
 
 # Upper case marks compile-time constants in kernels; a branch on one is no expression.
@@ -10,34 +14,38 @@ A program has a few rows, whole where D is at most BLOCK_D; longer ones it reads
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .. import unit as units
+from ..reference.unit import unit as unit_by_torch
+from ..reference.unit import unit_backward as unit_backward_by_torch
 from .launch import launching
-from .rows import HIGH, LOW, narrow, saturate, scale_towards_one, widen
-from .tiles import power_of_two
+from .numbers import HIGH, LOW, narrow, saturate, scale_towards_one, widen
+from .tiles import next_power_of_two
+
+if TYPE_CHECKING:
+    from ...affinity.units import UnitBackwardCall, UnitCall, UnitGradient, UnitResult
 
 
 @functools.cache
 def unit_tile(dim: int, itemsize: int) -> tuple[int, int]:
     """(ROWS, BLOCK_D): 16 KiB of a tensor to a program of 4 warps, four wide loads to a thread."""
-    block_d = min(16384 // itemsize, max(16, power_of_two(dim)))
+    block_d = min(16384 // itemsize, max(16, next_power_of_two(dim)))
     return max(1, 16384 // itemsize // block_d), block_d
 
 
 @triton.jit
 def place_of(row, rows, L: tl.constexpr, stride_image, stride_crop):
-    """Where rows begin, in 64 bits."""
+    """The places where rows begin, in 64 bits."""
     image = row // L
     return image.to(tl.int64) * stride_image + (row - image * L).to(tl.int64) * stride_crop
 
 
 @triton.jit
 def load_block(pointer, start, there, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Columns start.. of rows as fp32; zeros beyond D and where not `there`."""
     column = start + tl.arange(0, BLOCK_D)[None, :]
     mask = there[:, None]
     if D % BLOCK_D != 0:
@@ -47,6 +55,7 @@ def load_block(pointer, start, there, stride, D: tl.constexpr, BLOCK_D: tl.const
 
 @triton.jit
 def store_block(pointer, start, there, tile, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rounds columns start.. of rows to the dtype of the pointer, and writes them."""
     column = start + tl.arange(0, BLOCK_D)[None, :]
     mask = there[:, None]
     if D % BLOCK_D != 0:
@@ -97,11 +106,11 @@ def unit_kernel(
 
 
 @triton.jit
-def through_norm(grad, unit, along, first, second, DTYPE: tl.constexpr, ROWS: tl.constexpr):
-    """(g − (g·ẑ) ẑ)/‖z‖; beyond the largest number of DTYPE, that number."""
+def through_norm(grad, unit, along, first, second, DTYPE: tl.constexpr):
+    """(g − (g·ẑ) ẑ)/‖z‖; where that lies beyond the largest number of DTYPE, that number."""
     across = grad - along[:, None] * unit
     to_z = across * second[:, None] * first[:, None]
-    return saturate(to_z, tl.full([ROWS], 1.0, tl.float32), DTYPE, 1)
+    return saturate(to_z, 1.0, DTYPE)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -126,42 +135,38 @@ def unit_backward_kernel(
         along += tl.sum(more * load_block(unit_rows, start, there, 1, D, BLOCK_D), 1)
     first = tl.load(factors_ptr + row.to(tl.int64) * 2, there, other=0.0)
     second = tl.load(factors_ptr + row.to(tl.int64) * 2 + 1, there, other=0.0)
-    to_z = through_norm(grad, unit, along, first, second, DTYPE, ROWS)
+    to_z = through_norm(grad, unit, along, first, second, DTYPE)
     store_block(to_rows, 0, there, to_z, D, BLOCK_D)
     for start in range(BLOCK_D, D, BLOCK_D):
         more = load_block(grad_rows, start, there, 1, D, BLOCK_D)
         direction = load_block(unit_rows, start, there, 1, D, BLOCK_D)
-        to_z = through_norm(more, direction, along, first, second, DTYPE, ROWS)
+        to_z = through_norm(more, direction, along, first, second, DTYPE)
         store_block(to_rows, start, there, to_z, D, BLOCK_D)
 
 
-def unit(z: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`PairStage.unit`."""
-    if torch.float64 in (z.dtype, dtype):  # crops of a float32 module may be float64
-        return units.unit(z, dtype)
-    made, factors = units.unit_results(z, dtype)
+def unit(call: UnitCall, result: UnitResult) -> None:
+    """Fills unit vectors and factors by one launch of `unit_kernel`; torch serves float64."""
+    if call.wide:  # crops of a float32 module may be float64
+        return unit_by_torch(call, result)
+    z = call.z
     images, crops, dim = z.shape
     rows, (tile_rows, block_d) = images * crops, unit_tile(dim, z.element_size())
     with launching(z):
         unit_kernel[(triton.cdiv(rows, tile_rows),)](
-            z, *z.stride(), made, factors, rows,
+            z, *z.stride(), result.unit, result.factors, rows,
             L=crops, D=dim, ROWS=tile_rows, BLOCK_D=block_d, num_warps=4,
         )  # fmt: skip
-    return made, factors
 
 
-def unit_backward(
-    grad: Tensor, unit: Tensor, factors: Tensor, dtype: torch.dtype, view_major: bool
-) -> Tensor:
-    """`PairStage.unit_backward`."""
-    if factors.dtype == torch.float64:
-        return units.unit_backward(grad, unit, factors, dtype, view_major)
-    to_z = units.gradient_result(grad, dtype, view_major)
+def unit_backward(call: UnitBackwardCall, result: UnitGradient) -> None:
+    """Fills the gradient to z by one launch of `unit_backward_kernel`; torch serves float64."""
+    if call.wide:
+        return unit_backward_by_torch(call, result)
+    grad, to_z = call.grad, result.grad_z
     images, crops, dim = grad.shape
     rows, (tile_rows, block_d) = images * crops, unit_tile(dim, 2 * grad.element_size())
     with launching(grad):
         unit_backward_kernel[(triton.cdiv(rows, tile_rows),)](
-            grad, unit, factors, to_z, *to_z.stride()[:2], rows,
+            grad, call.unit, call.factors, to_z, *to_z.stride()[:2], rows,
             L=crops, D=dim, ROWS=tile_rows, BLOCK_D=block_d, num_warps=4,
         )  # fmt: skip
-    return to_z

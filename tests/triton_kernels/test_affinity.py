@@ -1,4 +1,4 @@
-"""The pair stage's kernels against its definition in float64; and through `LocalAffinity`."""
+"""The affinity's kernels against their definition in float64; and through `LocalAffinity`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from logo_kernels.affinity import LocalAffinity
-from logo_kernels.backends.pairs import LINKS, PairStage
-from logo_kernels.backends.protocol import Problem
-from logo_kernels.backends.triton.pair_plan import (
+from logo_kernels.affinity.pairs import LINKS
+from logo_kernels.backends.protocol import Request
+from logo_kernels.backends.triton.affinity_plan import (
     NUMBERS,
     column_tile,
     image_tile,
@@ -60,11 +60,6 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
-@pytest.fixture(scope="session")
-def stage(kernels) -> PairStage:
-    return kernels.pair_stage
-
-
 class Inputs:
     """Numbers of which no n(v) is near 0, where rounding would decide: all of n is exact."""
 
@@ -107,69 +102,69 @@ def agree(got: Tensor, exact: Tensor, rounding: float, terms: float = 1.0) -> No
 
 @every_dtype
 @every_shape
-def test_hidden_moments(shape, dtype, stage, device) -> None:
+def test_hidden_moments(shape, dtype, kernels, device) -> None:
     given = Inputs(shape, dtype, device)
-    got = stage.hidden_moments(given.a, given.c, shape.roll)
+    got = kernels.hidden_moments(given.a, given.c, shape.roll)
     assert got.dtype == FP32
     agree(got, DEFINITION.hidden_moments(given.a, given.c, shape.roll), 2e-6)
 
 
 @pytest.mark.parametrize("crops", [2, 8, 19])
-def test_nothing_cancels_in_hidden_moments(crops, stage, device) -> None:
+def test_nothing_cancels_in_hidden_moments(crops, kernels, device) -> None:
     """a and c are a thousand times as large as their sums."""
     a, small = torch.randn(2, 6, crops, 5, device=device, dtype=torch.float64)
     a = (1000 * (1 + a[:, :1].expand_as(a))).float()  # alike within an image
     c = (small - a.double()).float()
-    got, exact = stage.hidden_moments(a, c, 0), DEFINITION.hidden_moments(a, c, 0)
+    got, exact = kernels.hidden_moments(a, c, 0), DEFINITION.hidden_moments(a, c, 0)
     torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 @every_dtype
 @every_shape
-def test_hidden(shape, dtype, stage, device) -> None:
+def test_hidden(shape, dtype, kernels, device) -> None:
     given = Inputs(shape, dtype, device)
-    got = stage.hidden(given.a, given.c, given.norm, shape.roll)
+    got = kernels.hidden(given.a, given.c, given.norm, shape.roll)
     assert got.dtype == dtype
     agree(got, DEFINITION.hidden(given.a, given.c, given.norm, shape.roll), ROUNDING[dtype])
 
 
 @every_dtype
 @every_shape
-def test_hidden_sums(shape, dtype, stage, device) -> None:
+def test_hidden_sums(shape, dtype, kernels, device) -> None:
     given = Inputs(shape, dtype, device)
     arguments = given.grad, given.a, given.c, given.norm, shape.roll
     exact = DEFINITION.hidden_sums(*arguments)
-    for got, right in zip(stage.hidden_sums(*arguments), exact, strict=True):
+    for got, right in zip(kernels.hidden_sums(*arguments), exact, strict=True):
         assert got.dtype == FP32
         agree(got, right, 1e-6, terms=10 + shape.rows**0.5)
 
 
 @every_dtype
 @every_shape
-def test_hidden_backward(shape, dtype, stage, device) -> None:
+def test_hidden_backward(shape, dtype, kernels, device) -> None:
     given = Inputs(shape, dtype, device)
     to_a, to_c = (given.normal(*given.a.shape) for _ in range(2))
     arguments = to_a, to_c, given.a, given.c, given.norm, given.correction, shape.roll
     exact = DEFINITION.hidden_backward(*arguments)
-    for got, right in zip(stage.hidden_backward(*arguments), exact, strict=True):
+    for got, right in zip(kernels.hidden_backward(*arguments), exact, strict=True):
         assert got.dtype == dtype
         agree(got, right, ROUNDING[dtype], terms=10 * shape.crops)
 
 
 @every_dtype
 @every_shape
-def test_output_moments(shape, dtype, stage, device) -> None:
+def test_output_moments(shape, dtype, kernels, device) -> None:
     given = Inputs(shape, dtype, device)
-    got = stage.output_moments(given.y)
+    got = kernels.output_moments(given.y)
     assert got.dtype == FP32
     agree(got, DEFINITION.output_moments(given.y), 2e-6)
 
 
-def test_output_moments_far_from_zero(stage, device) -> None:
+def test_output_moments_far_from_zero(kernels, device) -> None:
     """E y² − (E y)² would be nothing but rounding, which is 2.4e-4 of each y."""
     y = 3000 + torch.randn(1500, 9, device=device)
     exact = DEFINITION.output_moments(y)
-    error = (stage.output_moments(y).double() - exact).abs().amax(1)
+    error = (kernels.output_moments(y).double() - exact).abs().amax(1)
     assert error[0] < 1e-3
     assert error[1] < 1e-4
 
@@ -177,17 +172,17 @@ def test_output_moments_far_from_zero(stage, device) -> None:
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
 @every_dtype
 @every_shape
-def test_output(shape, dtype, link, stage, device) -> None:
+def test_output(shape, dtype, link, kernels, device) -> None:
     given = Inputs(shape, dtype, device)
     arguments = given.y, given.norm, given.weight, given.bias, shape.pairs, link
     exact = DEFINITION.output(*arguments)
-    for got, right in zip(stage.output(*arguments), exact, strict=True):
+    for got, right in zip(kernels.output(*arguments), exact, strict=True):
         assert got.dtype == FP32
         agree(got, right, 2e-6, terms=5 * shape.width**0.5)
 
 
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
-def test_links_of_any_f(link, stage, device) -> None:
+def test_links_of_any_f(link, kernels, device) -> None:
     sizes = torch.tensor([0.0, 1e-30, 1e-6, 0.1, 1.0, 5.0, 15.0, 17.0, 30.0, 80.0, 1e3, 1e4])
     f = torch.cat([-sizes, sizes]).to(device)
     # relu(n(y)) is f or 0, of which the weight or the constant makes f.
@@ -195,45 +190,47 @@ def test_links_of_any_f(link, stage, device) -> None:
     for sign in (1.0, -1.0):
         weight, nothing = torch.tensor([sign], device=device), torch.zeros(1, device=device)
         arguments = f.unsqueeze(1), one, weight, nothing, 1, link
-        for got, right in zip(stage.output(*arguments), DEFINITION.output(*arguments), strict=True):
+        for got, right in zip(
+            kernels.output(*arguments), DEFINITION.output(*arguments), strict=True
+        ):
             # e^f by 2^(f·log2 e): the product alone, rounded, is off by 1.2e-6 of it at f = 30.
             torch.testing.assert_close(got.double(), right, rtol=4e-6, atol=1e-37)
 
 
 @pytest.mark.parametrize("images", [1, 3])
-def test_pairs_of_few_images_are_divided(images, stage, device) -> None:
+def test_pairs_of_few_images_are_divided(images, kernels, device) -> None:
     shape = Shape(images, 40, 3)
     given = Inputs(shape, FP32, device)
     arguments = given.y, given.norm, given.weight, given.bias, shape.pairs, LINKS["softplus"]
-    for got, right in zip(stage.output(*arguments), DEFINITION.output(*arguments), strict=True):
+    for got, right in zip(kernels.output(*arguments), DEFINITION.output(*arguments), strict=True):
         agree(got, right, 2e-6)
 
 
 @every_dtype
 @every_shape
-def test_output_sums(shape, dtype, stage, device) -> None:
+def test_output_sums(shape, dtype, kernels, device) -> None:
     given = Inputs(shape, dtype, device)
     arguments = given.y, given.norm, given.slope, given.upstream, shape.pairs
-    got = stage.output_sums(*arguments)
+    got = kernels.output_sums(*arguments)
     assert got.dtype == FP32
     agree(got, DEFINITION.output_sums(*arguments), 1e-6, terms=10 + shape.rows**0.5)
 
 
 @every_dtype
 @every_shape
-def test_output_backward(shape, dtype, stage, device) -> None:
+def test_output_backward(shape, dtype, kernels, device) -> None:
     given = Inputs(shape, dtype, device)
     arguments = (
         given.y, given.norm, given.weight, given.slope, given.upstream, given.correction,
         shape.pairs,
     )  # fmt: skip
-    got = stage.output_backward(*arguments)
+    got = kernels.output_backward(*arguments)
     assert got.dtype == dtype
     agree(got, DEFINITION.output_backward(*arguments), ROUNDING[dtype], terms=10)
 
 
 @every_dtype
-def test_nan(dtype, stage, device) -> None:
+def test_nan(dtype, kernels, device) -> None:
     """It shows where it came from and in what is summed over it, and nowhere else."""
     shape = Shape(3, 3, 20, 1)
     given = Inputs(shape, dtype, device)
@@ -249,7 +246,7 @@ def test_nan(dtype, stage, device) -> None:
             y, given.norm, given.weight, given.slope, given.upstream, given.correction, shape.pairs,
         ),
     }.items():  # fmt: skip
-        got, exact = getattr(stage, name)(*arguments), getattr(DEFINITION, name)(*arguments)
+        got, exact = getattr(kernels, name)(*arguments), getattr(DEFINITION, name)(*arguments)
         for one, right in zip(
             *((x,) if isinstance(x, Tensor) else x for x in (got, exact)), strict=True
         ):
@@ -257,7 +254,7 @@ def test_nan(dtype, stage, device) -> None:
             assert torch.equal(one.isnan(), right.isnan()), name
 
 
-def test_nan_gradient(stage, device) -> None:
+def test_nan_gradient(kernels, device) -> None:
     shape = Shape(2, 3, 20)
     given = Inputs(shape, FP32, device)
     shown = DEFINITION.hidden(given.a, given.c, given.norm, 0) > 0
@@ -265,15 +262,15 @@ def test_nan_gradient(stage, device) -> None:
     given.grad[pair, column] = float("nan")
     arguments = given.grad, given.a, given.c, given.norm, 0
     exact = DEFINITION.hidden_sums(*arguments)
-    for got, right in zip(stage.hidden_sums(*arguments), exact, strict=True):
+    for got, right in zip(kernels.hidden_sums(*arguments), exact, strict=True):
         assert got.isnan().any()
         assert torch.equal(got.isnan(), right.isnan())
 
 
 @pytest.mark.parametrize("roll", [-1, 0, 3, 7])
-def test_any_roll(roll, stage, device) -> None:
+def test_any_roll(roll, kernels, device) -> None:
     given = Inputs(Shape(3, 2, 4), FP32, device)
-    x = stage.hidden(given.a, given.c, given.norm, roll)
+    x = kernels.hidden(given.a, given.c, given.norm, roll)
     agree(x, DEFINITION.hidden(given.a, given.c, given.norm, roll), 1e-6)
     assert len(pairs_of(given.a, given.c, roll)) == len(x)
 
@@ -309,11 +306,11 @@ def test_programs_and_segments() -> None:
             assert (parts - 1) * each < tiles <= parts * each
 
 
-def test_any_number_of_crops_is_served(kernels, device) -> None:
-    assert kernels.refuses(Problem("pair_mlp", device.type, frozenset([FP32]), 0, 256)) is None
-    assert "float64" in kernels.refuses(
-        Problem("pair_mlp", device.type, frozenset([torch.float64]), 0, 256)
-    )
+def test_any_number_of_crops_is_served(triton_backend, device) -> None:
+    request = Request("affinity", device.type, frozenset([FP32]), 0, 256)
+    assert triton_backend.refuses(request) is None
+    request = request._replace(dtypes=frozenset([torch.float64]))
+    assert "float64" in triton_backend.refuses(request)
 
 
 @pytest.mark.parametrize("form", ["logistic", "difference"])

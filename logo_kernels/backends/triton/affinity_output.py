@@ -1,8 +1,10 @@
-"""The second half of the pair stage: from the second product to each image's mean, and back.
+"""The affinity's output layer: from the second product y to each image's mean over pairs, and back.
+
+Pair p has f_p = w₃·relu(batch norm(y_p)) + b₃; an image has the mean of link(f_p) over its pairs.
 
 Launches: output 1, 2 where the pairs of few images are divided among programs; output_backward 1;
-output_moments 2; output_sums 2. Each second one adds up what the programs of the first have
-written, in a fixed order.
+output_moments 2; output_sums 2. Where there are two, the second adds up what the programs of the
+first have written, in a fixed order.
 """
 
 # Upper case marks compile-time constants in kernels.
@@ -11,31 +13,48 @@ written, in a fixed order.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..pairs import LINKS
-from .launch import launching, multiprocessors
-from .pair_facts import facts
-from .pair_moments import BatchNorm, combined, count_batch, folded
-from .pair_plan import PairTile, column_tile, halved, programs, row_tile, segments
-from .pair_tiles import (
-    columns_of,
-    load_rows,
+from .affinity_facts import combine_facts
+from .affinity_moments import (
+    combine_moments,
+    count_batch,
     merge,
     moments_across,
     moments_of_tile,
-    norm_of,
-    store_rows,
-    vector,
+    norm_of_running,
 )
-from .rows import narrow
-from .tiles import power_of_two
+from .affinity_plan import LayerTile, column_tile, halved, programs, row_tile, segments
+from .affinity_rows import columns_of, load_rows, norm_of, store_rows, vector
+from .gpu import multiprocessors
+from .launch import launching
+from .numbers import narrow
+from .tiles import next_power_of_two
 
-IDENTITY = tl.constexpr(LINKS["identity"])
-SOFTPLUS_NEGATED = tl.constexpr(LINKS["softplus_negated"])
+if TYPE_CHECKING:
+    from ...affinity.pairs import (
+        Moments,
+        OutputBackwardCall,
+        OutputCall,
+        OutputGradientCall,
+        OutputGradientResult,
+        OutputGradients,
+        OutputLayerCall,
+        OutputLayerResult,
+        OutputMomentsCall,
+        OutputResult,
+        OutputSums,
+        OutputSumsCall,
+    )
+
+# Numbers of links, as affinity/pairs.py gives them; softplus is the third.
+IDENTITY = tl.constexpr(0)
+SOFTPLUS_NEGATED = tl.constexpr(2)
 
 
 @triton.jit
@@ -59,8 +78,8 @@ def linked(f, LINK: tl.constexpr):
 
 
 @triton.jit
-def upstream(slope_ptr, grad_ptr, grad_stride, start, row, there, PAIRS: tl.constexpr):
-    """t of pairs start + row; `row` is of 32 bits, in which division is fast."""
+def upstream_of_pairs(slope_ptr, grad_ptr, grad_stride, start, row, there, PAIRS: tl.constexpr):
+    """t_p = grad_b·slope_p of pairs start + row; `row` has 32 bits, in which division is fast."""
     image = start // PAIRS
     within = (start - image * PAIRS).to(tl.int32) + row
     slope = tl.load(slope_ptr + start + row, there, other=0.0)
@@ -69,7 +88,7 @@ def upstream(slope_ptr, grad_ptr, grad_stride, start, row, there, PAIRS: tl.cons
 
 
 @triton.jit(do_not_specialize=["rows", "span"])
-def output_moments_kernel(
+def affinity_output_moments_kernel(
     y_ptr,  # [P, H']
     parts_ptr,  # [programs, 2, H'] fp32: mean and Σ (y − mean)² of `span` rows each
     batches_ptr,  # [] int64, counted up where COUNT
@@ -100,7 +119,7 @@ def output_moments_kernel(
 
 
 @triton.jit(do_not_specialize=["images", "segment"])
-def output_kernel(
+def affinity_output_kernel(
     y_ptr,  # [P, H']
     norm_ptr,  # [3, H'] fp32
     weight_ptr,  # [H'] fp32
@@ -137,14 +156,14 @@ def output_kernel(
         total += tl.where(there, value, 0.0)
     value = tl.sum(tl.reshape(total, [IMAGES, EACH]), 1) / PAIRS
     place = first_image + tl.arange(0, IMAGES)
-    # All lanes of a warp have the same sums. On their way through shared memory to the layout of
-    # the store they all write the same number to the same place, a harmless race that racecheck
-    # reports; to global memory one thread of each place stores.
+    # All lanes of a warp have the same sums. On the way through shared memory to the layout of the
+    # store, they all write the same number to the same place: a harmless race that racecheck
+    # reports. To global memory one thread of each place stores.
     tl.store(value_ptr + place * tl.num_programs(1) + tl.program_id(1), value, place < images)
 
 
 @triton.jit(do_not_specialize=["grad_stride", "rows", "span"])
-def output_sums_kernel(
+def affinity_output_sums_kernel(
     y_ptr,  # [P, H']
     norm_ptr,  # [3, H'] fp32
     slope_ptr,  # [P] fp32
@@ -165,7 +184,7 @@ def output_sums_kernel(
         row = start + row_of_tile
         there = row < end
         y = load_rows(y_ptr, row, there, column, 3, H, BLOCK_H)
-        t = upstream(slope_ptr, grad_ptr, grad_stride, start, row_of_tile, there, PAIRS)
+        t = upstream_of_pairs(slope_ptr, grad_ptr, grad_stride, start, row_of_tile, there, PAIRS)
         apart = y - mean
         m = tl.where(apart * scale + bias > 0.0, t[:, :, None], 0.0)
         total += tl.sum(m, 0)
@@ -177,7 +196,7 @@ def output_sums_kernel(
 
 
 @triton.jit(do_not_specialize=["grad_stride", "rows"])
-def output_backward_kernel(
+def affinity_output_backward_kernel(
     y_ptr,  # [P, H']
     norm_ptr,  # [3, H'] fp32
     weight_ptr,  # [H'] fp32
@@ -199,7 +218,7 @@ def output_backward_kernel(
         row = start + row_of_tile
         there = row < rows
         y = load_rows(y_ptr, row, there, column, 2, H, BLOCK_H)
-        t = upstream(slope_ptr, grad_ptr, grad_stride, start, row_of_tile, there, PAIRS)
+        t = upstream_of_pairs(slope_ptr, grad_ptr, grad_stride, start, row_of_tile, there, PAIRS)
         apart = y - mean
         m = tl.where(apart * scale + bias > 0.0, t[:, None] * weight, 0.0)
         out = scale * (m - constant - slope * apart)
@@ -208,135 +227,120 @@ def output_backward_kernel(
         )
 
 
-def output_moments(y: Tensor, batch_norm: BatchNorm | None = None) -> Tensor:
-    """`PairStage.output_moments`; norm [4, H'] where the batch norm is given."""
+def output_moments(call: OutputMomentsCall, result: Moments) -> None:
+    """Fills moments [2, H']."""
+    _launch_output_moments(call.y, result.moments)
+
+
+def output_layer(call: OutputLayerCall, result: OutputLayerResult) -> None:
+    """Fills value, slope, norm; where the batch's statistics are used, the running ones follow."""
+    if call.batch:
+        _launch_output_moments(call.y, result.norm, call)
+    else:
+        with launching(call.y):
+            norm_of_running(call, result.norm)
+    _launch_output(call, result.norm, result.value, result.slope)
+
+
+def output(call: OutputCall, result: OutputResult) -> None:
+    """Fills value and slope from norm, whichever way its statistics were found."""
+    _launch_output(call, call.norm, result.value, result.slope)
+
+
+def output_sums(call: OutputSumsCall, result: OutputSums) -> None:
+    """Fills sums [2, H']."""
+    torch.sum(_launch_output_sums(call), 0, out=result.sums)
+
+
+def output_gradient(call: OutputGradientCall, result: OutputGradientResult) -> None:
+    """Fills the gradient to y and facts [6, H']; facts that nothing reads are zeros already."""
+    if call.summed:
+        parts = _launch_output_sums(call)
+        with launching(call.y):
+            values = call.y.shape[0]
+            combine_facts(parts, call.norm, call.last, call.batch, values, result.facts)
+    _launch_output_backward(call, result.facts, result.grad_y)
+
+
+def output_backward(call: OutputBackwardCall, result: OutputGradients) -> None:
+    """Fills the gradient to y, corrected for the statistics' part."""
+    _launch_output_backward(call, call.correction, result.grad_y)
+
+
+def _launch_output_moments(y: Tensor, to: Tensor, layer: OutputLayerCall | None = None) -> None:
+    """Fills `to`: moments [2, H'], or norm [4, H'] of the layer."""
     rows, width = y.shape
     tile = halved(column_tile(width, y.element_size(), 8))
-    batches = None if batch_norm is None else batch_norm.batches
+    batches = None if layer is None else layer.batches
     with launching(y):
         count, span, column_tiles = _shares(y, tile)
         parts = y.new_empty(count, 2, width, dtype=torch.float32)
-        output_moments_kernel[(count, column_tiles)](
+        affinity_output_moments_kernel[(count, column_tiles)](
             y, parts, parts if batches is None else batches, rows, span,
             COUNT=batches is not None, H=width, DEEP=tile.deep, ACROSS=tile.across,
             BLOCK_H=tile.block_h, num_warps=tile.num_warps,
         )  # fmt: skip
-        return combined(parts, rows, span, 1, batch_norm)
+        combine_moments(parts, to, rows, span, 1, layer)
 
 
-def output_layer(
-    y: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    batches: Tensor | None,
-    batch: bool,
-    momentum: float,
-    eps: float,
-    last: Tensor,
-    last_bias: Tensor,
-    pairs: int,
-    link: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`PairStage.output_layer`."""
-    if batch:
-        norm = output_moments(y, BatchNorm(weight, bias, mean, var, batches, momentum, eps))
-    else:
-        assert mean is not None
-        assert var is not None
-        with launching(y):
-            norm = folded(mean, var, weight, bias, eps)
-    return *output(y, norm, last, last_bias, pairs, link), norm
-
-
-def output(
-    y: Tensor, norm: Tensor, weight: Tensor, bias: Tensor, pairs: int, link: int
-) -> tuple[Tensor, Tensor]:
-    """`PairStage.output`."""
+def _launch_output(
+    call: OutputCall | OutputLayerCall, norm: Tensor, value: Tensor, slope: Tensor
+) -> None:
+    y, pairs = call.y, call.pairs
     rows, width = y.shape
     images = rows // pairs
     tile = row_tile(width, y.element_size(), 1024)
-    each = min(tile.rows, power_of_two(pairs))
+    each = min(tile.rows, next_power_of_two(pairs))
     groups = triton.cdiv(images, tile.rows // each)
     tiles = triton.cdiv(pairs, each)
-    slope = y.new_empty(rows, dtype=torch.float32)
     with launching(y):
-        parts = segments(groups, tiles, multiprocessors(y.device.index))
-        value = y.new_empty(images, parts, dtype=torch.float32)
-        output_kernel[(groups, parts)](
-            y, norm, weight, bias, value, slope, images, triton.cdiv(tiles, parts) * each,
-            PAIRS=pairs, LINK=link, H=width,
+        count = segments(groups, tiles, multiprocessors(y.device.index))
+        of_segments = value
+        if count > 1:
+            of_segments = y.new_empty(images, count, dtype=torch.float32)
+        affinity_output_kernel[(groups, count)](
+            y, norm, call.last, call.last_bias, of_segments, slope, images,
+            triton.cdiv(tiles, count) * each,
+            PAIRS=pairs, LINK=call.link, H=width,
             IMAGES=tile.rows // each, ROWS=tile.rows, BLOCK_H=tile.block_h, num_warps=4,
         )  # fmt: skip
-        return value.squeeze(1) if parts == 1 else value.sum(1), slope
+        if count > 1:
+            torch.sum(of_segments, 1, out=value)
 
 
-def output_sums(y: Tensor, norm: Tensor, slope: Tensor, grad: Tensor, pairs: int) -> Tensor:
-    """`PairStage.output_sums`."""
-    return _sums(y, norm, slope, grad, pairs).sum(0)
-
-
-def output_gradient(
-    y: Tensor,
-    norm: Tensor,
-    last: Tensor,
-    slope: Tensor,
-    grad: Tensor,
-    batch: bool,
-    parameters: bool,
-    pairs: int,
-) -> tuple[Tensor, Tensor]:
-    """`PairStage.output_gradient`."""
-    if batch or parameters:
-        parts = _sums(y, norm, slope, grad, pairs)
-        with launching(y):
-            found = facts(parts, norm, last, batch, y.shape[0])
-    else:
-        found = norm.new_zeros(6, y.shape[1])
-    return output_backward(y, norm, last, slope, grad, found, pairs), found
-
-
-def _sums(y: Tensor, norm: Tensor, slope: Tensor, grad: Tensor, pairs: int) -> Tensor:
-    """[programs, 2, H']."""
+def _launch_output_sums(call: OutputSumsCall | OutputGradientCall) -> Tensor:
+    """The sums of programs, [programs, 2, H']."""
+    y, grad = call.y, call.grad
     rows, width = y.shape
     tile = column_tile(width, y.element_size(), 4)
     with launching(y):
         count, span, column_tiles = _shares(y, tile)
         parts = y.new_empty(count, 2, width, dtype=torch.float32)
-        output_sums_kernel[(count, column_tiles)](
-            y, norm, slope, grad, grad.stride(0), parts, rows, span,
-            PAIRS=pairs, H=width, DEEP=tile.deep, ACROSS=tile.across, BLOCK_H=tile.block_h,
+        affinity_output_sums_kernel[(count, column_tiles)](
+            y, call.norm, call.slope, grad, grad.stride(0), parts, rows, span,
+            PAIRS=call.pairs, H=width, DEEP=tile.deep, ACROSS=tile.across, BLOCK_H=tile.block_h,
             num_warps=tile.num_warps,
         )  # fmt: skip
         return parts
 
 
-def output_backward(
-    y: Tensor,
-    norm: Tensor,
-    weight: Tensor,
-    slope: Tensor,
-    grad: Tensor,
-    correction: Tensor,
-    pairs: int,
-) -> Tensor:
-    """`PairStage.output_backward`."""
+def _launch_output_backward(
+    call: OutputBackwardCall | OutputGradientCall, correction: Tensor, grad_y: Tensor
+) -> None:
+    y, grad = call.y, call.grad
     rows, width = y.shape
-    out = torch.empty_like(y)
     tile = row_tile(width, y.element_size(), 256)
     column_tiles = triton.cdiv(width, tile.block_h)
     with launching(y):
         tiles = triton.cdiv(rows, tile.rows)
         count = programs(tiles, column_tiles, 3, multiprocessors(y.device.index))
-        output_backward_kernel[(count, column_tiles)](
-            y, norm, weight, slope, grad, grad.stride(0), correction, out, rows,
-            PAIRS=pairs, H=width, ROWS=tile.rows, BLOCK_H=tile.block_h, num_warps=4,
+        affinity_output_backward_kernel[(count, column_tiles)](
+            y, call.norm, call.last, call.slope, grad, grad.stride(0), correction, grad_y, rows,
+            PAIRS=call.pairs, H=width, ROWS=tile.rows, BLOCK_H=tile.block_h, num_warps=4,
         )  # fmt: skip
-    return out
 
 
-def _shares(y: Tensor, tile: PairTile) -> tuple[int, int, int]:
+def _shares(y: Tensor, tile: LayerTile) -> tuple[int, int, int]:
     """(programs, rows of each, tiles of columns) for sums over y [P, H']."""
     rows, width = y.shape
     tiles = triton.cdiv(rows, tile.deep * tile.across)

@@ -1,6 +1,8 @@
-"""What the sums of batch norm become, from those of programs: the second of two launches.
+"""Facts of a layer's gradient from the sums of all programs: the second of two launches.
 
-Corrections and gradients of parameters, as backends/pairs.py has them; or the sums themselves.
+Facts [5, H] are the two rows of the correction, by which the statistics take part in the gradient,
+then the gradients to the norm's weight, to its bias, and to a bias added before the norm. After the
+second product, [6, H] ends with the gradient to w₃.
 """
 
 # Upper case marks compile-time constants in kernels.
@@ -13,13 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pair_moments import COLUMNS, PARTS
-from .pair_tiles import columns_of, shaped, vector
-from .tiles import power_of_two
+from .affinity_moments import COLUMNS, PARTS
+from .affinity_rows import columns_of, shaped, vector
+from .tiles import next_power_of_two
 
 
 @triton.jit(do_not_specialize=["parts"])
-def combine_sums_kernel(
+def affinity_facts_kernel(
     parts_ptr,  # [parts, 2, H] fp32
     norm_ptr,  # [4, H] fp32
     last_ptr,  # w₃ [H] fp32, read where OUTPUT
@@ -59,13 +61,18 @@ def combine_sums_kernel(
     tl.store(to + 3 * H, first, mask)
 
 
-def facts(parts: Tensor, norm: Tensor, last: Tensor | None, batch: bool, values: int) -> Tensor:
-    """[5, H], or [6, H'] with w₃ given; called within `launching`."""
+def combine_facts(
+    parts: Tensor,  # [programs, 2, H] fp32: sums
+    norm: Tensor,
+    last: Tensor | None,  # w₃ [H], after the second product
+    batch: bool,  # whether the statistics are the batch's
+    values: int,  # that the statistics are of
+    to: Tensor,
+) -> None:
+    """Fills facts [5, H], or [6, H] with w₃ given. Called within `launching`."""
     count, _, width = parts.shape
-    made = parts.new_empty(5 if last is None else 6, width)
-    combine_sums_kernel[(triton.cdiv(width, COLUMNS),)](
-        parts, norm, norm if last is None else last, made, float(values), count,
+    affinity_facts_kernel[(triton.cdiv(width, COLUMNS),)](
+        parts, norm, norm if last is None else last, to, float(values), count,
         OUTPUT=last is not None, BATCH=batch,
-        H=width, PARTS=min(PARTS, power_of_two(count)), BLOCK_H=COLUMNS, num_warps=8,
+        H=width, PARTS=min(PARTS, next_power_of_two(count)), BLOCK_H=COLUMNS, num_warps=8,
     )  # fmt: skip
-    return made

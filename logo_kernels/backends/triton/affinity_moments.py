@@ -1,9 +1,9 @@
-"""Mean and variance from those that programs found of their parts: the second of two launches.
+"""Moments of batch norm: of tiles, merged without cancellation, and of all programs of a launch.
 
-What a batch norm makes of them is made here as well, and its running statistics follow.
-
-A launch of its own: here as many programs read the parts as there are groups of 8 columns, where
-the last program of the first launch would have to read all of them alone.
+The first launch leaves a mean and a sum of squares about it for each program. The second combines
+these, makes what batch norm needs of them, and lets the running statistics follow. It is a launch
+of its own: one program for each 8 columns reads the parts there, where the last program of the
+first launch would have to read all of them alone.
 """
 
 # Upper case marks compile-time constants in kernels.
@@ -12,34 +12,52 @@ the last program of the first launch would have to read all of them alone.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pair_tiles import columns_of, merge, moments_across, shaped, vector
-from .tiles import power_of_two
+from .affinity_rows import columns_of, shaped, vector
+from .tiles import next_power_of_two
+
+if TYPE_CHECKING:
+    from ...affinity.pairs import HiddenLayerCall, OutputLayerCall
 
 COLUMNS = 8  # a sector of 32 bytes of each row
 PARTS = 1024  # at once; there are seldom more
 
 
-class BatchNorm(NamedTuple):
-    """One whose statistics are found, as `PairStage.hidden_layer` is given it."""
+@triton.jit
+def merge(mean, square, count, more_mean, more_square, more_count):
+    """Moments of two disjoint sets of values as those of one (Chan): a sum of what is ≥ 0."""
+    total = count + more_count
+    share = (more_count / tl.maximum(total, 1.0))[:, None]
+    apart = more_mean - mean
+    square += more_square + apart * apart * (count[:, None] * share)
+    return mean + apart * share, square, total
 
-    weight: Tensor
-    bias: Tensor
-    mean: Tensor | None
-    var: Tensor | None
-    batches: Tensor | None
-    momentum: float
-    eps: float
+
+@triton.jit
+def moments_of_tile(tile, there, count):
+    """Over the first axis of a tile: the mean, and the sum of squares about it."""
+    mean = tl.sum(tile, 0) / tl.maximum(count, 1.0)[:, None]
+    apart = tl.where(there[:, :, None], tile - mean[None, :, :], 0.0)
+    return mean, tl.sum(apart * apart, 0)
+
+
+@triton.jit
+def moments_across(mean, square, count):
+    """Over the first axis of moments, counts [ACROSS]; at least one is not empty."""
+    share = (count / tl.sum(count, 0))[:, None]
+    whole = tl.sum(mean * share, 0)
+    apart = mean - whole[None, :]
+    return whole, tl.sum(square + apart * apart * count[:, None], 0)
 
 
 @triton.jit
 def count_batch(batches_ptr, COUNT: tl.constexpr):
-    """Before the second launch reads how many batches the running statistics are of."""
+    """Counts a batch of the running statistics, before the second launch reads their number."""
     if COUNT and tl.program_id(0) + tl.program_id(1) == 0:
         tl.store(batches_ptr, tl.load(batches_ptr) + 1)
 
@@ -60,12 +78,13 @@ def fold(
 
 @triton.jit
 def follow(pointer, value, share, column, H: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Moves running statistics by that share of their distance to the value."""
     before = vector(pointer, 0, column, H, BLOCK_H)
     tl.store(pointer + column, before + share * (value - before), column < H)
 
 
 @triton.jit(do_not_specialize=["parts", "work", "span"])
-def combine_moments_kernel(
+def affinity_moments_kernel(
     parts_ptr,  # [parts, 2, H] fp32: mean, Σ (v − mean)²
     to_ptr,  # fp32: moments [2, H], where FOLD norm [4, H]
     weight_ptr, bias_ptr,  # [H] fp32, read where FOLD, as is eps
@@ -110,7 +129,7 @@ def combine_moments_kernel(
 
 
 @triton.jit
-def fold_kernel(
+def affinity_norm_kernel(
     mean_ptr, var_ptr, weight_ptr, bias_ptr,  # [H] fp32
     norm_ptr,  # [4, H] fp32
     eps,
@@ -122,30 +141,46 @@ def fold_kernel(
     fold(mean, var, weight_ptr, bias_ptr, norm_ptr, eps, column, H, BLOCK_H)
 
 
-def combined(
-    parts: Tensor, work: int, span: int, each: int, batch_norm: BatchNorm | None = None
-) -> Tensor:
-    """[2, H] mean and biased variance, or norm [4, H]; called within `launching`."""
+def combine_moments(
+    parts: Tensor,  # [programs, 2, H] fp32 of `affinity_moments_kernel`
+    to: Tensor,
+    work: int,
+    span: int,
+    each: int,
+    layer: HiddenLayerCall | OutputLayerCall | None = None,
+) -> None:
+    """Fills `to`: moments [2, H], mean and biased variance; or of a layer norm [4, H].
+
+    The running statistics of a layer follow. Called within `launching`.
+    """
     count, _, width = parts.shape
-    made = parts.new_empty(2 if batch_norm is None else 4, width)
-    of = batch_norm or BatchNorm(made, made, None, None, None, 0.0, 0.0)
-    combine_moments_kernel[(triton.cdiv(width, COLUMNS),)](
-        parts, made, of.weight, of.bias,
-        made if of.mean is None else of.mean, made if of.var is None else of.var,
-        made if of.batches is None else of.batches,
-        float(of.momentum), float(of.eps), count, work, span,
-        FOLD=batch_norm is not None, FOLLOW=of.mean is not None, CUMULATIVE=of.momentum < 0,
-        EACH=each, H=width, PARTS=min(PARTS, power_of_two(count)), BLOCK_H=COLUMNS, num_warps=8,
+    weight = bias = mean = var = batches = None
+    momentum, eps = 0.0, 0.0
+    if layer is not None:
+        weight, bias = layer.norm_weight, layer.norm_bias
+        mean, var, batches = layer.running_mean, layer.running_var, layer.batches
+        momentum, eps = float(layer.momentum), float(layer.eps)
+    absent = to  # a stand-in, not used
+    affinity_moments_kernel[(triton.cdiv(width, COLUMNS),)](
+        parts, to,
+        absent if weight is None else weight, absent if bias is None else bias,
+        absent if mean is None else mean, absent if var is None else var,
+        absent if batches is None else batches,
+        momentum, eps, count, work, span,
+        FOLD=layer is not None, FOLLOW=mean is not None, CUMULATIVE=momentum < 0,
+        EACH=each, H=width, PARTS=min(PARTS, next_power_of_two(count)), BLOCK_H=COLUMNS,
+        num_warps=8,
     )  # fmt: skip
-    return made
 
 
-def folded(mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """norm [4, H] of statistics that are constants; called within `launching`."""
-    width = weight.shape[0]
-    norm = weight.new_empty(4, width)
-    block = min(256, power_of_two(width))
-    fold_kernel[(triton.cdiv(width, block),)](
-        mean, var, weight, bias, norm, float(eps), H=width, BLOCK_H=block, num_warps=2
-    )
-    return norm
+def norm_of_running(layer: HiddenLayerCall | OutputLayerCall, norm: Tensor) -> None:
+    """Fills norm [4, H] from the running statistics alone. Called within `launching`."""
+    mean, var = layer.running_mean, layer.running_var
+    assert mean is not None
+    assert var is not None
+    width = norm.shape[1]
+    block = min(256, next_power_of_two(width))
+    affinity_norm_kernel[(triton.cdiv(width, block),)](
+        mean, var, layer.norm_weight, layer.norm_bias, norm, float(layer.eps),
+        H=width, BLOCK_H=block, num_warps=2,
+    )  # fmt: skip

@@ -1,7 +1,9 @@
-"""The first half of the pair stage: from a and c to the pairs' hidden layer, and back.
+"""The affinity's hidden layer: from a and c to x = relu(batch norm(h)) of every pair, and back.
 
-Launches: hidden 1, hidden_backward 1; hidden_moments 2; hidden_sums 2, 3 above 12 crops. Each of
-the last ones adds up what the programs of the launch before have written, in a fixed order.
+Pair p of crops i ≠ j has h_p = a[b, i] + c[(b + roll) mod B, j]; its row is affinity_rows.py's.
+
+Launches: hidden 1, hidden_backward 1; hidden_moments 2; hidden_sums 2, 3 above 12 crops. Where
+there are several, later ones add up what the programs of the first have written, in a fixed order.
 """
 
 # Upper case marks compile-time constants in kernels.
@@ -10,32 +12,55 @@ the last ones adds up what the programs of the launch before have written, in a 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launching, multiprocessors
-from .pair_facts import facts
-from .pair_moments import BatchNorm, combined, count_batch, folded
-from .pair_plan import halved, image_tile, pair_tile, programs
-from .pair_tiles import (
-    columns_of,
-    load_rows,
+from .affinity_facts import combine_facts
+from .affinity_moments import (
+    combine_moments,
+    count_batch,
     merge,
     moments_across,
     moments_of_tile,
+    norm_of_running,
+)
+from .affinity_plan import halved, image_tile, pair_tile, programs
+from .affinity_rows import (
+    columns_of,
+    load_rows,
     norm_of,
     pair_rows,
     rolled,
     store_rows,
     vector,
 )
-from .rows import narrow
+from .gpu import multiprocessors
+from .launch import launching
+from .numbers import narrow
+
+if TYPE_CHECKING:
+    from ...affinity.pairs import (
+        HiddenBackwardCall,
+        HiddenCall,
+        HiddenGradientCall,
+        HiddenGradientResult,
+        HiddenGradients,
+        HiddenLayerCall,
+        HiddenLayerResult,
+        HiddenMomentsCall,
+        HiddenResult,
+        HiddenSums,
+        HiddenSumsCall,
+        Moments,
+    )
 
 
 @triton.jit(do_not_specialize=["images", "roll", "span"])
-def hidden_moments_kernel(
+def affinity_hidden_moments_kernel(
     a_ptr, c_ptr,  # [B, L, H]
     parts_ptr,  # [programs, 2, H] fp32: mean and Σ (h − mean)² of `span` images each
     batches_ptr,  # [] int64, counted up where COUNT
@@ -43,7 +68,9 @@ def hidden_moments_kernel(
     COUNT: tl.constexpr, L: tl.constexpr, H: tl.constexpr,
     DEEP: tl.constexpr, ACROSS: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """With α and γ the deviations of a and c from their means over the crops of an image,
+    """Mean and squares of h, which follow from a and c without a pass over the pairs.
+
+    With α and γ the deviations of a and c from their means over the crops of an image,
 
         Σ_{i≠j} (h − h̄)² = Σ_{i≠j} (α_i + γ_j)² = (L − 2)·(Σα² + Σγ²) + Σ(α − γ)²,
 
@@ -90,7 +117,7 @@ def hidden_moments_kernel(
 
 
 @triton.jit(do_not_specialize=["images", "roll"])
-def hidden_kernel(
+def affinity_hidden_kernel(
     a_ptr, c_ptr,  # [B, L, H]
     norm_ptr,  # [3, H] fp32
     x_ptr,  # [P, H]
@@ -98,7 +125,7 @@ def hidden_kernel(
     L: tl.constexpr, H: tl.constexpr,
     DEEP: tl.constexpr, ACROSS: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """A program has ACROSS crops i of an image and all j."""
+    """x of all pairs; a program has ACROSS crops i of an image and all j."""
     GROUPS: tl.constexpr = (L + ACROSS - 1) // ACROSS
     image = (tl.program_id(0) // GROUPS).to(tl.int64)
     other = rolled(image, roll, images)
@@ -116,7 +143,7 @@ def hidden_kernel(
 
 
 @triton.jit(do_not_specialize=["images", "roll"])
-def hidden_sums_kernel(
+def affinity_hidden_sums_kernel(
     grad_ptr,  # [P, H]
     a_ptr, c_ptr,  # [B, L, H]
     norm_ptr,  # [3, H] fp32
@@ -127,7 +154,10 @@ def hidden_sums_kernel(
     L: tl.constexpr, H: tl.constexpr,
     DEEP: tl.constexpr, ACROSS: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """A program walks over images and groups of DEEP crops j; it has all i, ACROSS at once."""
+    """Σ_j m and Σ_i m of m_p = grad_p where n(h_p) > 0, else 0; and Σ m, Σ m·(h − mean) over pairs.
+
+    A program walks over images and groups of DEEP crops j; it has all i, ACROSS at once.
+    """
     GROUPS: tl.constexpr = (L + DEEP - 1) // DEEP
     program = tl.program_id(0)
     column = columns_of(tl.program_id(1), BLOCK_H)
@@ -144,7 +174,7 @@ def hidden_sums_kernel(
             i = first + tl.arange(0, ACROSS)
             pair, there = pair_rows(image, i, j, L)
             grad = load_rows(grad_ptr, pair, there, column, 3, H, BLOCK_H)
-            # Again for every i, from L1: there are no registers to keep it in.
+            # c is loaded again for every i, from L1: there are no registers to keep it in.
             c = load_rows(c_ptr, (other * L + j)[:, None], there, column, 3, H, BLOCK_H)
             a = load_rows(a_ptr, image * L + i, i < L, column, 2, H, BLOCK_H)
             apart = a[None, :, :] + c - mean
@@ -163,7 +193,7 @@ def hidden_sums_kernel(
 
 
 @triton.jit(do_not_specialize=["images", "roll"])
-def hidden_backward_kernel(
+def affinity_hidden_backward_kernel(
     to_a_ptr, to_c_ptr,  # [B, L, H] fp32
     a_ptr, c_ptr,  # [B, L, H]
     norm_ptr,  # [3, H] fp32
@@ -173,7 +203,7 @@ def hidden_backward_kernel(
     L: tl.constexpr, H: tl.constexpr,
     DEEP: tl.constexpr, ACROSS: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """Of image b the gradient to a, of the image that it meets the gradient to c.
+    """Gradients to a of image b, and to c of the image that it meets.
 
     With a crop's pairs go Σ_{j≠i} (a_i + c_j − mean) = (L − 1)·(a_i + c̄ − mean) − (c_i − c̄).
     """
@@ -211,117 +241,128 @@ def hidden_backward_kernel(
         store_rows(grad_c_ptr, c_row, there, column, narrow(to_c, DTYPE), 3, H, BLOCK_H)
 
 
-def hidden_moments(a: Tensor, c: Tensor, roll: int, batch_norm: BatchNorm | None = None) -> Tensor:
-    """`PairStage.hidden_moments`; norm [4, H] where the batch norm is given."""
+def hidden_moments(call: HiddenMomentsCall, result: Moments) -> None:
+    """Fills moments [2, H]."""
+    _launch_hidden_moments(call.a, call.c, call.roll, result.moments)
+
+
+def hidden_layer(call: HiddenLayerCall, result: HiddenLayerResult) -> None:
+    """Fills x and norm; where the batch's statistics are used, the running ones follow."""
+    if call.batch:
+        _launch_hidden_moments(call.a, call.c, call.roll, result.norm, call)
+    else:
+        with launching(call.a):
+            norm_of_running(call, result.norm)
+    _launch_hidden(call.a, call.c, result.norm, call.roll, result.x)
+
+
+def hidden(call: HiddenCall, result: HiddenResult) -> None:
+    """Fills x from norm, whichever way its statistics were found."""
+    _launch_hidden(call.a, call.c, call.norm, call.roll, result.x)
+
+
+def hidden_sums(call: HiddenSumsCall, result: HiddenSums) -> None:
+    """Fills to_a, to_c and sums [2, H]."""
+    parts = _launch_hidden_sums(call, result.to_a, result.to_c)
+    torch.sum(parts, 0, out=result.sums)
+
+
+def hidden_gradient(call: HiddenGradientCall, result: HiddenGradientResult) -> None:
+    """Fills the gradients to a and c, and facts [5, H]; to_a and to_c are scratch."""
+    parts = _launch_hidden_sums(call, result.to_a, result.to_c)
+    with launching(call.a):
+        values = call.grad_x.shape[0]
+        combine_facts(parts, call.norm, None, call.batch, values, result.facts)
+    _launch_hidden_backward(
+        result.to_a, result.to_c, call.a, call.c, call.norm, result.facts, call.roll,
+        result.grad_a, result.grad_c,
+    )  # fmt: skip
+
+
+def hidden_backward(call: HiddenBackwardCall, result: HiddenGradients) -> None:
+    """Fills the gradients to a and c from sums, corrected for the statistics' part."""
+    _launch_hidden_backward(
+        call.to_a, call.to_c, call.a, call.c, call.norm, call.correction, call.roll,
+        result.grad_a, result.grad_c,
+    )  # fmt: skip
+
+
+def _launch_hidden_moments(
+    a: Tensor, c: Tensor, roll: int, to: Tensor, layer: HiddenLayerCall | None = None
+) -> None:
+    """Fills `to`: moments [2, H], or norm [4, H] of the layer."""
     images, crops, width = a.shape
     tile = halved(image_tile(crops, width, a.element_size()))
     tiles = triton.cdiv(images, tile.across)
     column_tiles = triton.cdiv(width, tile.block_h)
-    batches = None if batch_norm is None else batch_norm.batches
+    batches = None if layer is None else layer.batches
     with launching(a):
         most = programs(tiles, column_tiles, 2, multiprocessors(a.device.index))
         span = triton.cdiv(tiles, most) * tile.across
         count = triton.cdiv(images, span)
         parts = a.new_empty(count, 2, width, dtype=torch.float32)
-        hidden_moments_kernel[(count, column_tiles)](
+        affinity_hidden_moments_kernel[(count, column_tiles)](
             a, c, parts, parts if batches is None else batches, images, roll % images, span,
             COUNT=batches is not None, L=crops, H=width,
             DEEP=tile.deep, ACROSS=tile.across, BLOCK_H=tile.block_h, num_warps=tile.num_warps,
         )  # fmt: skip
-        return combined(parts, images, span, crops * (crops - 1), batch_norm)
+        combine_moments(parts, to, images, span, crops * (crops - 1), layer)
 
 
-def hidden_layer(
-    a: Tensor,
-    c: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    batches: Tensor | None,
-    batch: bool,
-    momentum: float,
-    eps: float,
-    roll: int,
-) -> tuple[Tensor, Tensor]:
-    """`PairStage.hidden_layer`."""
-    if batch:
-        of = BatchNorm(weight, bias, mean, var, batches, momentum, eps)
-        norm = hidden_moments(a, c, roll, of)
-    else:
-        assert mean is not None
-        assert var is not None
-        with launching(a):
-            norm = folded(mean, var, weight, bias, eps)
-    return hidden(a, c, norm, roll), norm
-
-
-def hidden(a: Tensor, c: Tensor, norm: Tensor, roll: int) -> Tensor:
-    """`PairStage.hidden`."""
+def _launch_hidden(a: Tensor, c: Tensor, norm: Tensor, roll: int, x: Tensor) -> None:
     images, crops, width = a.shape
-    x = a.new_empty(images * crops * (crops - 1), width)
     tile = pair_tile(crops, width, a.element_size(), 8)
     grid = images * triton.cdiv(crops, tile.across), triton.cdiv(width, tile.block_h)
     with launching(a):
-        hidden_kernel[grid](
+        affinity_hidden_kernel[grid](
             a, c, norm, x, images, roll % images,
             L=crops, H=width, DEEP=tile.deep, ACROSS=tile.across, BLOCK_H=tile.block_h,
             num_warps=tile.num_warps,
         )  # fmt: skip
-    return x
 
 
-def hidden_sums(
-    grad: Tensor, a: Tensor, c: Tensor, norm: Tensor, roll: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`PairStage.hidden_sums`."""
-    to_a, to_c, parts = _sums(grad, a, c, norm, roll)
-    return to_a, to_c, parts.sum(0)
-
-
-def hidden_gradient(
-    grad: Tensor, a: Tensor, c: Tensor, norm: Tensor, batch: bool, roll: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`PairStage.hidden_gradient`."""
-    to_a, to_c, parts = _sums(grad, a, c, norm, roll)
-    with launching(a):
-        found = facts(parts, norm, None, batch, grad.shape[0])
-    return *hidden_backward(to_a, to_c, a, c, norm, found, roll), found
-
-
-def _sums(
-    grad: Tensor, a: Tensor, c: Tensor, norm: Tensor, roll: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(Σ_j m, Σ_i m, sums [programs, 2, H])."""
+def _launch_hidden_sums(
+    call: HiddenSumsCall | HiddenGradientCall, to_a: Tensor, to_c: Tensor
+) -> Tensor:
+    """Fills to_a and to_c; returns the sums of programs, [programs, 2, H]."""
+    a, c = call.a, call.c
     images, crops, width = a.shape
     tile = halved(pair_tile(crops, width, a.element_size(), 4))
     groups = triton.cdiv(crops, tile.deep)
     column_tiles = triton.cdiv(width, tile.block_h)
-    to_a = a.new_empty(groups, images, crops, width, dtype=torch.float32)
-    to_c = a.new_empty(images, crops, width, dtype=torch.float32)
+    of_groups = to_a
+    if groups > 1:
+        of_groups = a.new_empty(groups, images, crops, width, dtype=torch.float32)
     with launching(a):
         count = programs(images * groups, column_tiles, 2, multiprocessors(a.device.index))
         parts = a.new_empty(count, 2, width, dtype=torch.float32)
-        hidden_sums_kernel[(count, column_tiles)](
-            grad, a, c, norm, to_a, to_c, parts, images, roll % images,
+        affinity_hidden_sums_kernel[(count, column_tiles)](
+            call.grad_x, a, c, call.norm, of_groups, to_c, parts, images, call.roll % images,
             L=crops, H=width, DEEP=tile.deep, ACROSS=tile.across, BLOCK_H=tile.block_h,
             num_warps=tile.num_warps,
         )  # fmt: skip
-        return to_a[0] if groups == 1 else to_a.sum(0), to_c, parts
+        if groups > 1:
+            torch.sum(of_groups, 0, out=to_a)
+    return parts
 
 
-def hidden_backward(
-    to_a: Tensor, to_c: Tensor, a: Tensor, c: Tensor, norm: Tensor, correction: Tensor, roll: int
-) -> tuple[Tensor, Tensor]:
-    """`PairStage.hidden_backward`."""
+def _launch_hidden_backward(
+    to_a: Tensor,
+    to_c: Tensor,
+    a: Tensor,
+    c: Tensor,
+    norm: Tensor,
+    correction: Tensor,
+    roll: int,
+    grad_a: Tensor,
+    grad_c: Tensor,
+) -> None:
     images, crops, width = a.shape
-    grad_a, grad_c = torch.empty_like(a), torch.empty_like(c)
     tile = image_tile(crops, width, to_a.element_size())
     grid = triton.cdiv(images, tile.across), triton.cdiv(width, tile.block_h)
     with launching(a):
-        hidden_backward_kernel[grid](
+        affinity_hidden_backward_kernel[grid](
             to_a, to_c, a, c, norm, correction, grad_a, grad_c, images, roll % images,
             L=crops, H=width, DEEP=tile.deep, ACROSS=tile.across, BLOCK_H=tile.block_h,
             num_warps=tile.num_warps,
         )  # fmt: skip
-    return grad_a, grad_c

@@ -1,9 +1,10 @@
-"""Device functions shared by the cosine and similarity kernels: one image as one tile of rows.
+"""The rows of one image as a tile: their Gram matrix, and gradients that are combinations of them.
 
-All rows of an image that are read, whatever tensors they come from, form one padded tile
-[V_PAD, BLOCK_D]; rows beyond the image's are masked, so they cost no memory traffic and are zero.
-Two products make up everything: the Gram matrix of the tile, [V_PAD, V_PAD], summed over D, and
-W·X, the gradient, where W [V_PAD, V_PAD] follows from the Gram matrix alone.
+The kernels of cosine.py and similarity.py are made of these device functions. All rows of an image
+that are read, whatever tensors they come from, form one padded tile [V_PAD, BLOCK_D]. Rows beyond
+the image's are masked: they cost no memory traffic and are zero. Two products make up everything:
+the Gram matrix of the tile, [V_PAD, V_PAD], summed over D; and W·X, the gradient, where
+W [V_PAD, V_PAD] follows from the Gram matrix alone.
 
 Split tiles. A matrix product of 16 or 32 rows has too few output tiles to occupy several warps:
 each would repeat the others' work. With SPLIT > 1 the tile is [SPLIT, V_PAD, BLOCK_D / SPLIT], a
@@ -12,8 +13,8 @@ batch of products over consecutive parts of D, and each warp gets its own part.
 Precision. Half-precision operands are multiplied as they are, fp32 ones in parts of tf32.
 
 Extreme norms. Squares are first accumulated in fp32 as they come. Where a squared norm leaves
-[LOW, HIGH] (or is zero or NaN), the image is done again with each row multiplied by the power of
-two that brings its largest magnitude to about one: a branch that ordinary images never take.
+[LOW, HIGH] (or is zero or NaN), the image is done again, with each row multiplied by the power of
+two that brings its largest magnitude to about one. Ordinary images never take that branch.
 """
 
 # Upper case marks compile-time constants in kernels; a branch on one is no expression.
@@ -22,78 +23,43 @@ two that brings its largest magnitude to about one: a branch that ordinary image
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from .environment import interpreted
+from .numbers import (
+    HIGH,
+    INTERPRETED,
+    LOW,
+    biased_exponent,
+    from_exponent,
+    high_and_low,
+    inverse_norm,
+    narrow,
+    operand,
+    saturate,
+    scale_towards_one,
+    widen,
+)
 
-TL_DTYPE = {
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
-
-# Triton's interpreter stores bf16 as integers: its dot and sum read them as such, and its
-# conversions truncate. There, kernels hold halves as fp32 and round them by hand.
-INTERPRETED = tl.constexpr(interpreted())
-
-# Squared norms between these need no rescaling: products of two rows stay inside fp32, what
-# underflows is below its precision, and W, about 1/(norm·norm), stays inside bf16 and fp32.
-LOW = tl.constexpr(2.0**-60)
-HIGH = tl.constexpr(2.0**60)
-# fp16 products never leave fp32, but W has fp16's range: this bounds the ratio of two norms by
-# 2^24, and a W in two fp16 parts resolves 2^-39 of a row's largest entry: 2^-15 in the worst case,
-# below the 2^-11 of fp16 itself.
+# LOW and HIGH of fp16, whose products never leave fp32, while W has fp16's range. They bound the
+# ratio of two norms by 2^24. A W in two fp16 parts resolves 2^-39 of a row's largest entry: 2^-15
+# in the worst case, below the 2^-11 of fp16 itself.
 LOW_FP16 = tl.constexpr(2.0**-16)
 HIGH_FP16 = tl.constexpr(2.0**32)
 
 
 @triton.jit
-def widen(x):
-    """Any float as fp32."""
-    if INTERPRETED and x.dtype == tl.bfloat16:
-        wide = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    else:
-        wide = x.to(tl.float32)
-    return wide
-
-
-@triton.jit
-def narrow(x, DTYPE: tl.constexpr):
-    """fp32 rounded to DTYPE, to the nearest even."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
-        bits = x.to(tl.uint32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        bits = tl.where(x != x, 0x7FC0, rounded).to(tl.uint16)
-        narrowed = bits.to(tl.bfloat16, bitcast=True)
-    else:
-        narrowed = x.to(DTYPE)
-    return narrowed
-
-
-@triton.jit
-def operand(x, DTYPE: tl.constexpr):
-    """fp32 as an operand of `tl.dot` that has the precision of DTYPE."""
-    if INTERPRETED:
-        converted = widen(narrow(x, DTYPE))
-    else:
-        converted = x.to(DTYPE)
-    return converted
-
-
-@triton.jit
-def lift(v, SPLIT: tl.constexpr):
+def per_row(v, SPLIT: tl.constexpr):
     """One value per row, [V_PAD], in the rank of a tile."""
     if SPLIT == 1:
-        lifted = v[:, None]
+        spread = v[:, None]
     else:
-        lifted = v[None, :, None]
-    return lifted
+        spread = v[None, :, None]
+    return spread
 
 
 @triton.jit
-def columns(start, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr):
+def columns_of_tile(start, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr):
     """Indices over D of a tile: [1, BLOCK_D] or [SPLIT, 1, BLOCK_D / SPLIT]."""
     if SPLIT == 1:
         index = start + tl.arange(0, BLOCK_D)[None, :]
@@ -105,7 +71,7 @@ def columns(start, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def row_of_image(pointer, image, row, first, stride_image, stride_row):
+def rows_of_image(pointer, image, row, first, stride_image, stride_row):
     """[V_PAD] pointers to rows `row` − `first` of the image, in 64 bits."""
     return pointer + image * stride_image + (row - first).to(tl.int64) * stride_row
 
@@ -130,47 +96,40 @@ def load_tile(
     POLICY: tl.constexpr,
 ):
     """Columns start.. of all rows of one image, as a tile of dtype OP."""
-    index = columns(start, BLOCK_D, SPLIT)
+    index = columns_of_tile(start, BLOCK_D, SPLIT)
     if UNIT:
         offset = index
     else:
-        offset = index.to(tl.int64) * lift(steps, SPLIT)
-    mask = lift(in_x, SPLIT)
+        offset = index.to(tl.int64) * per_row(steps, SPLIT)
+    mask = per_row(in_x, SPLIT)
     if D % BLOCK_D != 0:
         mask = mask & (index < D)
-    tile = tl.load(lift(x_rows, SPLIT) + offset, mask, other=0.0, eviction_policy=POLICY)
+    tile = tl.load(per_row(x_rows, SPLIT) + offset, mask, other=0.0, eviction_policy=POLICY)
     if INTERPRETED or T_APART or R_APART:
         tile = widen(tile)
     if T_APART:
-        mask = lift(in_t, SPLIT)
+        mask = per_row(in_t, SPLIT)
         if D % BLOCK_D != 0:
             mask = mask & (index < D)
-        apart = tl.load(lift(t_rows, SPLIT) + offset, mask, other=0.0, eviction_policy=POLICY)
+        apart = tl.load(per_row(t_rows, SPLIT) + offset, mask, other=0.0, eviction_policy=POLICY)
         tile += widen(apart)
     if R_APART:
-        mask = lift(in_r, SPLIT)
+        mask = per_row(in_r, SPLIT)
         if D % BLOCK_D != 0:
             mask = mask & (index < D)
-        apart = tl.load(lift(r_rows, SPLIT) + offset, mask, other=0.0, eviction_policy=POLICY)
+        apart = tl.load(per_row(r_rows, SPLIT) + offset, mask, other=0.0, eviction_policy=POLICY)
         tile += widen(apart)
     return tile
 
 
 @triton.jit
-def no_products(V_PAD: tl.constexpr, SPLIT: tl.constexpr):
+def zero_gram(V_PAD: tl.constexpr, SPLIT: tl.constexpr):
+    """A Gram matrix to add to; in SPLIT parts."""
     if SPLIT == 1:
         zeros = tl.zeros([V_PAD, V_PAD], tl.float32)
     else:
         zeros = tl.zeros([SPLIT, V_PAD, V_PAD], tl.float32)
     return zeros
-
-
-@triton.jit
-def high_and_low(x):
-    """fp32 as the sum of two tf32 operands, short of it by one unit in the last place at most."""
-    bits = x.to(tl.int32, bitcast=True)
-    high = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)  # 11 bits, rounded
-    return high, x - high  # 12 bits, of which tensor cores read 11
 
 
 @triton.jit
@@ -194,7 +153,7 @@ def matrix_product(a, b, OP: tl.constexpr):
 
 
 @triton.jit
-def products(tile, OP: tl.constexpr, SPLIT: tl.constexpr):
+def gram_of_tile(tile, OP: tl.constexpr, SPLIT: tl.constexpr):
     """X·Xᵀ of one block of columns."""
     if SPLIT == 1:
         gram = matrix_product(tile, tl.trans(tile), OP)
@@ -204,14 +163,14 @@ def products(tile, OP: tl.constexpr, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def add_products(tile, gram, OP: tl.constexpr, SPLIT: tl.constexpr):
-    """X·Xᵀ added to gram.
+def add_gram_of_tile(tile, gram, OP: tl.constexpr, SPLIT: tl.constexpr):
+    """gram + X·Xᵀ of one block of columns.
 
     Tensor cores cut off what they add: over all of D that would be 5e-6 of a norm. So every block
-    begins at zero and is added in fp32, which rounds to nearest; by an FMA, since Triton makes the
-    sum of a product and something else one product again.
+    begins at zero and is added in fp32, which rounds to nearest. An FMA adds it: Triton makes one
+    product again of a product plus something else.
     """
-    return tl.fma(products(tile, OP, SPLIT), 1.0, gram)
+    return tl.fma(gram_of_tile(tile, OP, SPLIT), 1.0, gram)
 
 
 @triton.jit
@@ -245,31 +204,7 @@ def out_of_range(gram, ROWS: tl.constexpr, OP: tl.constexpr, V_PAD: tl.constexpr
 
 
 @triton.jit
-def inverse_norm(squared):
-    """1/√squared, and 0 for a zero row: then its cosines and its gradient are 0."""
-    return tl.where(squared == 0.0, 0.0, tl.div_rn(1.0, tl.sqrt_rn(squared)))
-
-
-@triton.jit
-def biased_exponent(x):
-    """The e of finite |x| in [2^(e−127), 2^(e−126)); 0 for denormals, 255 for inf and NaN."""
-    return (x.to(tl.int32, bitcast=True) >> 23) & 0xFF
-
-
-@triton.jit
-def power_of_two(biased):
-    """2^(biased − 127), for biased in [1, 254]."""
-    return (biased << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def scale_towards_one(largest):
-    """The power of two that brings magnitudes of `largest` to [1, 4); denormals, above 2^-24."""
-    return power_of_two(tl.minimum(tl.maximum(254 - biased_exponent(largest), 1), 254))
-
-
-@triton.jit
-def rescaled_products(
+def rescaled_gram(
     x_rows, t_rows, r_rows, in_x, in_t, in_r, steps,
     D: tl.constexpr, V_PAD: tl.constexpr, BLOCK_D: tl.constexpr, OP: tl.constexpr,
     T_APART: tl.constexpr, R_APART: tl.constexpr, UNIT: tl.constexpr,
@@ -283,13 +218,13 @@ def rescaled_products(
         )  # fmt: skip
         largest = tl.maximum(largest, tl.max(tl.abs(widen(tile)), 1))
     factor = scale_towards_one(largest)
-    gram = no_products(V_PAD, 1)
+    gram = zero_gram(V_PAD, 1)
     for start in tl.range(0, D, BLOCK_D, num_stages=1):
         tile = load_tile(
             x_rows, t_rows, r_rows, in_x, in_t, in_r, steps, start,
             D, BLOCK_D, 1, OP, T_APART, R_APART, UNIT, "evict_last",
         )  # fmt: skip
-        gram = add_products(operand(widen(tile) * factor[:, None], OP), gram, OP, 1)
+        gram = add_gram_of_tile(operand(widen(tile) * factor[:, None], OP), gram, OP, 1)
     return gram, factor
 
 
@@ -301,35 +236,48 @@ def gram_matrix(
     T_APART: tl.constexpr, R_APART: tl.constexpr, UNIT: tl.constexpr,
     AGAIN: tl.constexpr,  # whether the rows are read again, for W·X
 ):  # fmt: skip
-    """(tile, gram [V_PAD, V_PAD] of factor·rows, factor [V_PAD], whether any factor is not 1).
+    """X·Xᵀ of all rows of one image.
 
-    `tile` is the image where a tile holds all of D, else of no meaning.
+    Returns (tile, gram [V_PAD, V_PAD] of factor·rows, factor [V_PAD], whether any factor is not 1).
+    `tile` is the image where a tile holds all of D; else it has no meaning.
     """
     if BLOCK_D >= D:
         tile = load_tile(
             x_rows, t_rows, r_rows, in_x, in_t, in_r, steps, 0,
             D, BLOCK_D, SPLIT, OP, T_APART, R_APART, UNIT, "evict_first",
         )  # fmt: skip
-        gram = sum_parts(products(tile, OP, SPLIT), SPLIT)
+        gram = sum_parts(gram_of_tile(tile, OP, SPLIT), SPLIT)
     else:
         POLICY: tl.constexpr = "evict_last" if AGAIN else "evict_first"
-        parts = no_products(V_PAD, SPLIT)
+        parts = zero_gram(V_PAD, SPLIT)
         for start in tl.range(0, D, BLOCK_D, num_stages=STAGES):
             chunk = load_tile(
                 x_rows, t_rows, r_rows, in_x, in_t, in_r, steps, start,
                 D, BLOCK_D, SPLIT, OP, T_APART, R_APART, UNIT, POLICY,
             )  # fmt: skip
-            parts = add_products(chunk, parts, OP, SPLIT)
+            parts = add_gram_of_tile(chunk, parts, OP, SPLIT)
         gram = sum_parts(parts, SPLIT)
         tile = gram
     factor = tl.full([V_PAD], 1.0, tl.float32)
     extreme = out_of_range(gram, ROWS, OP, V_PAD)
     if extreme:
-        gram, factor = rescaled_products(
+        gram, factor = rescaled_gram(
             x_rows, t_rows, r_rows, in_x, in_t, in_r, steps,
             D, V_PAD, RESCUE_D, OP, T_APART, R_APART, UNIT,
         )  # fmt: skip
     return tile, gram, factor, extreme
+
+
+@triton.jit
+def cosines_of(gram, V_PAD: tl.constexpr):
+    """(cosines [V_PAD, V_PAD], 1/‖x_i‖ laid out over rows, 1/‖x_j‖ over columns) of a Gram matrix.
+
+    A zero row has cosines and an inverse of 0.
+    """
+    inverse = inverse_norm(diagonal(gram, 1, V_PAD))
+    inverse_of_column = inverse_norm(diagonal(gram, 0, V_PAD))
+    cosines = gram * inverse[:, None] * inverse_of_column[None, :]
+    return cosines, inverse, inverse_of_column
 
 
 @triton.jit
@@ -346,23 +294,23 @@ def combination(pairs, cosines, inverse_of_column, V_PAD: tl.constexpr):
 
 
 @triton.jit
-def unit_rows(matrix):
-    """Each row over a power of two, its largest entry then in [2^14, 2^15); and these powers.
+def normalised_weights(matrix):
+    """Each row over a power of two that brings its largest entry to [2^14, 2^15); and these powers.
 
-    That is where fp16 operands are at their most precise, and bf16 and fp32 ones cannot overflow.
+    There fp16 operands are at their most precise, and bf16 and fp32 ones cannot overflow.
     """
     largest = tl.max(tl.abs(matrix), 1)
     exponent = tl.minimum(tl.maximum(biased_exponent(largest), 16), 254)  # 16: 2^-111
-    up = power_of_two(127 + 14 + 127 - exponent)
-    return matrix * up[:, None], power_of_two(exponent - 14)
+    up = from_exponent(127 + 14 + 127 - exponent)
+    return matrix * up[:, None], from_exponent(exponent - 14)
 
 
 @triton.jit
-def multiply(weights, tile, OP: tl.constexpr, SPLIT: tl.constexpr):
+def weighted_rows(weights, tile, OP: tl.constexpr, SPLIT: tl.constexpr):
     """weights·X in fp32.
 
-    Half-precision operands would round the weights to 8 or 11 bits; a second product with the
-    rounded-off part makes that 16 or 22, so that what rounds is the stored gradient alone.
+    Half-precision operands would round the weights to 8 or 11 bits. A second product with the
+    rounded-off part makes that 16 or 22: then only the store of the gradient rounds.
     """
     if SPLIT > 1:
         weights = tl.broadcast_to(weights[None, :, :], [SPLIT, weights.shape[0], weights.shape[1]])
@@ -373,20 +321,6 @@ def multiply(weights, tile, OP: tl.constexpr, SPLIT: tl.constexpr):
         low = operand(weights - widen(high), OP)
         product = tl.dot(low, tile, tl.dot(high, tile))
     return product
-
-
-@triton.jit
-def saturate(x, row_factor, DTYPE: tl.constexpr, SPLIT: tl.constexpr):
-    """A tile clamped to row_factor times the largest finite values of DTYPE; NaN stays."""
-    if DTYPE == tl.float16:
-        limit = 65504.0 * row_factor
-    elif DTYPE == tl.bfloat16:
-        limit = 3.3895313892515355e38 * row_factor
-    else:
-        limit = 3.4028234663852886e38 * row_factor
-    limit = lift(limit, SPLIT)
-    x = tl.minimum(x, limit, propagate_nan=tl.PropagateNan.ALL)
-    return tl.maximum(x, -limit, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -403,22 +337,22 @@ def store_tile(
 ):
     """Saturates, rounds and writes one tile of the gradient."""
     DTYPE: tl.constexpr = out_rows.dtype.element_ty
-    index = columns(start, BLOCK_D, SPLIT)
-    mask = lift(wanted, SPLIT)
+    index = columns_of_tile(start, BLOCK_D, SPLIT)
+    mask = per_row(wanted, SPLIT)
     if D % BLOCK_D != 0:
         mask = mask & (index < D)
     if SATURATE:
-        gradient = saturate(gradient, row_factor, DTYPE, SPLIT)
+        gradient = saturate(gradient, per_row(row_factor, SPLIT), DTYPE)
     # Nothing reads the gradient before the next kernel: it should not push inputs out of caches.
     tl.store(
-        lift(out_rows, SPLIT) + index, narrow(gradient, DTYPE), mask,
+        per_row(out_rows, SPLIT) + index, narrow(gradient, DTYPE), mask,
         eviction_policy="evict_first",
     )  # fmt: skip
 
 
 @triton.jit
 def store_gradients(
-    tile, weights, inverse, factor, extreme,  # of `gram_matrix`, `combination`, `inverse_norm`
+    tile, weights, inverse, factor, extreme,  # of `gram_matrix`, `combination`, `cosines_of`
     x_rows, t_rows, r_rows, in_x, in_t, in_r, steps,
     out_rows, wanted,  # [V_PAD] gradients of the dtype of x, and which of them
     apart_rows, apart_wanted,  # those of features, where OUT_APART
@@ -427,13 +361,13 @@ def store_gradients(
     STAGES: tl.constexpr, OP: tl.constexpr, T_APART: tl.constexpr, R_APART: tl.constexpr,
     OUT_APART: tl.constexpr, UNIT: tl.constexpr, CAREFUL: tl.constexpr,
 ):  # fmt: skip
-    """W·X, from the tile if it holds the image, else by a second walk over D.
+    """Writes W·X, made from the tile if it holds the image, else by a second walk over D.
 
     CAREFUL: rows of W are normalised before they are rounded to operands, the result saturates,
-    and store_scale is applied; without it that must be one.
+    and store_scale is applied. Without CAREFUL, store_scale has to be one.
     """
     if extreme:
-        matrix, down = unit_rows(weights)
+        matrix, down = normalised_weights(weights)
         down = down * inverse * store_scale
         for start in tl.range(0, D, RESCUE_D, num_stages=1):
             chunk = load_tile(
@@ -442,7 +376,7 @@ def store_gradients(
             )  # fmt: skip
             chunk = operand(widen(chunk) * factor[:, None], OP)
             # In this order: 1/‖x‖ = inverse · factor itself may not be representable.
-            gradient = multiply(matrix, chunk, OP, 1) * down[:, None] * factor[:, None]
+            gradient = weighted_rows(matrix, chunk, OP, 1) * down[:, None] * factor[:, None]
             store_tile(gradient, out_rows, wanted, store_scale, start, D, RESCUE_D, 1, True)
             if OUT_APART:
                 store_tile(
@@ -451,7 +385,7 @@ def store_gradients(
                 )  # fmt: skip
     else:
         if CAREFUL:
-            matrix, down = unit_rows(weights)
+            matrix, down = normalised_weights(weights)
             down = down * inverse * store_scale
         else:
             matrix = weights * inverse[:, None]
@@ -464,9 +398,9 @@ def store_gradients(
                     x_rows, t_rows, r_rows, in_x, in_t, in_r, steps, start,
                     D, BLOCK_D, SPLIT, OP, T_APART, R_APART, UNIT, "evict_first",
                 )  # fmt: skip
-            gradient = multiply(matrix, chunk, OP, SPLIT)
+            gradient = weighted_rows(matrix, chunk, OP, SPLIT)
             if CAREFUL:
-                gradient = gradient * lift(down, SPLIT)
+                gradient = gradient * per_row(down, SPLIT)
             store_tile(
                 gradient, out_rows, wanted, store_scale, start,
                 D, BLOCK_D, SPLIT, CAREFUL,

@@ -33,15 +33,18 @@ class Training:
     def __init__(self, case: StepCase, loss: Callable[..., Tensor], device: str) -> None:
         if str(PYTHON) not in sys.path:
             sys.path.append(str(PYTHON))
-        model = pytest.importorskip(
-            "model", reason="python/ needs the extra [train]", exc_type=ImportError
+        encoder, model = (
+            pytest.importorskip(
+                name, reason="python/ needs the extra [train]", exc_type=ImportError
+            )
+            for name in ("encoder", "model")
         )
 
         self.case, self.loss = case, loss
         torch.manual_seed(0)
-        encoder = model.small_resnet(channels=1)
-        features = model.feature_dim(encoder, 1, case.global_size)
-        self.model = model.SimSiam(encoder, features, case.dim, case.dim // 4).to(device)
+        net = encoder.small_resnet(channels=1)
+        features = encoder.feature_dim(net, 1, case.global_size)
+        self.model = model.SimSiam(net, features, case.dim, case.dim // 4).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.03, 0.9, weight_decay=1e-4)
         self.global_crops, self.local_crops = (
             torch.randn(count * case.images, 1, size, size, device=device)

@@ -2,16 +2,32 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 from errors import UserError
 
-SIMSIAM_METHODS = ("simsiam", "simsiam-multicrop", "simsiam-logo")
-MOCO_METHODS = ("moco", "moco-multicrop", "moco-logo")
-METHODS = SIMSIAM_METHODS + MOCO_METHODS
-GROUPS = {"all-simsiam": SIMSIAM_METHODS, "all-moco": MOCO_METHODS, "all": METHODS}
+
+class Method(NamedTuple):
+    """What a value of --method stands for."""
+
+    framework: Literal["simsiam", "moco"]
+    local_crops: bool  # drawn to the global ones
+    repulsion: bool  # of the local crops of one image
+
+
+METHODS = {
+    "simsiam": Method("simsiam", local_crops=False, repulsion=False),
+    "simsiam-multicrop": Method("simsiam", local_crops=True, repulsion=False),
+    "simsiam-logo": Method("simsiam", local_crops=True, repulsion=True),
+    "moco": Method("moco", local_crops=False, repulsion=False),
+    "moco-multicrop": Method("moco", local_crops=True, repulsion=False),
+    "moco-logo": Method("moco", local_crops=True, repulsion=True),
+}
+SIMSIAM_METHODS = tuple(name for name, m in METHODS.items() if m.framework == "simsiam")
+MOCO_METHODS = tuple(name for name, m in METHODS.items() if m.framework == "moco")
+GROUPS = {"all-simsiam": SIMSIAM_METHODS, "all-moco": MOCO_METHODS, "all": tuple(METHODS)}
 
 
 @dataclass(frozen=True)
@@ -151,8 +167,8 @@ def with_preset(preset: str, method: str) -> Config:
             "--preset: the published settings of SimSiam and MoCo differ; want --method "
             "all-simsiam, all-moco or one method"
         )
-    moco = method in (*MOCO_METHODS, "all-moco")
-    settings = _CIFAR10 | _FRAMEWORKS["moco" if moco else "simsiam"] | _ALGORITHMS[preset]
+    framework = METHODS[GROUPS.get(method, (method,))[0]].framework
+    settings = _CIFAR10 | _FRAMEWORKS[framework] | _ALGORITHMS[preset]
     return Config(method=method, affinity="learned", objective="logistic", **settings)
 
 

@@ -1,125 +1,76 @@
-"""SimSiam (Chen & He, CVPR 2021), MoCo (He et al., CVPR 2020), and encoders for small images."""
+"""SimSiam (Chen & He, CVPR 2021) and MoCo (He et al., CVPR 2020).
+
+Each brings what the training loop asks of a framework: embeddings and their targets, the loss that
+draws them together, parameter groups, their rates, and what follows a step.
+"""
 
 import copy
-import importlib
-import json
-import sys
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from errors import UserError
+from config import Config
 from logo_kernels import NegativeQueue
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut. [N, C, H, W] -> [N, width, H/s, W/s], s = stride."""
+@dataclass(frozen=True)
+class Embedded:
+    """What one forward pass of all crops gives the loss; [B, V, D] are views of view-major rows."""
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels != width:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+    online: Tensor  # [B, G, D]: SimSiam's h(z), MoCo's q
+    local: Tensor | None  # [B, L, D], likewise
+    targets: Tensor  # [B, G, D], constants: SimSiam's z, MoCo's keys
+    repelled: Tensor | None  # [B, L, D]: SimSiam's z, MoCo's q
+    monitored: Tensor  # [G*B, D], of the global crops: z, q
 
 
-class ResNet(nn.Module):
-    """ResNet with the CIFAR stem: one 3x3 convolution, no max pooling. [N, C, H, W] -> [N, F].
-
-    Global average pooling makes it accept every crop size, which multi-crop training needs.
-    """
-
-    def __init__(
-        self, channels: int, widths: tuple[int, ...], blocks: int, stem_stride: int = 1
-    ) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, widths[0], 3, stem_stride, padding=1, bias=False),
-            nn.BatchNorm2d(widths[0]),
-            nn.ReLU(),
-        )
-        stages: list[nn.Module] = []
-        inputs = widths[0]
-        for stage, width in enumerate(widths):
-            for block in range(blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                stages.append(BasicBlock(inputs, width, stride))
-                inputs = width
-        self.stages = nn.Sequential(*stages)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.stages(self.stem(x)).mean(dim=(2, 3))
+def by_image(rows: Tensor, images: int) -> Tensor:
+    """View-major [V*B, D] -> [B, V, D], a view that costs no copy. B = images."""
+    return rows.view(-1, images, rows.shape[1]).transpose(0, 1)
 
 
-def small_resnet(channels: int) -> ResNet:
-    """Seven convolutions in a row, 0.2 M parameters; a stem of stride 2 keeps a CPU step short."""
-    return ResNet(channels, widths=(24, 48, 96), blocks=1, stem_stride=2)
+class Framework(nn.Module):
+    """An encoder and a projector, and how they are trained."""
+
+    encoder: nn.Module
+    projector: nn.Module
+    # For a batch of 256, where none is given: the rate that suits short runs on the scenes.
+    default_lr: float
+    # Encoders that a global crop passes in a step.
+    encoders: int
+
+    @classmethod
+    def build(cls, config: Config, encoder: nn.Module, features: int) -> "Framework":
+        raise NotImplementedError
+
+    @property
+    def body(self) -> nn.Sequential:
+        """Crops [N, C, S, S] -> z [N, D]; what the repulsion moves."""
+        return nn.Sequential(self.encoder, self.projector)
+
+    def embed(self, global_crops: Tensor, local_crops: Tensor | None, images: int) -> Embedded:
+        """Crops [G*B, C, S, S] and [L*B, C, s, s] of B images."""
+        raise NotImplementedError
+
+    def attraction(self) -> dict[str, Any]:
+        """The arguments of logo_loss that say how crops are drawn together."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """What the optimiser moves, the body first."""
+        return [[*self.encoder.parameters(), *self.projector.parameters()]]
+
+    def rates(self, lr: float, peak: float) -> list[float]:
+        """Of each group, where the schedule that began at peak has come to lr."""
+        return [lr]
+
+    def after_step(self, embedded: Embedded) -> None:
+        """What changes once the optimiser has moved the weights."""
 
 
-def resnet18(channels: int) -> ResNet:
-    """ResNet-18 in CIFAR style, the encoder of the paper's CIFAR-10 experiments (F = 512)."""
-    return ResNet(channels, widths=(64, 128, 256, 512), blocks=2)
-
-
-def build_encoder(name: str, channels: int) -> nn.Module:
-    """Build "small", "resnet18", or "package.module:factory": factory() gives any nn.Module.
-
-    The module maps [N, C, H, W] to [N, F] and must accept the global and the local crop size.
-    """
-    if name == "small":
-        return small_resnet(channels)
-    if name == "resnet18":
-        return resnet18(channels)
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
-        raise UserError(
-            f"--encoder: got {name!r}; want 'small', 'resnet18' or 'package.module:factory'"
-        )
-    # `python python/train.py` puts python/ on sys.path but not the folder it was called from.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"--encoder {name}: cannot be imported ({error})") from error
-    encoder = factory()
-    if not isinstance(encoder, nn.Module):
-        raise UserError(f"--encoder {name}: gave a {type(encoder).__name__}; want an nn.Module")
-    return encoder
-
-
-def feature_dim(encoder: nn.Module, channels: int, size: int) -> int:
-    """F of an encoder [N, C, size, size] -> [N, F], by a forward pass that changes nothing."""
-    training = encoder.training
-    encoder.eval()  # Batch norm's running statistics must not see the probe.
-    with torch.no_grad():
-        features = encoder(torch.zeros(2, channels, size, size))
-    encoder.train(training)
-    if features.ndim != 2:
-        raise UserError(
-            f"--encoder: an input of [2, {channels}, {size}, {size}] gave {list(features.shape)}; "
-            "want [2, F]: pool and flatten in the module"
-        )
-    return features.shape[1]
-
-
-class SimSiam(nn.Module):
+class SimSiam(Framework):
     """crops [N, C, S, S] -> (z [N, D], h(z) [N, D]).
 
     Projector: three layers with batch norm, the last without affine parameters. Predictor h: a
@@ -127,8 +78,21 @@ class SimSiam(nn.Module):
     D = hidden = 2048 and the bottleneck has 512.
     """
 
-    def __init__(self, encoder: nn.Module, features: int, dim: int, bottleneck: int) -> None:
+    default_lr = 0.4
+    encoders = 1
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        features: int,
+        dim: int,
+        bottleneck: int,
+        predictor_lr: float = 1.0,
+        fixed_predictor_lr: bool = True,
+    ) -> None:
+        """predictor_lr: the predictor's rate as a multiple of the body's; fixed: it stays."""
         super().__init__()
+        self.predictor_lr, self.fixed_predictor_lr = predictor_lr, fixed_predictor_lr
         self.encoder = encoder
         self.projector = nn.Sequential(
             nn.Linear(features, dim, bias=False),
@@ -147,12 +111,41 @@ class SimSiam(nn.Module):
             nn.Linear(bottleneck, dim),
         )
 
+    @classmethod
+    def build(cls, config: Config, encoder: nn.Module, features: int) -> "SimSiam":
+        return cls(
+            encoder,
+            features,
+            config.dim,
+            config.bottleneck,
+            config.predictor_lr,
+            config.fixed_predictor_lr,
+        )
+
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         z = self.projector(self.encoder(crops))
         return z, self.predictor(z)
 
+    def embed(self, global_crops: Tensor, local_crops: Tensor | None, images: int) -> Embedded:
+        z, h = self(global_crops)
+        z_local = h_local = None
+        if local_crops is not None:
+            z_local, h_local = (by_image(rows, images) for rows in self(local_crops))
+        # Eq. 5 is about the representation: it sees z, not the predictor's guess at another z.
+        targets = by_image(z, images).detach()
+        return Embedded(by_image(h, images), h_local, targets, z_local, z)
 
-class MoCo(nn.Module):
+    def attraction(self) -> dict[str, Any]:
+        return {"similarity": "cosine"}
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        return [*super().parameter_groups(), list(self.predictor.parameters())]
+
+    def rates(self, lr: float, peak: float) -> list[float]:
+        return [lr, self.predictor_lr * (peak if self.fixed_predictor_lr else lr)]
+
+
+class MoCo(Framework):
     """crops [N, C, S, S] -> queries [N, D]; `keys` gives the targets, `queue` the negatives.
 
     Projector: two layers with batch norm, the last without affine parameters (MoCo v3). That of
@@ -165,8 +158,21 @@ class MoCo(nn.Module):
     et al., CVPR 2021), lag behind the weights in a run of some hundred steps and were worse here.
     """
 
-    def __init__(self, encoder: nn.Module, features: int, dim: int, queue_size: int) -> None:
+    default_lr = 0.1
+    encoders = 2
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        features: int,
+        dim: int,
+        queue_size: int,
+        negatives: Literal["queue", "batch"] = "queue",
+        temperature: float = 0.2,
+        ema: float = 0.99,
+    ) -> None:
         super().__init__()
+        self.negatives, self.temperature, self.ema = negatives, temperature, ema
         self.encoder = encoder
         self.projector = nn.Sequential(
             nn.Linear(features, dim, bias=False),
@@ -175,9 +181,21 @@ class MoCo(nn.Module):
             nn.Linear(dim, dim, bias=False),
             nn.BatchNorm1d(dim, affine=False),
         )
-        self.momentum = copy.deepcopy(nn.Sequential(self.encoder, self.projector))
+        self.momentum = copy.deepcopy(self.body)
         self.momentum.requires_grad_(False)
         self.queue = NegativeQueue(dim, queue_size)
+
+    @classmethod
+    def build(cls, config: Config, encoder: nn.Module, features: int) -> "MoCo":
+        return cls(
+            encoder,
+            features,
+            config.dim,
+            config.queue_size,
+            config.negatives,
+            config.temperature,
+            config.ema,
+        )
 
     def forward(self, crops: Tensor) -> Tensor:
         return self.projector(self.encoder(crops))
@@ -186,40 +204,37 @@ class MoCo(nn.Module):
     def keys(self, global_crops: Tensor) -> Tensor:
         return self.momentum(global_crops)
 
+    def embed(self, global_crops: Tensor, local_crops: Tensor | None, images: int) -> Embedded:
+        q = self(global_crops)
+        q_local = None if local_crops is None else by_image(self(local_crops), images)
+        # All crops are drawn to global ones alone (eqs. 3 and 4): local crops need no keys.
+        keys = by_image(self.keys(global_crops), images)
+        return Embedded(by_image(q, images), q_local, keys, q_local, q)
+
+    def attraction(self) -> dict[str, Any]:
+        return {
+            "similarity": "info_nce",
+            "negatives": self.queue.keys if self.negatives == "queue" else "batch",
+            "temperature": self.temperature,
+        }
+
+    def after_step(self, embedded: Embedded) -> None:
+        self.update_momentum(self.ema)
+        # After the loss, so that no query meets its own positive as a negative. The keys of all
+        # G global crops, as in the authors' code: they have been computed, and each is another
+        # negative. So the queue goes back K / (G * B) steps.
+        if self.negatives == "queue":
+            self.queue.enqueue(embedded.targets)
+
     @torch.no_grad()
     def update_momentum(self, ema: float) -> None:
         """Momentum encoder = ema * itself + (1 - ema) * online; once a step, after the optimiser.
 
         Parameters alone: buffers (running statistics) are those of its own batches.
         """
-        online = nn.Sequential(self.encoder, self.projector)
         # A tensor that two layers share comes but once.
-        for average, value in zip(self.momentum.parameters(), online.parameters(), strict=True):
+        for average, value in zip(self.momentum.parameters(), self.body.parameters(), strict=True):
             average.lerp_(value, 1 - ema)
 
 
-def export_encoder(encoder: nn.Module, name: str, mean: Tensor, std: Tensor, path: Path) -> None:
-    """Write the encoder's weights, with what is needed to use them again as metadata."""
-    metadata = {
-        "encoder": name,
-        "channels": str(len(mean)),
-        "mean": json.dumps(mean.tolist()),
-        "std": json.dumps(std.tolist()),
-    }
-    tensors = {
-        key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()
-    }
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata)
-    temporary.replace(path)
-
-
-def load_encoder(path: Path) -> tuple[nn.Module, Tensor, Tensor]:
-    """The encoder in evaluation mode, and the mean [C] and std [C] of the images it wants."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    encoder = build_encoder(metadata["encoder"], int(metadata["channels"]))
-    encoder.load_state_dict(tensors)
-    mean, std = (torch.tensor(json.loads(metadata[key])) for key in ("mean", "std"))
-    return encoder.eval(), mean, std
+FRAMEWORKS: dict[str, type[Framework]] = {"simsiam": SimSiam, "moco": MoCo}

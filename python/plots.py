@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from augment import Examples
+from config import METHODS
 
 # Okabe and Ito's palette, readable with every kind of colour vision.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
@@ -49,8 +50,8 @@ def losses(metrics: dict[str, np.ndarray], method: str, path: Path) -> None:
         "ll": ("local to local, repelled (eq. 5)", GREEN),
     }
     for name, (label, colour) in labels.items():
-        if method in ("simsiam", "moco") and name != "gg":
-            continue  # There are no local crops.
+        if name != "gg" and not METHODS[method].local_crops:
+            continue
         _trace(terms, epoch, metrics[name], colour, label)
     _trace(terms, epoch, metrics["total"], "black", "total (eq. 9)")
     terms.set(xlabel="epoch", ylabel="mean over pairs", title=f"{method}: loss terms")

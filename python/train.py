@@ -26,8 +26,8 @@ import evaluate
 import plots
 from config import GROUPS, Config, validate, with_preset
 from data import ImageData, load_cifar10, load_folder, load_scenes
+from encoder import export_encoder
 from errors import UserError
-from model import export_encoder
 from trainer import Trainer, read_metrics
 
 

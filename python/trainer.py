@@ -6,23 +6,24 @@ import math
 import os
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
 import evaluate
 from augment import draw_examples, multi_crop
-from config import MOCO_METHODS, RESUME_MAY_CHANGE, Config
+from config import METHODS, RESUME_MAY_CHANGE, Config
 from data import ImageData
+from encoder import build_encoder, feature_dim
 from errors import UserError
 from logo_kernels import LoGoTerms, block_cosine_similarity, logo_loss
-from model import MoCo, SimSiam, build_encoder, feature_dim
+from model import FRAMEWORKS, Embedded
 from repulsion import Affinity, Repulsion
 
 CSV_COLUMNS = (
@@ -31,17 +32,6 @@ CSV_COLUMNS = (
 
 # channel_std is 1 when embeddings point everywhere and 0 when they all point the same way.
 COLLAPSED_BELOW = 0.2
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """What one forward pass of all crops gives the loss; [B, V, D] are views of view-major rows."""
-
-    online: Tensor  # [B, G, D]: SimSiam's h(z), MoCo's q
-    local: Tensor | None  # [B, L, D], likewise
-    targets: Tensor  # [B, G, D], constants: SimSiam's z, MoCo's keys
-    repelled: Tensor | None  # [B, L, D]: SimSiam's z, MoCo's q
-    monitored: Tensor  # [G*B, D], of the global crops: z, q
 
 
 class Trainer:
@@ -57,50 +47,44 @@ class Trainer:
                 "images; want at most as many"
             )
         self.total_steps = self.steps_per_epoch * config.epochs
-        self.local_crops = 0 if config.method in ("simsiam", "moco") else config.local_crops
+        method = METHODS[config.method]
+        self.local_crops = config.local_crops if method.local_crops else 0
 
         random.seed(config.seed)
         np.random.seed(config.seed)
         torch.manual_seed(config.seed)  # All methods start from the same encoder.
         encoder = build_encoder(config.encoder, data.channels)
         features = feature_dim(encoder, data.channels, config.global_size)
-        self.network: SimSiam | MoCo
-        if config.method in MOCO_METHODS:
-            self.network = MoCo(encoder, features, config.dim, config.queue_size)
-        else:
-            self.network = SimSiam(encoder, features, config.dim, config.bottleneck)
+        self.network = FRAMEWORKS[method.framework].build(config, encoder, features)
         self.network.to(self.device)
         self.augment = multi_crop(config, data, self.local_crops)
         self.examples = draw_examples(config, data, self.device)
-        lr = (0.1 if config.method in MOCO_METHODS else 0.4) if config.lr is None else config.lr
+        lr = self.network.default_lr if config.lr is None else config.lr
         self.peak_lr = lr * config.batch_size / 256
-        groups = [{"params": [*encoder.parameters(), *self.network.projector.parameters()]}]
-        if isinstance(self.network, SimSiam):
-            groups.append({"params": list(self.network.predictor.parameters())})
+        groups = self.network.parameter_groups()
         self.optimizer = torch.optim.SGD(
-            groups,
+            [{"params": group} for group in groups],
             lr=self.peak_lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
         self.repulsion = None
-        if config.method.endswith("-logo") and self.local_crops > 1:
-            self.repulsion = Repulsion(config, groups[0]["params"], self.device)
+        if method.repulsion and self.local_crops > 1:
+            self.repulsion = Repulsion(config, groups[0], self.device)
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []  # one entry per kNN evaluation
         self.csv_path = out / "metrics.csv"
         self.checkpoint_path = out / "checkpoint.pt"
 
-    # ---------------------------------------------------------------------------------- one step
-
     def train_step(self, images: Tensor) -> tuple[LoGoTerms, Tensor]:
         """Images uint8 [B, C, H, W] -> (LoGoTerms, z of the global crops [G*B, D]; MoCo: q).
 
         Each crop passes the encoder once: the affinity's step and the encoder's see the same pass.
         """
-        moco = isinstance(self.network, MoCo)
-        embedded = (self.embed_moco if moco else self.embed_simsiam)(*self.augment(images))
+        global_crops, local_crops = self.augment(images)
+        with self.autocast():
+            embedded = self.network.embed(global_crops, local_crops, len(images))
         repulsion = self.repulsion
         if repulsion:
             repulsion.learn(embedded.repelled)
@@ -113,45 +97,10 @@ class Trainer:
             terms = self.loss(embedded, repulsion.affinity if repulsion else "cosine", weight)
             terms.total.backward()
         self.optimizer.step()
-        if moco:
-            self.network.update_momentum(self.config.ema)
-            # After the loss, so that no query meets its own positive as a negative. The keys of all
-            # G global crops, as in the authors' code: they have been computed, and each is another
-            # negative. So the queue goes back K / (G * B) steps.
-            if self.config.negatives == "queue":
-                self.network.queue.enqueue(embedded.targets)
+        self.network.after_step(embedded)
         return terms, embedded.monitored.detach()
 
-    def embed_simsiam(self, global_crops: Tensor, local_crops: Tensor | None) -> Embedded:
-        """Crops [G*B, C, S, S] and [L*B, C, s, s]."""
-        z_local = h_local = None
-        with self.autocast():
-            z, h = self.network(global_crops)
-            if local_crops is not None:
-                z_local, h_local = map(self.by_image, self.network(local_crops))
-        # Eq. 5 is about the representation: it sees z, not the predictor's guess at another z.
-        return Embedded(self.by_image(h), h_local, self.by_image(z).detach(), z_local, z)
-
-    def embed_moco(self, global_crops: Tensor, local_crops: Tensor | None) -> Embedded:
-        q_local = None
-        with self.autocast():
-            q = self.network(global_crops)
-            if local_crops is not None:
-                q_local = self.by_image(self.network(local_crops))
-            # All crops are drawn to global ones alone (eqs. 3 and 4): local crops need no keys.
-            keys = self.by_image(self.network.keys(global_crops))
-        return Embedded(self.by_image(q), q_local, keys, q_local, q)
-
     def loss(self, embedded: Embedded, affinity: Affinity | None, weight: float) -> LoGoTerms:
-        config = self.config
-        contrastive: dict[str, Any] = {"similarity": "cosine"}
-        if isinstance(self.network, MoCo):
-            queue = self.network.queue.keys
-            contrastive = {
-                "similarity": "info_nce",
-                "negatives": queue if config.negatives == "queue" else "batch",
-                "temperature": config.temperature,
-            }
         return logo_loss(
             embedded.online,
             embedded.local,
@@ -159,14 +108,10 @@ class Trainer:
             affinity=affinity,
             repulsion_features=embedded.repelled,
             repulsion_weight=weight,
-            pair_reduction=config.pair_reduction,
+            pair_reduction=self.config.pair_reduction,
             return_terms=True,
-            **contrastive,
+            **self.network.attraction(),
         )
-
-    def by_image(self, rows: Tensor) -> Tensor:
-        """View-major [V*B, D] -> [B, V, D], a view that costs no copy."""
-        return rows.view(-1, self.config.batch_size, rows.shape[1]).transpose(0, 1)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
@@ -174,11 +119,9 @@ class Trainer:
     def set_lr(self) -> float:
         """Cosine decay as a function of the step alone, so there is no schedule state to save."""
         lr = 0.5 * self.peak_lr * (1 + math.cos(math.pi * self.step / self.total_steps))
-        body, *predictor = self.optimizer.param_groups
-        body["lr"] = lr
-        fixed = self.config.fixed_predictor_lr
-        for group in predictor:  # MoCo has none.
-            group["lr"] = self.config.predictor_lr * (self.peak_lr if fixed else lr)
+        rates = self.network.rates(lr, self.peak_lr)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         if self.repulsion:
             self.repulsion.set_lr(lr)
         return lr
@@ -194,8 +137,6 @@ class Trainer:
         index = order[position * size : (position + 1) * size]
         return self.data.train_images[index].to(self.device)
 
-    # -------------------------------------------------------------------------------- evaluation
-
     def features(self) -> tuple[Tensor, Tensor]:
         encoder = self.network.encoder
         train = evaluate.embed(encoder, self.data, self.data.train_images, self.device)
@@ -207,8 +148,7 @@ class Trainer:
         dim, count = self.config.dim, len(self.examples.images)
         self.network.eval()
         with torch.no_grad():
-            network = nn.Sequential(self.network.encoder, self.network.projector)
-            z = [network(v).view(-1, count, dim) for v in self.examples.views]
+            z = [self.network.body(v).view(-1, count, dim) for v in self.examples.views]
         self.network.train()
         by_image = torch.cat(z).transpose(0, 1)  # [N, V, D]
         # Taken as the crops of a single image, they give every block between two images as well.
@@ -232,8 +172,6 @@ class Trainer:
             f"z std {now['z_std']:.2f}   z rank {now['z_rank']:.1f}"
         )
         return line + ("   COLLAPSED: see z std" if now["z_std"] < COLLAPSED_BELOW else "")
-
-    # -------------------------------------------------------------------------------------- loop
 
     def start(self) -> None:
         """Begin at step 0."""
@@ -298,8 +236,6 @@ class Trainer:
                         bar.write(self.progress_line())
                 if self.step % config.checkpoint_every == 0 or last:
                     self.save(file)
-
-    # ------------------------------------------------------------------------------- checkpoints
 
     def save(self, csv_file: IO[str]) -> None:
         csv_file.flush()

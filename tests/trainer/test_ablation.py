@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
-import ablation
-import ablation_report
-from ablation_report import BASE, MULTI_CROP, Difference
+from ablation import __main__ as command
+from ablation import comparison, report
+from ablation import plan as arms
+from ablation.comparison import BASE, MULTI_CROP, Difference
+from ablation.runs import read_runs
 from config import Config
 
 TINY = (
@@ -21,12 +23,12 @@ TINY = (
 @pytest.fixture
 def sweep(monkeypatch, tmp_path):
     """Runs the command with few arms; returns the lines of runs.jsonl."""
-    monkeypatch.setattr(ablation, "FIRST", [ablation.BASE, ablation.MULTI_CROP, ablation.OFFICIAL])
-    monkeypatch.setattr(ablation, "SECOND", [])
+    monkeypatch.setattr(arms, "FIRST", [arms.BASE, arms.MULTI_CROP, arms.OFFICIAL])
+    monkeypatch.setattr(arms, "SECOND", [])
 
     def run(*more: str) -> list[dict]:
-        monkeypatch.setattr(sys, "argv", ["ablation.py", *TINY, "--out", str(tmp_path), *more])
-        ablation.main()
+        monkeypatch.setattr(sys, "argv", ["ablation", *TINY, "--out", str(tmp_path), *more])
+        command.main()
         return [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
 
     return run
@@ -37,16 +39,16 @@ def test_a_sweep_writes_a_report_and_continues_where_it_stopped(sweep, tmp_path,
     assert [line["arm"] for line in lines] == [BASE, MULTI_CROP, "learned, clipped"]
     assert [line["forwards"] for line in lines] == [4, 6, 6]
     for line in lines:
-        assert all(0 < line[metric] < 1 for metric in ablation_report.METRICS)
+        assert all(0 < line[metric] < 1 for metric in report.METRICS)
         assert line["steps"] == 4
         assert line["cpu_ms_per_step"] > 0
     assert [line["objective"] is None for line in lines] == [True, True, False]
-    report = (tmp_path / "README.md").read_text()
-    assert "3 of 3 runs" in report
-    assert "one seed: no verdict" in report
+    page = (tmp_path / "README.md").read_text()
+    assert "3 of 3 runs" in page
+    assert "one seed: no verdict" in page
     for name in ("multi-crop.png", "repulsion.png", "cost.png"):
         assert (tmp_path / name).stat().st_size > 1000
-        assert f"({name})" in report
+        assert f"({name})" in page
 
     # A kill while the last line was written: that run alone comes again.
     path = tmp_path / "runs.jsonl"
@@ -55,15 +57,15 @@ def test_a_sweep_writes_a_report_and_continues_where_it_stopped(sweep, tmp_path,
     with pytest.raises(json.JSONDecodeError):  # the torn line is still there, and still skipped
         sweep()
     assert "3 runs, 2 of them done" in capsys.readouterr().out
-    again = ablation.read_runs(path)
+    again = read_runs(path)
     assert [line["arm"] for line in again] == [line["arm"] for line in lines]
     assert again[2]["knn"] == lines[2]["knn"]  # with the same result
 
 
 def test_arms_of_a_seed_differ_in_what_they_are_named_for_alone():
-    runs = ablation.plan(ablation.Sweep())
+    runs = arms.plan(arms.Sweep())
     assert len({run.key for run in runs}) == len(runs)
-    first = runs[: 2 * len(ablation.FIRST) * 3]
+    first = runs[: 2 * len(arms.FIRST) * 3]
     assert [run.config.seed for run in first] == sorted(run.config.seed for run in first)
     assert {run.config.local_crops for run in first} == {2}
     steps = {(r.config.epochs, r.config.batch_size, r.config.scenes, r.config.lr) for r in runs}
@@ -89,9 +91,7 @@ def test_the_rule_of_the_verdict(gaps, verdict):
         for seed, gap in enumerate(gaps)
         for arm, value in ((BASE, 0.5), (MULTI_CROP, 0.5 + gap))
     ]
-    found = ablation_report.Runs(results).difference(
-        ("moco", MULTI_CROP, 2), ("moco", BASE, 2), "knn"
-    )
+    found = comparison.Runs(results).difference(("moco", MULTI_CROP, 2), ("moco", BASE, 2), "knn")
     assert found.verdict == verdict
     assert found.n == len(gaps)
 
@@ -103,9 +103,7 @@ def test_only_seeds_that_both_arms_have_are_paired():
             (BASE, 0, 0.1), (BASE, 1, 0.9), (MULTI_CROP, 0, 0.3), (MULTI_CROP, 2, 0.9),
         )
     ]  # fmt: skip
-    found = ablation_report.Runs(results).difference(
-        ("moco", MULTI_CROP, 2), ("moco", BASE, 2), "knn"
-    )
+    found = comparison.Runs(results).difference(("moco", MULTI_CROP, 2), ("moco", BASE, 2), "knn")
     assert (found.n, found.mean) == (1, pytest.approx(0.2))
     assert math.isnan(found.sd)
     assert str(Difference(3, 0.01, 0.002)) == "+0.010 ± 0.002 (n = 3)"
@@ -113,7 +111,7 @@ def test_only_seeds_that_both_arms_have_are_paired():
 
 def test_the_report_of_an_unfinished_sweep_says_what_is_missing(tmp_path):
     """Synthetic: cosine repulsion is better by 0.05 with every seed, and L = 4 was not begun."""
-    runs = ablation.plan(ablation.Sweep(local_crops=(2, 4), frameworks=("simsiam",)))
+    runs = arms.plan(arms.Sweep(local_crops=(2, 4), frameworks=("simsiam",)))
     results = []
     for run in runs:
         if run.config.local_crops == 2 and run.config.seed < 2:
@@ -126,15 +124,13 @@ def test_the_report_of_an_unfinished_sweep_says_what_is_missing(tmp_path):
                 | {"objective": 1.3 if run.arm.startswith("learned") else None}
             )
     expected = [(r.framework, r.arm, r.config.local_crops, r.config.seed) for r in runs]
-    ablation_report.write(results, expected, Config(), "the command", tmp_path)
-    report = (tmp_path / "README.md").read_text()
-    assert (
-        f"`the command` wrote this page from `runs.jsonl`: {len(results)} of {len(runs)}" in report
-    )
-    assert "| SimSiam | cosine, λ = 0.1 − λ = 0 | +0.050 ± 0.000 (n = 2): better |" in report
-    assert "| SimSiam | learned, clipped | 2 | 1.300 ± 0.000 |" in report
-    assert "repulsion against λ = 0, L = 2, kNN mAP: better in 3 of" in report
-    assert "L = 4 against 2, kNN mAP: no two seeds to compare yet" in report
-    assert "SimSiam, multi-crop, L = 2: 2 of 3 seeds" in report
-    assert "SimSiam, learned, clipped, L = 4: 0 of 3 seeds" in report
+    report.write(results, expected, Config(), "the command", tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert f"`the command` wrote this page from `runs.jsonl`: {len(results)} of {len(runs)}" in page
+    assert "| SimSiam | cosine, λ = 0.1 − λ = 0 | +0.050 ± 0.000 (n = 2): better |" in page
+    assert "| SimSiam | learned, clipped | 2 | 1.300 ± 0.000 |" in page
+    assert "repulsion against λ = 0, L = 2, kNN mAP: better in 3 of" in page
+    assert "L = 4 against 2, kNN mAP: no two seeds to compare yet" in page
+    assert "SimSiam, multi-crop, L = 2: 2 of 3 seeds" in page
+    assert "SimSiam, learned, clipped, L = 4: 0 of 3 seeds" in page
     assert (tmp_path / "local-crops.png").exists()

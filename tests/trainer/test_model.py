@@ -6,15 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from encoder import ResNet, build_encoder, export_encoder, feature_dim, load_encoder
 from errors import UserError
-from model import (
-    ResNet,
-    SimSiam,
-    build_encoder,
-    export_encoder,
-    feature_dim,
-    load_encoder,
-)
+from model import SimSiam
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import train
 from config import Config, with_preset
 from data import load_scenes
 from errors import UserError
+from model import by_image
 from repulsion import norm
 from trainer import Trainer
 
@@ -49,7 +50,7 @@ def test_the_affinity_alone_learns_in_its_own_step(trained):
     trainer = trained()
     before = copies(trainer.network)
     _, crops = trainer.augment(trainer.batch())
-    local = trainer.by_image(trainer.network(crops)[0])
+    local = by_image(trainer.network(crops)[0], TINY.batch_size)
     objectives = []
     for _ in range(80):
         trainer.repulsion.learn(local)
@@ -185,7 +186,7 @@ def test_the_difference_falls_below_what_the_logistic_form_can(trained, objectiv
     """Eq. 6 has no bound, its logistic form ends at 0: why the presets take the latter."""
     trainer = trained(objective=objective)
     _, crops = trainer.augment(trainer.batch())
-    local = trainer.by_image(trainer.network(crops)[0])
+    local = by_image(trainer.network(crops)[0], TINY.batch_size)
     for _ in range(60):
         trainer.repulsion.learn(local)
     assert (trainer.repulsion.objective < 0) == (objective == "difference")

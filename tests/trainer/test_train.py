@@ -17,8 +17,8 @@ import torch
 import train
 from config import METHODS, MOCO_METHODS, SIMSIAM_METHODS, Config
 from data import load_scenes
+from encoder import load_encoder
 from errors import UserError
-from model import load_encoder
 from trainer import CSV_COLUMNS, Trainer, read_metrics
 
 TINY = {

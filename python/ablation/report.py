@@ -1,16 +1,26 @@
-"""The ablation's report: tables, paired differences, verdicts by a stated rule, and pictures."""
+"""The ablation's report: tables, paired differences, verdicts, and pictures."""
 
 import math
 import statistics
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from scipy.stats import t as student
 
+from ablation import figures
+from ablation.comparison import (
+    BASE,
+    MULTI_CROP,
+    RULE,
+    Cell,
+    Difference,
+    Expected,
+    Plan,
+    Runs,
+    reference,
+)
 from config import Config
-from plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, save
+from plots import BLUE, GREY
 
 METRICS = {
     "knn": "kNN mAP",
@@ -18,106 +28,6 @@ METRICS = {
     "linear_10": "linear mAP, 10 % of the labels",
 }
 FRAMEWORKS = {"simsiam": "SimSiam", "moco": "MoCo"}
-BASE, MULTI_CROP = "global crops only", "multi-crop"
-IN_BATCH = "in-batch, "
-
-RULE = """\
-A difference is taken seed by seed (the same images, first weights and first crops). It is *within
-noise* when |mean| < 2·sd/√n, with sd its sample standard deviation over n seeds; otherwise the arm
-is *better* or *worse*."""
-
-Cell = tuple[str, str, int]  # framework, arm, L
-Expected = list[tuple[str, str, int, int]]  # and the seed
-
-
-class Difference(NamedTuple):
-    """Of two arms, over the seeds that both have."""
-
-    n: int
-    mean: float
-    sd: float  # nan for n < 2
-
-    @property
-    def verdict(self) -> str:
-        if self.n == 0:
-            return "no runs yet"
-        if self.n == 1:
-            return "one seed: no verdict"
-        if self.mean == 0 or abs(self.mean) < 2 * self.sd / math.sqrt(self.n):
-            return "within noise"
-        return "better" if self.mean > 0 else "worse"
-
-    def __str__(self) -> str:
-        if self.n == 0:
-            return "–"
-        spread = "" if self.n == 1 else f" ± {self.sd:.3f}"
-        return f"{self.mean:+.3f}{spread} (n = {self.n})"
-
-
-class Runs:
-    """Results by (framework, arm, L) and seed."""
-
-    def __init__(self, results: list[dict[str, Any]]) -> None:
-        self.cells: dict[Cell, dict[int, dict[str, Any]]] = {}
-        for result in results:
-            cell = (result["framework"], result["arm"], result["local_crops"])
-            self.cells.setdefault(cell, {})[result["seed"]] = result
-
-    def values(self, cell: Cell, name: str) -> list[float]:
-        """By seed; a run may lack what not every arm or version of the sweep measures."""
-        results = [result for _, result in sorted(self.cells.get(cell, {}).items())]
-        return [result[name] for result in results if result.get(name) is not None]
-
-    def summary(self, cell: Cell, name: str, digits: int = 3) -> str:
-        """Mean ± sample standard deviation."""
-        values = self.values(cell, name)
-        if not values:
-            return "–"
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.{digits}f}{spread}"
-
-    def difference(self, cell: Cell, reference: Cell, name: str) -> Difference:
-        a, b = self.cells.get(cell, {}), self.cells.get(reference, {})
-        gaps = [a[seed][name] - b[seed][name] for seed in sorted(a.keys() & b.keys())]
-        if not gaps:
-            return Difference(0, math.nan, math.nan)
-        sd = statistics.stdev(gaps) if len(gaps) > 1 else math.nan
-        return Difference(len(gaps), statistics.mean(gaps), sd)
-
-
-class Plan(NamedTuple):
-    """The cells of the sweep, in its order."""
-
-    cells: list[Cell]
-    seeds: int
-
-    @classmethod
-    def of(cls, expected: Expected) -> "Plan":
-        return cls(list(dict.fromkeys(e[:3] for e in expected)), len({e[3] for e in expected}))
-
-    @property
-    def frameworks(self) -> list[str]:
-        return list(dict.fromkeys(cell[0] for cell in self.cells))
-
-    @property
-    def crops(self) -> list[int]:
-        return list(dict.fromkeys(cell[2] for cell in self.cells))
-
-    def repelling(self) -> list[Cell]:
-        """The arms with repulsion at the first L, framework by framework."""
-        cells = [c for c in self.cells if c[2] == self.crops[0]]
-        cells = [c for c in cells if not c[1].endswith((BASE, MULTI_CROP))]
-        return sorted(cells, key=lambda c: (self.frameworks.index(c[0]), c[1].startswith(IN_BATCH)))
-
-    def varied(self) -> list[Cell]:
-        """The arms that run with every L, at the first."""
-        return [c for c in self.cells if all((*c[:2], more) in self.cells for more in self.crops)]
-
-
-def reference(cell: Cell) -> Cell:
-    """What an arm with repulsion is compared with: λ = 0 and all else alike."""
-    framework, arm, crops = cell
-    return framework, (IN_BATCH if arm.startswith(IN_BATCH) else "") + MULTI_CROP, crops
 
 
 def write(
@@ -228,10 +138,10 @@ def multi_crop(runs: Runs, plan: Plan, out: Path) -> str:
         ((f, MULTI_CROP, first), (f, BASE, first), f"{MULTI_CROP} − {BASE}")
         for f in plan.frameworks
     ]
-    figure, panels = _panels(len(METRICS))
+    figure, panels = figures.panels(len(METRICS))
     for axes, (metric, label) in zip(panels, METRICS.items(), strict=True):
         for i, (arm, colour) in enumerate(((BASE, GREY), (MULTI_CROP, BLUE))):
-            _bars(
+            figures.bars(
                 axes, [runs.values((f, arm, first), metric) for f in plan.frameworks],
                 offset=0.4 * i - 0.2, colour=colour, label=arm,
             )  # fmt: skip
@@ -239,7 +149,7 @@ def multi_crop(runs: Runs, plan: Plan, out: Path) -> str:
             range(len(plan.frameworks)), [FRAMEWORKS.get(f, f) for f in plan.frameworks]
         )
         axes.set(ylabel=label, title=label)
-    _finish(figure, panels[0], "bars: mean ± sd; dots: seeds", out / "multi-crop.png")
+    figures.finish(figure, panels[0], "bars: mean ± sd; dots: seeds", out / "multi-crop.png")
     return (
         f"## Does multi-crop help?\n\n{values_table(runs, cells)}\n\n"
         f"{differences_table(runs, pairs)}\n\n"
@@ -251,7 +161,9 @@ def repulsion(runs: Runs, plan: Plan, out: Path) -> str:
     cells = plan.repelling()
     shown = list(dict.fromkeys(c for cell in cells for c in (reference(cell), cell)))
     pairs = [(c, reference(c), f"{c[1]} − λ = 0") for c in cells]
-    figure, panels = _panels(len(METRICS), height=max(3.0, 0.33 * len(cells) + 1.2), sharey=True)
+    figure, panels = figures.panels(
+        len(METRICS), height=max(3.0, 0.33 * len(cells) + 1.2), sharey=True
+    )
     for axes, (metric, label) in zip(panels, METRICS.items(), strict=True):
         axes.axvline(0, color="black", linewidth=0.8)
         for place, cell in enumerate(reversed(cells)):
@@ -260,12 +172,20 @@ def repulsion(runs: Runs, plan: Plan, out: Path) -> str:
                 continue
             error = 2 * d.sd / math.sqrt(d.n) if d.n > 1 else 0.0
             axes.errorbar(
-                d.mean, place, xerr=error, fmt="o", capsize=3, markersize=4, color=_colour(cell[1])
+                d.mean,
+                place,
+                xerr=error,
+                fmt="o",
+                capsize=3,
+                markersize=4,
+                color=figures.colour(cell[1]),
             )
         names = [f"{FRAMEWORKS.get(c[0], c[0])}: {c[1]}" for c in reversed(cells)]
         axes.set_yticks(range(len(cells)), names)
         axes.set(xlabel=f"{label} − that of λ = 0", title=label)
-    _finish(figure, None, "dots: mean paired difference; bars: ± 2·sd/√n", out / "repulsion.png")
+    figures.finish(
+        figure, None, "dots: mean paired difference; bars: ± 2·sd/√n", out / "repulsion.png"
+    )
     return (
         "## Does repulsion help, which kind, at which λ?\n\n*cosine*: ll is the mean cosine. "
         "*learned*: ll is `LocalAffinity`, in the encoder's loss with weight λ (the step of "
@@ -304,18 +224,18 @@ def local_crops(runs: Runs, plan: Plan, out: Path) -> str:
         for c in arms
         if c[1] != MULTI_CROP
     ]
-    figure, panels = _panels(len(METRICS))
+    figure, panels = figures.panels(len(METRICS))
     for axes, (metric, label) in zip(panels, METRICS.items(), strict=True):
         for c in arms:
-            _line(
+            figures.line(
                 axes, plan.crops, [runs.values((*c[:2], m), metric) for m in plan.crops],
-                _colour(c[1]), "-" if c[0] == "simsiam" else "--",
+                figures.colour(c[1]), "-" if c[0] == "simsiam" else "--",
                 f"{FRAMEWORKS.get(c[0], c[0])}, {c[1]}",
             )  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_xticks(plan.crops, [str(m) for m in plan.crops])
         axes.set(xlabel="L, local crops of an image", ylabel=label, title=label)
-    _finish(figure, panels[0], "mean ± sd over the seeds", out / "local-crops.png")
+    figures.finish(figure, panels[0], "mean ± sd over the seeds", out / "local-crops.png")
     return (
         f"## How many local crops?\n\n{values_table(runs, cells)}\n\n"
         f"{differences_table(runs, pairs + against)}\n\n![metrics over L](local-crops.png)"
@@ -324,7 +244,7 @@ def local_crops(runs: Runs, plan: Plan, out: Path) -> str:
 
 def cost(runs: Runs, plan: Plan, out: Path) -> str:
     rows = []
-    figure, panels = _panels(len(plan.frameworks), height=5.6)
+    figure, panels = figures.panels(len(plan.frameworks), height=5.6)
     for axes, f in zip(panels, plan.frameworks, strict=True):
         for cell in (c for c in plan.cells if c[0] == f):
             ms, knn = runs.values(cell, "cpu_ms_per_step"), runs.values(cell, "knn")
@@ -335,13 +255,13 @@ def cost(runs: Runs, plan: Plan, out: Path) -> str:
             rows.append([FRAMEWORKS.get(f, f), name, times, forward, quality])
             if ms:
                 axes.errorbar(
-                    statistics.mean(ms), statistics.mean(knn), yerr=_sd(knn), capsize=2,
-                    fmt=_marker(plan, cell), color=_colour(cell[1]), label=name,
+                    statistics.mean(ms), statistics.mean(knn), yerr=figures.sd(knn), capsize=2,
+                    fmt=figures.marker(plan, cell), color=figures.colour(cell[1]), label=name,
                 )  # fmt: skip
         axes.set(xlabel="CPU ms per step", ylabel=METRICS["knn"], title=FRAMEWORKS.get(f, f))
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2, fontsize=7)
-    _finish(figure, None, "at equal steps; mean ± sd over the seeds", out / "cost.png")
+    figures.finish(figure, None, "at equal steps; mean ± sd over the seeds", out / "cost.png")
     heads = ["", "arm", "CPU ms per step", "encoder forwards per image", METRICS["knn"]]
     return (
         "## At what cost?\n\nMilliseconds are CPU time of a run's one thread: what else the "
@@ -365,60 +285,3 @@ def missing(runs: Runs, plan: Plan) -> str:
         "## Unfinished\n\nThe sweep was stopped before these were done; the same command goes on "
         "with them.\n\n" + "\n".join(lines)
     )
-
-
-# ------------------------------------------------------------------------------------------ drawing
-
-
-def _panels(count: int, height: float = 3.4, **options: Any) -> tuple[plt.Figure, list[Axes]]:
-    figure, panels = plt.subplots(1, count, figsize=(4.2 * count, height), squeeze=False, **options)
-    return figure, list(panels[0])
-
-
-def _colour(arm: str) -> str:
-    if arm.startswith(IN_BATCH):
-        return PURPLE if arm.endswith(MULTI_CROP) else RED
-    if arm in (BASE, MULTI_CROP):
-        return GREY if arm == BASE else BLUE
-    return ORANGE if arm.startswith("cosine") else SKY if arm.endswith("clipped") else GREEN
-
-
-def _marker(plan: Plan, cell: Cell) -> str:
-    return "x" if cell[1] == BASE else "os^Dv"[plan.crops.index(cell[2]) % 5]
-
-
-def _sd(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _bars(axes: Axes, groups: list[list[float]], offset: float, colour: str, label: str) -> None:
-    """One bar per framework, with the seeds as dots on it."""
-    for place, values in enumerate(groups):
-        if values:
-            axes.bar(
-                place + offset, statistics.mean(values), 0.36, yerr=_sd(values), capsize=4,
-                color=colour, alpha=0.7, label=label if place == 0 else None,
-            )  # fmt: skip
-            axes.plot([place + offset] * len(values), values, "k.", markersize=4)
-
-
-def _line(
-    axes: Axes, x: list[int], groups: list[list[float]], colour: str, style: str, label: str
-) -> None:
-    points = [(a, statistics.mean(v), _sd(v)) for a, v in zip(x, groups, strict=True) if v]
-    if points:
-        places, means, spreads = zip(*points, strict=True)
-        axes.errorbar(
-            places, means, yerr=spreads, color=colour, linestyle=style, marker="o", markersize=4,
-            capsize=3, label=label,
-        )  # fmt: skip
-
-
-def _finish(figure: plt.Figure, with_legend: Axes | None, title: str, path: Path) -> None:
-    figure.suptitle(title, fontsize=9)
-    if with_legend is not None:
-        handles, labels = with_legend.get_legend_handles_labels()
-        if handles:
-            figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=4)
-    figure.tight_layout()
-    save(figure, path)

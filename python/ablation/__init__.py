@@ -1,0 +1,1 @@
+"""What the trainer's methods are worth, arm by arm."""

@@ -1,0 +1,144 @@
+"""Encoders for small images, a user's own by name, and their export."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from errors import UserError
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut. [N, C, H, W] -> [N, width, H/s, W/s], s = stride."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """ResNet with the CIFAR stem: one 3x3 convolution, no max pooling. [N, C, H, W] -> [N, F].
+
+    Global average pooling makes it accept every crop size, which multi-crop training needs.
+    """
+
+    def __init__(
+        self, channels: int, widths: tuple[int, ...], blocks: int, stem_stride: int = 1
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, widths[0], 3, stem_stride, padding=1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(),
+        )
+        stages: list[nn.Module] = []
+        inputs = widths[0]
+        for stage, width in enumerate(widths):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                stages.append(BasicBlock(inputs, width, stride))
+                inputs = width
+        self.stages = nn.Sequential(*stages)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(self.stem(x)).mean(dim=(2, 3))
+
+
+def small_resnet(channels: int) -> ResNet:
+    """Seven convolutions in a row, 0.2 M parameters; a stem of stride 2 keeps a CPU step short."""
+    return ResNet(channels, widths=(24, 48, 96), blocks=1, stem_stride=2)
+
+
+def resnet18(channels: int) -> ResNet:
+    """ResNet-18 in CIFAR style, the encoder of the paper's CIFAR-10 experiments (F = 512)."""
+    return ResNet(channels, widths=(64, 128, 256, 512), blocks=2)
+
+
+def build_encoder(name: str, channels: int) -> nn.Module:
+    """Build "small", "resnet18", or "package.module:factory": factory() gives any nn.Module.
+
+    The module maps [N, C, H, W] to [N, F] and must accept the global and the local crop size.
+    """
+    if name == "small":
+        return small_resnet(channels)
+    if name == "resnet18":
+        return resnet18(channels)
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(
+            f"--encoder: got {name!r}; want 'small', 'resnet18' or 'package.module:factory'"
+        )
+    # `python python/train.py` puts python/ on sys.path but not the folder it was called from.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--encoder {name}: cannot be imported ({error})") from error
+    encoder = factory()
+    if not isinstance(encoder, nn.Module):
+        raise UserError(f"--encoder {name}: gave a {type(encoder).__name__}; want an nn.Module")
+    return encoder
+
+
+def feature_dim(encoder: nn.Module, channels: int, size: int) -> int:
+    """F of an encoder [N, C, size, size] -> [N, F], by a forward pass that changes nothing."""
+    training = encoder.training
+    encoder.eval()  # Batch norm's running statistics must not see the probe.
+    with torch.no_grad():
+        features = encoder(torch.zeros(2, channels, size, size))
+    encoder.train(training)
+    if features.ndim != 2:
+        raise UserError(
+            f"--encoder: an input of [2, {channels}, {size}, {size}] gave {list(features.shape)}; "
+            "want [2, F]: pool and flatten in the module"
+        )
+    return features.shape[1]
+
+
+def export_encoder(encoder: nn.Module, name: str, mean: Tensor, std: Tensor, path: Path) -> None:
+    """Write the encoder's weights, with what is needed to use them again as metadata."""
+    metadata = {
+        "encoder": name,
+        "channels": str(len(mean)),
+        "mean": json.dumps(mean.tolist()),
+        "std": json.dumps(std.tolist()),
+    }
+    tensors = {
+        key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata)
+    temporary.replace(path)
+
+
+def load_encoder(path: Path) -> tuple[nn.Module, Tensor, Tensor]:
+    """The encoder in evaluation mode, and the mean [C] and std [C] of the images it wants."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    encoder = build_encoder(metadata["encoder"], int(metadata["channels"]))
+    encoder.load_state_dict(tensors)
+    mean, std = (torch.tensor(json.loads(metadata[key])) for key in ("mean", "std"))
+    return encoder.eval(), mean, std

@@ -43,7 +43,12 @@ struct Coefficients {
 template <class T>
 class CosineKernel {
  public:
-  __device__ CosineKernel(const CosineArguments& arguments) : a_(arguments), at_(arguments.at) {}
+  __device__ CosineKernel(const CosineArguments& arguments)
+      : a_(arguments), at_(arguments.at), repulsion_(repulsion_of(arguments.p)) {
+    const bool heavy = fabsf(float(at_.ll_weight) * repulsion_) > float(kOrdinaryWeight);
+    plain_ = a_.plain && (kClamped || !heavy);
+    careful_ = a_.careful || heavy;
+  }
 
   __device__ bool gradients() const { return a_.gradients; }
 
@@ -75,7 +80,7 @@ class CosineKernel {
         for (int j = 0; j < at_.locals; ++j) {
           if (j != crop) dot += gram(row, at_.r + j) * facts.inverse[at_.r + j];
         }
-        ll += cosine_with_sum(dot, inverse, float(at_.ll_weight), &c.features, &c.own);
+        ll += cosine_with_sum(dot, inverse, float(at_.ll_weight) * repulsion_, &c.features, &c.own);
       }
       if (!a_.gradients) continue;
       facts.gradient[row] = begin_of(grad_of(output), image, crop);
@@ -112,7 +117,7 @@ class CosineKernel {
       float targets[N], features[N];
       sum_units<SCALED>(stage, facts, at_.t, at_.globals, vector, targets);
       sum_units<SCALED>(stage, facts, at_.r, at_.repulsion ? at_.locals : 0, vector, features);
-      if (!SCALED && a_.plain) {
+      if (!SCALED && plain_) {
         write_plain(stage, facts, share, first, vector, targets, features);
       } else {
         write<SCALED>(stage, facts, share, first, vector, targets, features);
@@ -143,7 +148,7 @@ class CosineKernel {
     ll = warp_sum(ll);
     if (threadIdx.x != 0) return;
     const double share = a_.p.reduction == Reduction::mean ? 1 / double(a_.p.images) : 1;
-    store(cosine_terms(at_, gg * share, lg * share, ll * share), 0, 1);
+    store(cosine_terms(at_, gg * share, lg * share, ll * share, repulsion_), 0, 1);
   }
 
  private:
@@ -151,10 +156,16 @@ class CosineKernel {
   static constexpr bool kOnTensorCores = std::is_same_v<T, bf16>;
   static constexpr bool kClamped = std::is_same_v<T, f16>;
 
+  // What ll_weight is multiplied by: a number on the device, where one is given.
+  static __device__ __forceinline__ float repulsion_of(const CosineProblem& p) {
+    if (p.repulsion_weight_tensor == nullptr) return 1;
+    return *static_cast<const float*>(p.repulsion_weight_tensor);
+  }
+
   // Whether W·X is the gradient: in bf16, and as long as W is one tile. Beyond 16 rows most of W's
   // tiles would be zeros.
   __device__ __forceinline__ bool weighted(bool scaled) const {
-    return kOnTensorCores && a_.plain && a_.plan.gram_rows == 16 && !scaled;
+    return kOnTensorCores && plain_ && a_.plan.gram_rows == 16 && !scaled;
   }
 
   // Outputs in the order of row_scale: global, local, features.
@@ -178,8 +189,8 @@ class CosineKernel {
     float stored = 1;
     if (grad_of(output).rows.dtype == DType::f16) {
       const double weights = output < at_.globals                ? at_.x_weights()
-                             : output < at_.globals + at_.locals ? at_.y_weights()
-                                                                 : at_.r_weights();
+                             : output < at_.globals + at_.locals ? at_.y_weights(repulsion_)
+                                                                 : at_.r_weights(repulsion_);
       double bound = weights * facts.inverse[row];
       if (scaled) bound *= facts.factor[row];
       const int exponent = fp16_exponent(bound);
@@ -240,7 +251,7 @@ class CosineKernel {
         add(values, target, c.w);
       }
       if (SCALED) scale(values, facts.factor[row]);
-      if (SCALED || a_.careful) clamp(values, facts.limit[output]);
+      if (SCALED || careful_) clamp(values, facts.limit[output]);
       store_vector<T>(grad_of(output), to, first + vector * N, a_.p.dim, values);
     }
   }
@@ -297,7 +308,7 @@ class CosineKernel {
 
   __device__ void record(float gg, float lg, float ll, int64_t image) {
     if (a_.p.reduction == Reduction::none) {
-      store(cosine_terms(at_, gg, lg, ll), image, a_.p.images);
+      store(cosine_terms(at_, gg, lg, ll, repulsion_), image, a_.p.images);
       return;
     }
     gg_ += gg;
@@ -329,6 +340,8 @@ class CosineKernel {
 
   const CosineArguments& a_;
   const CosineLayout& at_;
+  const float repulsion_;
+  bool plain_, careful_;  // as of the arguments, with the repulsion's weight known
   // Sums of cosines over this block's images; thread 0 has them.
   double gg_ = 0, lg_ = 0, ll_ = 0;
 };
@@ -363,9 +376,7 @@ Status cosine(const CosineProblem& p, const Queue& queue, Failure* failure) {
 
   const auto output = [&](const Rows& rows) { return Output(rows, p.images, p.dim, dtype); };
   const bool fp16 = p.row_scale != nullptr;
-  const double weights[] = {fabs(p.gg_weight()), fabs(p.lg_weight()), fabs(p.ll_weight())};
-  const bool heavy =
-      weights[0] > kOrdinaryWeight || weights[1] > kOrdinaryWeight || weights[2] > kOrdinaryWeight;
+  const bool heavy = fabs(p.ll_weight()) > kOrdinaryWeight;  // of the others, none is above one
   const Output grad_global = output(p.grad_global), grad_local = output(p.grad_local),
                grad_features = output(p.grad_features);
   const bool vectors = grad_global.plain() && grad_local.plain() && grad_features.plain();

@@ -42,9 +42,13 @@ class Backward {
         crop_(at_.crop + (at_.global ? 0 : a_.p.global_crops.count)),
         row_(a_.row(at_)),
         mean_(a_.p.mean, at_.image, crop_) {
-    float sum = 0;
-    for (int64_t p = threadIdx.x % 32; p < a_.p.positives.count; p += 32) sum += weight(p);
+    float sum = 0, most = 0;
+    for (int64_t p = threadIdx.x % 32; p < a_.p.positives.count; p += 32) {
+      sum += weight(p);
+      most = fmaxf(most, fabsf(of_pair(a_.p.upstream, p)));
+    }
     weights_ = warp_sum(sum);
+    scaled_ = warp_max(most) > 1;
   }
 
   // Writes the gradient in T, if it is wanted, and returns δ·q̂; so does `walked`. For no more
@@ -108,12 +112,12 @@ class Backward {
   __device__ __forceinline__ CropRow positive(int64_t p) const {
     return {a_.p.positives, at_.image, p};
   }
+  __device__ __forceinline__ float of_pair(const Rows& rows, int64_t p) const {
+    const char* const row = row_address(rows, at_.image, crop_);
+    return reinterpret_cast<const float*>(row)[p * rows.element_stride];
+  }
   __device__ __forceinline__ float weight(int64_t p) const {
-    const auto number = [&](const Rows& rows) {
-      const char* const row = row_address(rows, at_.image, crop_);
-      return reinterpret_cast<const float*>(row)[p * rows.element_stride];
-    };
-    return number(a_.p.upstream) * number(a_.p.pull);
+    return of_pair(a_.p.upstream, p) * of_pair(a_.p.pull, p);
   }
 
   // A lane's words from column `first` on.
@@ -163,8 +167,8 @@ class Backward {
     }
   }
 
-  // Saturates, but in fp16, whose inf tells a loss scaler to step back. A zero row's gradient is
-  // zero, whatever the row sees.
+  // Saturates, but in fp16 where a loss scaler may have multiplied: inf tells it to step back. A
+  // zero row's gradient is zero, whatever the row sees.
   template <class T>
   __device__ __forceinline__ void write_gradient(int64_t first, const Word<N> (&direction)[kWords],
                                                  const Word<N> (&query)[kWords], float along,
@@ -181,7 +185,9 @@ class Backward {
       Word<N> w = unit.factor * (scale * fma(-along, query[k], direction[k]));
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        if (!std::is_same_v<T, f16>) w.v[i] = clamp_keeping_nan(w.v[i], float(largest(kDType<T>)));
+        if (!std::is_same_v<T, f16> || !scaled_) {
+          w.v[i] = clamp_keeping_nan(w.v[i], float(largest(kDType<T>)));
+        }
         if (unit.inverse == 0) w.v[i] = 0;
       }
       write(w, to + column);
@@ -193,6 +199,7 @@ class Backward {
   int64_t crop_;  // among all of the image
   CropRow row_, mean_;
   float weights_;  // Σ w
+  bool scaled_;    // whether the upstream gradient of a pair is more than one
 };
 
 // A warp for each query. HELD: no more columns than lanes hold.

@@ -45,12 +45,15 @@ struct CosineLayout {
   // Local crops that are attracted and repelled at once.
   LOGO_METHOD bool y_repelled() const { return own_features && repulsion; }
 
-  // Σ|w| over the partners of a row: ‖its gradient‖ is at most that over its norm.
+  // Σ|w| over the partners of a row: ‖its gradient‖ is at most that over its norm. Repulsion: a
+  // factor of ll_weight that was not known when this was made.
   LOGO_METHOD double x_weights() const { return fabs(gg_weight) * (globals - 1); }
-  LOGO_METHOD double y_weights() const {
-    return fabs(lg_weight) * globals + (y_repelled() ? r_weights() : 0.0);
+  LOGO_METHOD double y_weights(double repulsion = 1) const {
+    return fabs(lg_weight) * globals + (y_repelled() ? r_weights(repulsion) : 0.0);
   }
-  LOGO_METHOD double r_weights() const { return fabs(ll_weight) * (locals - 1); }
+  LOGO_METHOD double r_weights(double repulsion = 1) const {
+    return fabs(ll_weight * repulsion) * (locals - 1);
+  }
 
   // Rows of one image in row_scale [B, ·]: global, local, features.
   LOGO_METHOD int scaled_rows() const { return globals + locals * (own_features ? 1 : 2); }
@@ -74,10 +77,11 @@ struct CosineTerms {
 };
 
 // From sums of cosines over ordered pairs.
-LOGO_FUNCTION CosineTerms cosine_terms(const CosineLayout& at, double gg, double lg, double ll) {
+LOGO_FUNCTION CosineTerms cosine_terms(const CosineLayout& at, double gg, double lg, double ll,
+                                       double repulsion = 1) {
   const double gg_pairs = at.globals * (at.globals - 1.0),
                lg_pairs = double(at.locals) * at.globals, ll_pairs = at.locals * (at.locals - 1.0);
-  return {-at.gg_total * gg - at.lg_total * lg + at.ll_total * ll / 2,
+  return {-at.gg_total * gg - at.lg_total * lg + at.ll_total * repulsion * ll / 2,
           gg_pairs > 0 ? -gg / gg_pairs : 0, lg_pairs > 0 ? -lg / lg_pairs : 0,
           at.repulsion ? ll / ll_pairs : 0};
 }

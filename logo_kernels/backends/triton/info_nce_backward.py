@@ -27,14 +27,16 @@ def directions(
     D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, UNIT: tl.constexpr,
     ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Columns first.. of δ and of q̂, [ROWS, BLOCK_D]."""
+    """Columns first.. of δ and of q̂, [ROWS, BLOCK_D]; the largest upstream gradient, [ROWS]."""
     pulled = tl.zeros([ROWS, BLOCK_D], tl.float32)
     weights = tl.zeros([ROWS], tl.float32)
+    most = tl.zeros([ROWS], tl.float32)
     upstream_rows = upstream_ptr + (row // crops).to(tl.int64) * upstream_image
     upstream_rows += (row % crops).to(tl.int64) * upstream_crop
     for p in range(positives):
         pair = tl.full([], p, tl.int64)
         weight = tl.load(upstream_rows + pair * upstream_pair, inside, other=0.0)
+        most = tl.maximum(most, tl.abs(weight))
         weight *= tl.load(pull_ptr + row.to(tl.int64) * positives + p, inside, other=0.0)
         others, other_steps = positive_rows(t_ptr, t_image, t_crop, t_step, row, crops, p, ALIGN)
         other_factor, other_inverse, _ = unit_scales(
@@ -51,7 +53,7 @@ def directions(
     mean = tl.load(mean_ptr + row.to(tl.int64)[:, None] * D + column[None, :], mask, other=0.0)
     query = load_columns(pointers, steps, inside, first, D, BLOCK_D, UNIT)
     unit = query * factor[:, None] * inverse[:, None]
-    return weights[:, None] * mean - pulled, unit
+    return weights[:, None] * mean - pulled, unit, most
 
 
 # Integers are not specialised by value: all that matters of them for the code is UNIT, ALIGN and
@@ -95,8 +97,9 @@ def backward_kernel(
     along = tl.zeros([ROWS], tl.float32)
     direction = tl.zeros([ROWS, BLOCK_D], tl.float32)
     unit = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    most = tl.zeros([ROWS], tl.float32)
     for first in range(0, D, BLOCK_D):
-        direction, unit = directions(
+        direction, unit, most = directions(
             pointers, steps, inside, factor, inverse, t_ptr, t_image, t_crop, t_step,
             upstream_ptr, upstream_image, upstream_crop, upstream_pair, pull_ptr, mean_ptr,
             row, crops, positives, first, D, ROWS, BLOCK_D, UNIT, ALIGN,
@@ -110,7 +113,7 @@ def backward_kernel(
     wanted = inside & (tl.where(row % crops < globals_, to_x, to_y) != 0)
     for first in range(0, D, BLOCK_D):
         if BLOCK_D < D:
-            direction, unit = directions(
+            direction, unit, most = directions(
                 pointers, steps, inside, factor, inverse, t_ptr, t_image, t_crop, t_step,
                 upstream_ptr, upstream_image, upstream_crop, upstream_pair, pull_ptr, mean_ptr,
                 row, crops, positives, first, D, ROWS, BLOCK_D, UNIT, ALIGN,
@@ -120,13 +123,15 @@ def backward_kernel(
         # infinities would not cancel.
         gradient = gradient * inverse[:, None] * factor[:, None]
         gradient = tl.where(zero[:, None], 0.0, gradient)
-        if DTYPE != tl.float16:
-            gradient = saturate(gradient, 1.0, DTYPE)
+        # An fp16 that a loss scaler may have multiplied reaches inf, for it to see.
+        finite = saturate(gradient, 1.0, DTYPE)
+        if DTYPE == tl.float16:
+            finite = tl.where(most[:, None] > 1, gradient, finite)
         column = first + tl.arange(0, BLOCK_D)
         mask = wanted[:, None]
         if D % BLOCK_D != 0:
             mask = mask & (column < D)[None, :]
-        tl.store(outputs[:, None] + column[None, :], narrow(gradient, DTYPE), mask)
+        tl.store(outputs[:, None] + column[None, :], narrow(finite, DTYPE), mask)
 
     if TO_TAU:
         programs = tl.num_programs(0)

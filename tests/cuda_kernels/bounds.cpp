@@ -8,7 +8,7 @@
 
 #include "emulation/run.h"
 #include "logo/dtypes.h"
-#include "logo/launch.h"
+#include "logo/operations.h"
 
 using namespace logo;
 

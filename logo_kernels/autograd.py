@@ -6,6 +6,7 @@ transform of torch.func would each get a number that looks right and is not: the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,11 +41,18 @@ class NoSecondDerivative(torch.autograd.Function):
         )
 
 
-def once(gradient: Tensor | None, *inputs: Tensor | None) -> Tensor | None:
-    """`gradient`, guarded against a second derivative where create_graph asks for one."""
-    if gradient is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return gradient  # compiled graphs refuse double backward by themselves
-    return NoSecondDerivative.apply(gradient, *inputs)
+def once(gradients: Sequence[Tensor | None], *inputs: Tensor | None) -> Sequence[Tensor | None]:
+    """`gradients`, guarded against a second derivative where create_graph asks for one."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return gradients  # compiled graphs refuse double backward by themselves
+    return [None if one is None else NoSecondDerivative.apply(one, *inputs) for one in gradients]
+
+
+def need_gradients(*tensors: Tensor | None) -> bool:
+    for tensor in tensors:
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
 
 
 def reverse_mode_only(name: str, *tensors: Tensor | None) -> None:

@@ -292,4 +292,4 @@ def guarded(
         return gradients(ctx, grad)
     with torch.no_grad():
         found = gradients(ctx, grad)
-    return tuple(once(gradient, grad, ctx.saved_tensors[0], *ctx.parameters) for gradient in found)
+    return tuple(once(found, grad, ctx.saved_tensors[0], *ctx.parameters))

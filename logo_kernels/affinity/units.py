@@ -116,4 +116,4 @@ class Unit(torch.autograd.Function):
         call = UnitBackwardCall(
             grad.detach().contiguous(), units, factors, ctx.dtype, ctx.view_major
         )
-        return once(unit_backward(call, ctx.backend).grad_z, grad, z), None, None
+        return *once(unit_backward(call, ctx.backend), grad, z), None, None

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kernels import Kernels
 from logo_kernels import LocalAffinity
-from logo_kernels.backends import BACKENDS, Problem
+from logo_kernels.backends import BACKENDS, Request
 
 
 def affinity_of(dim, hidden, backend, device="cpu", dtype=torch.float32, seed=0):
@@ -85,19 +86,18 @@ CALLS = {
 }
 
 
-def results(call, stage, v):
-    made = CALLS[call](stage, v)
+def results(call, kernels, v):
+    made = CALLS[call](kernels, v)
     return made if isinstance(made, tuple) else (made,)
 
 
-def stage_of(backend, dtype=torch.float32, elements=0):
+def kernels_of(backend, dtype=torch.float32, elements=0):
     name, device = backend
-    stage = BACKENDS[name].pair_stage
-    if stage is None:
-        pytest.skip(f"{name} has no pair stage")
-    reason = BACKENDS[name].refuses(Problem("pair_mlp", device, frozenset([dtype]), 0, 64))
+    if not BACKENDS[name].fuses_affinity:
+        pytest.skip(f"{name} runs the plain form")
+    reason = BACKENDS[name].refuses(Request("affinity", device, frozenset([dtype]), 0, 64))
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
     if name != "cpu" and device == "cpu" and elements > 20_000:
         pytest.skip("the interpreter and the emulator would take too long")
-    return stage
+    return Kernels(name)

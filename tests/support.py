@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from logo_kernels import logo_loss
 from logo_kernels.backends import Backend
-from logo_kernels.backends.protocol import InfoNCECall, InfoNCEResult
+from logo_kernels.contrast import InfoNCECall, InfoNCEResult
 
 WIDE = (torch.float64, torch.float32)
 ALL = (*WIDE, torch.bfloat16, torch.float16)
@@ -146,7 +146,7 @@ def attend(
     learned = isinstance(temperature, Tensor)
     call = InfoNCECall(
         None, local, positives, None if own else negatives,
-        1.0 if learned else temperature, temperature if learned else None, 0.0, 1.0, "none",
+        1.0 if learned else temperature, temperature if learned else None, "sum", "none",
     )  # fmt: skip
     result = InfoNCEResult.empty(call)
     backend.info_nce(call, result)

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from logo_kernels import autograd, available_backends, block_cosine_similarity, logo_loss
+from logo_kernels import available_backends, block_cosine_similarity, cosine, logo_loss
 from logo_kernels.backends import BACKENDS
 from support import crops, error, leaves
 
@@ -89,7 +89,7 @@ def test_backward_scales_by_a_kernel_where_there_is_one(monkeypatch, dtype, redu
             return run(*arguments)
 
         monkeypatch.setattr(BACKENDS[chosen], "scale_", counted)
-        monkeypatch.setattr(autograd, "resolve", lambda *_, chosen=chosen: BACKENDS[chosen])
+        monkeypatch.setattr(cosine, "backend_for", lambda *_, chosen=chosen: BACKENDS[chosen])
         x, y = leaves(*problem)
         logo_loss(x, y, reduction=reduction, backend="reference").backward(upstream)
         results.append((x.grad, y.grad))

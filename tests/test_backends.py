@@ -9,7 +9,7 @@ import torch
 
 import logo_kernels
 from logo_kernels import available_backends, logo_loss
-from logo_kernels.backends import BACKENDS, Backend, Problem, choose
+from logo_kernels.backends import BACKENDS, Backend, Request, choose
 from logo_kernels.backends.preference import order
 from support import crops
 
@@ -35,7 +35,7 @@ def stubs(**reasons):
 
 
 def problem(device="cuda", dtype=torch.float32, operation="cosine"):
-    return Problem(operation, device, frozenset([dtype]), 10, 2048)
+    return Request(operation, device, frozenset([dtype]), 10, 2048)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_auto_takes_the_fastest_that_serves(device, reasons, expected):
         ("cosine", torch.float32, "cuda"),
         ("similarity", torch.float16, "triton"),
         ("info_nce", torch.float32, "triton"),
-        ("pair_mlp", torch.bfloat16, "cuda"),
+        ("affinity", torch.bfloat16, "cuda"),
     ],
 )
 def test_auto_prefers_what_was_measured(operation, dtype, expected):
@@ -70,7 +70,7 @@ def test_auto_prefers_what_was_measured(operation, dtype, expected):
 
 def test_every_operation_has_an_order():
     """Those of the operators that are registered, in half precision and beyond."""
-    for operation in ("cosine", "similarity", "info_nce", "pair_mlp", "scale"):
+    for operation in ("cosine", "similarity", "info_nce", "affinity", "scale"):
         for dtype in (torch.float16, torch.float32, torch.float64):
             names = order(problem(dtype=dtype, operation=operation))
             assert sorted(names) == ["cuda", "reference", "triton"]
@@ -102,9 +102,9 @@ def rocm(monkeypatch):
         module._missing.cache_clear()
 
 
-@pytest.mark.parametrize("operation", ["cosine", "similarity", "info_nce", "scale", "pair_mlp"])
+@pytest.mark.parametrize("operation", ["cosine", "similarity", "info_nce", "scale", "affinity"])
 def test_amd_gpus_have_the_reference(rocm, operation):
-    asked = Problem(operation, "cuda", frozenset([torch.bfloat16]), 10, 2048)
+    asked = Request(operation, "cuda", frozenset([torch.bfloat16]), 10, 2048)
     assert choose("auto", asked, BACKENDS).name == "reference"
     for name in ("cuda", "triton"):
         with pytest.raises(RuntimeError, match=f"'{name}'.*NVIDIA GPUs.*ROCm build.*reference"):

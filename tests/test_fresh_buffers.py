@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from logo_kernels import info_nce
-from logo_kernels.backends import BACKENDS, Backend, remembered
+from logo_kernels.backends import BACKENDS, Backend, backend_for
 from support import ALL, leaves, queries_and_keys
 
 WAYS = {
@@ -32,7 +32,7 @@ class Idle(Backend):
     def missing(self):
         return None
 
-    def refuses(self, problem):
+    def refuses(self, request):
         return None
 
     def info_nce(self, *arguments):
@@ -43,7 +43,7 @@ class Idle(Backend):
 
 def test_a_backend_that_writes_nothing(monkeypatch):
     monkeypatch.setitem(BACKENDS, "idle", Idle())
-    remembered.cache_clear()
+    backend_for.cache_clear()
     q, k, n = queries_and_keys(3, 2, 7, 5)
     (q,) = leaves(q)
     losses = info_nce(q, k, n, backend="idle")

@@ -7,7 +7,12 @@ import torch
 
 from logo_kernels import info_nce, logo_loss
 from logo_kernels.backends import BACKENDS
-from logo_kernels.backends.protocol import InfoNCECall, InfoNCEGradients, InfoNCEResult
+from logo_kernels.contrast import (
+    InfoNCEBackwardCall,
+    InfoNCECall,
+    InfoNCEGradients,
+    InfoNCEResult,
+)
 from support import EPS, Operators, crops, error, leaves
 
 COUNTS = [(2, 3), (3, 0), (1, 2), (0, 4)]  # (G, L)
@@ -30,7 +35,7 @@ def test_operators_of_a_step(negatives):
     }
 
 
-def call_of(counts, reduction, dtype=torch.float64, queue=True, seed=0):
+def call_of(counts, reduction, dtype=torch.float64, queue=True, seed=0, pair_reduction="mean"):
     globals_, locals_ = counts
     generator = torch.Generator().manual_seed(seed)
 
@@ -42,24 +47,22 @@ def call_of(counts, reduction, dtype=torch.float64, queue=True, seed=0):
         rows(4, locals_, 19) if locals_ else None,
         rows(4, globals_ or 3, 19),
         rows(37, 19) if queue else None,
-        0.3, None, 0.25, 0.75, reduction,
+        0.3, None, pair_reduction, reduction,
     )  # fmt: skip
 
 
 def both_ways(backend, call, upstream):
     """All that the two operators fill; fresh buffers are NaN, where they fill nothing."""
     result = InfoNCEResult.empty(call)
-    none = torch.empty(0)
-    gradients = InfoNCEGradients(
-        *(
-            none if v is None else torch.empty_like(v)
-            for v in (call.global_crops, call.local_crops)
-        ),
-        torch.empty([], dtype=call.dtype),
-    )
     backend.info_nce(call, result)
-    backend.info_nce_backward(call, upstream, result.pull, result.mean, gradients)
-    return *result, *gradients
+    after = InfoNCEBackwardCall(
+        upstream, call.global_crops, call.local_crops, call.positives, call.temperature_tensor,
+        result.pull, result.mean, call.temperature, True, True, True, None,
+    )  # fmt: skip
+    gradients = InfoNCEGradients.empty(after)
+    backend.info_nce_backward(after, gradients)
+    absent = torch.empty(0)
+    return tuple(absent if v is None else v for v in (*result, *gradients))
 
 
 def upstream_of(call, kind):

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from logo_kernels.backends.buffers import gradient_like
 
 from logo_kernels.backends import BACKENDS
-from logo_kernels.backends.buffers import gradient_like
 from logo_kernels.backends.protocol import InfoNCECall, InfoNCEGradients, InfoNCEResult
 from support import EPS, error
 

@@ -1,7 +1,7 @@
 """The cosine LoGo loss (eqs. 2-5, 9): its records, its operator and its place in the graph.
 
-The gradient is computed in forward, dX = W·X in the same pass as the loss; backward multiplies it
-by the upstream gradient. Beside it, the inputs are saved, for what a second derivative hangs on.
+The gradient is computed in forward, dX = W·X in the same pass as the loss, and nothing else is
+saved; backward multiplies it by the upstream gradient.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .autograd import batched, graph_is_kept, need_gradients, once, reverse_mode_only
+from .autograd import (
+    batched,
+    graph_is_kept,
+    has_value,
+    need_gradients,
+    once,
+    references,
+    reverse_mode_only,
+)
 from .backends import AUTO, Key, backend_for
 from .backends.protocol import scale_factor
 from .buffers import compute_dtype, gradient_like, present
@@ -201,7 +209,8 @@ class Cosine(torch.autograd.Function):
         *numbers, backend, with_terms = options
         to_x, to_y, _, to_r = ctx.needs_input_grad[:4]
         total, terms, *saved = cosine(CosineCall(x, y, t, r, *numbers, to_x, to_y, to_r), backend)
-        ctx.save_for_backward(*saved, x if to_x else None, y if to_y else None, r if to_r else None)
+        ctx.save_for_backward(*saved)
+        ctx.inputs = references(x, y, r)
         globals_, locals_ = 0 if x is None else x.shape[1], 0 if y is None else y.shape[1]
         ctx.first_rows = 0, globals_, globals_ + locals_
         if not with_terms:  # a second output costs the host more than its allocation
@@ -214,9 +223,9 @@ class Cosine(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 11
-        to_x, to_y, to_r, row_scale, *inputs = ctx.saved_tensors
+        to_x, to_y, to_r, row_scale = ctx.saved_tensors
         found = scaled([to_x, to_y, to_r], upstream, row_scale, ctx.first_rows)
-        to_x, to_y, to_r = once(found, upstream, *inputs)
+        to_x, to_y, to_r = once(found, upstream, *ctx.inputs)
         return to_x, to_y, None, to_r, None, None, None, None, None, None, None
 
 
@@ -233,8 +242,7 @@ def scaled(
     backward.
     """
     kept = torch.compiler.is_compiling() or batched(upstream) or graph_is_kept()
-    # Reading the value of a tensor is free on the CPU alone; elsewhere it would stop the host.
-    looked_at = not kept and row_scale is None and upstream.ndim == 0 and upstream.is_cpu
+    looked_at = not kept and row_scale is None and upstream.ndim == 0 and has_value(upstream)
     if looked_at and upstream.item() == 1:
         return gradients
     found: list[Tensor | None] = [None] * len(gradients)

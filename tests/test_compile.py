@@ -62,12 +62,6 @@ def test_compiled_training_step(compiler, options):
     assert graphs == graphs[:1] * 3
 
 
-SPECIALISED = pytest.mark.xfail(
-    strict=True, reason="torch specialises a number that an operator takes as a float"
-)
-
-
-@SPECIALISED
 def test_compiled_with_scheduled_weight(compiler):
     """λ may change at every step: after the second value nothing is compiled any more."""
     compiled = compiler(lambda x, y, weight: logo_loss(x, y, repulsion_weight=weight))

@@ -423,9 +423,6 @@ def test_compiled_training_step(compiler, negatives):
     assert graphs == graphs[:1] * 3
 
 
-@pytest.mark.xfail(
-    strict=True, reason="torch specialises a number that an operator takes as a float"
-)
 def test_compiled_with_scheduled_temperature(compiler):
     """τ, a number, may change at every step: after the second nothing is compiled any more."""
     compiled, graphs = compiler(step, backend="aot_eager"), []

@@ -6,7 +6,9 @@ transform of torch.func would each get a number that looks right and is not: the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -19,6 +21,12 @@ except ImportError:
     peek_interpreter_stack = lambda: None  # noqa: E731
 
 
+REFUSED = (
+    "logo_kernels: this loss can be differentiated once; its gradient, obtained with "
+    "create_graph=True, has no derivative (a gradient penalty cannot be trained through it)"
+)
+
+
 class NoSecondDerivative(torch.autograd.Function):
     """The identity on a gradient; raises when somebody differentiates it.
 
@@ -29,22 +37,37 @@ class NoSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *inputs: Tensor | None) -> Tensor:
-        ctx.inputs = len(inputs)
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(ctx: Any, _upstream: Tensor) -> Any:
-        raise RuntimeError(
-            "logo_kernels: this loss can be differentiated once; its gradient, obtained with "
-            "create_graph=True, has no derivative (a gradient penalty cannot be trained through it)"
-        )
+        raise RuntimeError(REFUSED)
 
 
-def once(gradient: Tensor | None, *inputs: Tensor | None) -> Tensor | None:
-    """`gradient`, guarded against a second derivative where create_graph asks for one."""
-    if gradient is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return gradient  # compiled graphs refuse double backward by themselves
-    return NoSecondDerivative.apply(gradient, *inputs)
+def once(
+    gradients: Sequence[Tensor | None], *inputs: Tensor | ReferenceType[Tensor] | None
+) -> Sequence[Tensor | None]:
+    """`gradients`, guarded against a second derivative where create_graph asks for one."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return gradients  # compiled graphs refuse double backward by themselves
+    ties = [one() if isinstance(one, ReferenceType) else one for one in inputs]
+    if any(tie is None and one is not None for tie, one in zip(ties, inputs, strict=True)):
+        raise RuntimeError(REFUSED)  # at once: what a second derivative would pass through is gone
+    return [None if one is None else NoSecondDerivative.apply(one, *ties) for one in gradients]
+
+
+def references(*inputs: Tensor | None) -> tuple[ReferenceType[Tensor], ...]:
+    """For `once`, of inputs that need gradients, so that none is kept for its sake."""
+    if torch.compiler.is_compiling():
+        return ()
+    return tuple(ref(one) for one in inputs if one is not None and one.requires_grad)
+
+
+def need_gradients(*tensors: Tensor | None) -> bool:
+    for tensor in tensors:
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
 
 
 def reverse_mode_only(name: str, *tensors: Tensor | None) -> None:
@@ -79,6 +102,13 @@ def kept(constant: Tensor | None) -> Tensor | None:
 def batched(upstream: Tensor) -> bool:
     """Whether backward runs for many upstream gradients at once (is_grads_batched, vmap)."""
     return is_legacy_batchedtensor(upstream) or peek_interpreter_stack() is not None
+
+
+def has_value(tensor: Tensor) -> bool:
+    """Whether looking at it is free, and breaks no graph: on the CPU, neither traced nor fake."""
+    if torch.compiler.is_compiling() or not tensor.is_cpu:
+        return False
+    return type(tensor) is Tensor and not batched(tensor)
 
 
 def graph_is_kept() -> bool:

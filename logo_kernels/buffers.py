@@ -9,7 +9,7 @@ from torch import Tensor
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """fp64 if any input is fp64, else fp32: the dtype of sums and losses."""
     for tensor in tensors:
-        if tensor is not None and tensor.dtype == torch.float64:
+        if tensor is not None and tensor.dtype is torch.float64:
             return torch.float64
     return torch.float32
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = frozenset(FLOATING)
 
 
 def strided(name: str, value: Any, letters: str) -> None:
@@ -39,6 +40,9 @@ def is_sequence(value: Any) -> bool:
 
 def block(name: str, value: Any, letters: str) -> Tensor:
     """`value` as a floating tensor of rank 3, `letters` naming its sizes ("B, G, D")."""
+    usual = type(value) is Tensor and value.ndim == 3 and value.dtype in _DTYPES
+    if usual and value.layout is torch.strided and not value.is_nested:
+        return value
     strided(name, value, letters)
     if value.ndim != 3:
         raise ValueError(f"{name} must be [{letters}], got shape {list(value.shape)}")
@@ -49,7 +53,7 @@ def block(name: str, value: Any, letters: str) -> Tensor:
 
 def crops(name: str, value: Tensor | Sequence[Tensor], letters: str) -> Tensor:
     """A block, or a sequence of crops [B, D], which is stacked view-major (one copy)."""
-    if isinstance(value, Tensor) or not is_sequence(value):
+    if type(value) is Tensor or not is_sequence(value):
         return block(name, value, letters)
     size, wanted = letters.split(", ")[1], f"a tensor [{letters}] or a sequence of tensors [B, D]"
     if len(value) == 0:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .autograd import kept, once, reverse_mode_only
+from .autograd import kept, need_gradients, once, reverse_mode_only
 from .backends import AUTO, BACKENDS, Key
-from .buffers import compute_dtype, gradient_for, present
+from .buffers import compute_dtype, gradient_for
 from .cosine import attraction_weights
 from .operators import Operator
 
@@ -275,8 +275,7 @@ def contrast(
     arguments = (
         global_crops, local_crops, positives, negatives, number, tensor, pair_reduction, reduction
     )  # fmt: skip
-    needing = present(global_crops, local_crops, tensor)
-    if torch.is_grad_enabled() and any(v.requires_grad for v in needing):
+    if torch.is_grad_enabled() and need_gradients(global_crops, local_crops, tensor):
         made = InfoNCE.apply(*arguments, backend, with_terms)
         return made if with_terms else (made, None)
     return forward(_call(*arguments), backend)[:2]
@@ -289,7 +288,7 @@ def _call(global_crops: Tensor | None, *others: Any) -> InfoNCECall:
 
 
 class InfoNCE(torch.autograd.Function):
-    """total or (total, terms) of eq. 1; gradients go to the queries and to a temperature that is a tensor.
+    """total or (total, terms) of eq. 1; gradients go to the queries and to a tensor τ.
 
     Kept for backward: the negatives' mean as each query sees it, and a number per pair. Not the
     negatives: a queue may take new keys before backward.
@@ -326,16 +325,14 @@ class InfoNCE(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 10
-        to_global, to_local, _, _, _, to_temperature, *_ = ctx.needs_input_grad
+        to_global, to_local, _, _, _, to_temperature = ctx.needs_input_grad[:6]
         wanted = to_global and ctx.unasked is None, to_local, to_temperature
         saved = ctx.saved_tensors
         call = InfoNCEBackwardCall(upstream, *saved, ctx.temperature, *wanted, ctx.of_negatives)
-        found = backward(call, ctx.backend)
-        queries, locals_, _, tensor, *_ = saved
-        to_queries, to_locals, to_tau = (
-            once(gradient, upstream, queries, locals_, tensor) for gradient in found
-        )
+        queries, locals_, _, tensor = saved[:4]
+        found = once(backward(call, ctx.backend), upstream, queries, locals_, tensor)
+        to_queries, to_locals, to_tau = found
         if ctx.unasked is not None:
             shape, dtype = ctx.unasked
             to_queries = upstream.new_zeros(shape, dtype=dtype)
-        return to_queries, to_locals, None, None, None, to_tau, *(None,) * 4
+        return to_queries, to_locals, None, None, None, to_tau, None, None, None, None

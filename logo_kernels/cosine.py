@@ -1,7 +1,7 @@
 """The cosine LoGo loss (eqs. 2-5, 9): its records, its operator and its place in the graph.
 
-The gradient is computed in forward, dX = W·X in the same pass as the loss; backward multiplies it
-by the upstream gradient. Beside it, the inputs are saved, for what a second derivative hangs on.
+The gradient is computed in forward, dX = W·X in the same pass as the loss, and nothing else is
+saved; backward multiplies it by the upstream gradient.
 """
 
 from __future__ import annotations
@@ -11,10 +11,18 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .autograd import batched, graph_is_kept, once, reverse_mode_only
+from .autograd import (
+    batched,
+    graph_is_kept,
+    has_value,
+    need_gradients,
+    once,
+    references,
+    reverse_mode_only,
+)
 from .backends import AUTO, Key, backend_for
 from .backends.protocol import scale_factor
-from .buffers import compute_dtype, gradient_for, present
+from .buffers import compute_dtype, gradient_like, present
 from .operators import Operator
 
 # The weight of one pair of each kind in an image's total (eqs. 3-5, 9; formulas: `logo_loss`).
@@ -122,19 +130,24 @@ class CosineResult(NamedTuple):
     @classmethod
     def empty(cls, call: CosineCall) -> CosineResult:
         """Uninitialised buffers."""
-        x, y, t, r, *_ = call
+        x, y, t, r = call[:4]
         online = call.online
-        images, dtype, device = online.shape[0], compute_dtype(x, y, t, r), online.device
-        over_images = [images] if call.reduction == "none" else []
-        to_x = gradient_for(x, call.grad_global)
-        to_y = gradient_for(y, call.grad_local)
-        to_r = gradient_for(r, call.grad_features)
+        dtype = compute_dtype(x, y, t, r)
+        to_x = gradient_like(x) if call.grad_global and x is not None else None
+        to_y = gradient_like(y) if call.grad_local and y is not None else None
+        to_r = gradient_like(r) if call.grad_features and r is not None else None
         row_scale = None
-        if any(one.dtype == torch.float16 for one in present(to_x, to_y, to_r)):
-            rows = sum(block.shape[1] for block in present(x, y, r))
-            row_scale = torch.empty([images, rows], dtype=torch.float32, device=device)
-        total = torch.empty(over_images, dtype=dtype, device=device)
-        terms = torch.empty([3, *over_images], dtype=dtype, device=device)
+        for gradient in (to_x, to_y, to_r):
+            if gradient is not None and gradient.dtype == torch.float16:
+                rows = sum(block.shape[1] for block in present(x, y, r))
+                row_scale = online.new_empty([online.shape[0], rows], dtype=torch.float32)
+                break
+        if call.reduction == "none":
+            images = online.shape[0]
+            total = online.new_empty(images, dtype=dtype)
+            terms = online.new_empty([3, images], dtype=dtype)
+        else:
+            total, terms = online.new_empty((), dtype=dtype), online.new_empty(3, dtype=dtype)
         return cls(total, terms, to_x, to_y, to_r, row_scale)
 
 
@@ -161,7 +174,7 @@ def cosine_loss(
         tensor = cast(Tensor, like).new_ones((), dtype=compute_dtype(x, y, t, r)) * weight
         weight = 1.0
     arguments = x, y, t, r, weight, tensor, repulsion, pair_reduction, reduction
-    if torch.is_grad_enabled() and any(v.requires_grad for v in present(x, y, r)):
+    if torch.is_grad_enabled() and need_gradients(x, y, r):
         made = Cosine.apply(*arguments, backend, with_terms)
         return made if with_terms else (made, None)
     return cosine(CosineCall(*arguments, False, False, False), backend)[:2]
@@ -194,10 +207,10 @@ class Cosine(torch.autograd.Function):
         *options: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         *numbers, backend, with_terms = options
-        to_x, to_y, _, to_r, *_ = ctx.needs_input_grad
+        to_x, to_y, _, to_r = ctx.needs_input_grad[:4]
         total, terms, *saved = cosine(CosineCall(x, y, t, r, *numbers, to_x, to_y, to_r), backend)
-        inputs = (v if needed else None for v, needed in ((x, to_x), (y, to_y), (r, to_r)))
-        ctx.save_for_backward(*saved, *inputs)
+        ctx.save_for_backward(*saved)
+        ctx.inputs = references(x, y, r)
         globals_, locals_ = 0 if x is None else x.shape[1], 0 if y is None else y.shape[1]
         ctx.first_rows = 0, globals_, globals_ + locals_
         if not with_terms:  # a second output costs the host more than its allocation
@@ -210,10 +223,10 @@ class Cosine(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 11
-        to_x, to_y, to_r, row_scale, *inputs = ctx.saved_tensors
+        to_x, to_y, to_r, row_scale = ctx.saved_tensors
         found = scaled([to_x, to_y, to_r], upstream, row_scale, ctx.first_rows)
-        to_x, to_y, to_r = (once(gradient, upstream, *inputs) for gradient in found)
-        return to_x, to_y, None, to_r, *(None,) * 7
+        to_x, to_y, to_r = once(found, upstream, *ctx.inputs)
+        return to_x, to_y, None, to_r, None, None, None, None, None, None, None
 
 
 def scaled(
@@ -229,8 +242,7 @@ def scaled(
     backward.
     """
     kept = torch.compiler.is_compiling() or batched(upstream) or graph_is_kept()
-    # Reading the value of a tensor is free on the CPU alone; elsewhere it would stop the host.
-    looked_at = not kept and row_scale is None and upstream.ndim == 0 and upstream.is_cpu
+    looked_at = not kept and row_scale is None and upstream.ndim == 0 and has_value(upstream)
     if looked_at and upstream.item() == 1:
         return gradients
     found: list[Tensor | None] = [None] * len(gradients)

@@ -78,9 +78,8 @@ class Operator(Generic[C, R]):
         On a small batch the dispatcher costs the host as much as the kernel.
         """
         if not torch.compiler.is_compiling():
-            key = call.key()
-            if key[1].type != "meta" and not _observed(call):
-                return self._fill(call, backend, key)
+            if not _observed(call):
+                return self._fill(call, backend)
             with torch.no_grad():  # a constant that requires a gradient gets none
                 made = self.registered(*call, backend)
         else:
@@ -88,9 +87,9 @@ class Operator(Generic[C, R]):
         made = (made,) if isinstance(made, Tensor) else made
         return self.result(*(one if one.numel() else None for one in made))
 
-    def _fill(self, call: Any, backend: str, key: Key) -> R:
+    def _fill(self, call: Any, backend: str) -> R:
         result = self.result.empty(call)  # type: ignore[attr-defined]
-        getattr(backend_for(backend, key), self.name)(call, result)
+        getattr(backend_for(backend, call.key()), self.name)(call, result)
         if self.writes and (written := call.written()):
             torch.autograd.graph.increment_version(written)
         return result
@@ -98,7 +97,7 @@ class Operator(Generic[C, R]):
     def _run(self, *arguments: Any) -> Any:
         *given, backend = arguments
         call = self.call(*given)
-        return _outputs(call, self._fill(call, backend, call.key()))
+        return _outputs(call, self._fill(call, backend))
 
     def _fake(self, *arguments: Any) -> Any:
         call = self.call(*arguments[:-1])
@@ -120,11 +119,13 @@ def _outputs(call: Any, result: Any) -> Any:
 
 def _observed(call: Any) -> bool:
     """Whether torch traces, profiles or transforms, a mode is on, or an argument is special."""
+    first = call[1] if call[0] is None else call[0]  # an upstream gradient comes first
     return (
         _is_tracing()
         or _len_torch_dispatch_stack() > 0
         or _len_torch_function_stack() > 0
-        or (call[0] is not None and batched(call[0]))  # an upstream gradient comes first
+        or batched(first)
+        or first.is_meta
         or _profiler_enabled()
         or not _PLAIN.issuperset(map(type, call))
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .autograd import kept, once, reverse_mode_only
+from .autograd import kept, need_gradients, once, reverse_mode_only
 from .backends import AUTO, BACKENDS, Key
 from .buffers import gradient_for
 from .operators import Operator
@@ -45,7 +45,7 @@ def block_cosine_similarity(a: Tensor, b: Tensor | None = None, *, backend: str 
         _not_empty("b", b, "W")
     checks.one_of("backend", backend, (AUTO, *BACKENDS))
     reverse_mode_only("block_cosine_similarity", a, b)
-    if torch.is_grad_enabled() and (a.requires_grad or (b is not None and b.requires_grad)):
+    if torch.is_grad_enabled() and need_gradients(a, b):
         return Similarity.apply(a, b, backend)
     return similarity(SimilarityCall(a, b), backend).cosines
 
@@ -140,5 +140,5 @@ class Similarity(torch.autograd.Function):
         to_a, to_b, _ = ctx.needs_input_grad
         a, b = ctx.saved_tensors
         call = SimilarityBackwardCall(grad, a, b, to_a, to_b)
-        found = similarity_backward(call, ctx.backend)
-        return once(found.grad_a, grad, a, b), once(found.grad_b, grad, a, b), None
+        found = once(similarity_backward(call, ctx.backend), grad, a, b)
+        return *found, None

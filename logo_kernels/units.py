@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .autograd import batched
+from .autograd import has_value
 
 # Norms between 1/ORDINARY and ORDINARY are squared as they are: half the passes over memory.
 ORDINARY = 2.0**40
@@ -28,7 +28,7 @@ class UnitRows:
     def __init__(self, crops: Tensor, dtype: torch.dtype) -> None:
         """Of crops in `dtype`."""
         rows = crops.detach().to(dtype)
-        if _has_values(rows):
+        if has_value(rows):
             norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)  # [B, V, 1]
             if bool(((norm > 1 / ORDINARY) & (norm < ORDINARY)).all()):
                 self.zero = self.largest = None
@@ -61,13 +61,6 @@ def scaled_back(pulls: Tensor, norm: Tensor, zero: Tensor | None, largest: Tenso
     if zero is None or largest is None:
         return pulls / norm
     return torch.where(zero, 0, pulls / norm / largest)
-
-
-def _has_values(rows: Tensor) -> bool:
-    """Whether looking at values is free, and breaks no graph: on the CPU, not traced, not fake."""
-    if torch.compiler.is_compiling() or not rows.is_cpu:
-        return False
-    return type(rows) is Tensor and not batched(rows)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""An operation of one backend by its arguments: the records are made here, as an operator makes them."""
+"""An operation of one backend by its arguments; records are made as an operator makes them."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class Kernels:
             call = operator.call(*arguments)
             result = operator.result.empty(call)
             getattr(self.backend, operator.name)(call, result)
+            if name == "hidden_gradient":
+                return result[:3]  # what follows is scratch
             return result[0] if len(result) == 1 else result
 
         return run

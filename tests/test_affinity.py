@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from affinity_ranks import affinity_of, crops_of, rank_of_two
+from affinity_inputs import affinity_of, batch_norm_of, crops_of, inputs, kernels_of
+from affinity_ranks import rank_of_two
 from emulation.backend import emulate
-from logo_kernels import LocalAffinity, LoGoLoss, backends, logo_loss, pair_ops, products
+from logo_kernels import LocalAffinity, LoGoLoss, backends, logo_loss
+from logo_kernels.affinity import pairs, products, units
 from logo_kernels.backends import BACKENDS
-from support import EPS, error
-from test_pair_stage import batch_norm_of, inputs, stage_of
+from support import EPS, Operators, error
 
 FORMS = ["forward", "logistic", "difference"]
 # B, L, D, hidden: two pairs of each image, H no multiple of a vector; more crops, two widths
@@ -62,7 +62,7 @@ def hold_against(ours, peer, exact, eps, roundings=16):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_against_float64(backend, form, training, shape, monkeypatch):
-    stage_of(backend)
+    kernels_of(backend)
     same_noise(monkeypatch)
     name, device = backend
     *sizes, hidden = shape
@@ -101,7 +101,7 @@ def test_where_products_go_to_onednn(form, monkeypatch):
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_running_statistics(backend, momentum):
     """After two batches, as the plain form keeps them; none where there are none to keep."""
-    stage_of(backend)
+    kernels_of(backend)
     found = []
     for name, device in (("reference", "cpu"), backend):
         affinity = affinity_of(12, (8, 8), name, device)
@@ -114,7 +114,7 @@ def test_running_statistics(backend, momentum):
 
 
 def test_without_running_statistics(backend):
-    stage_of(backend)
+    kernels_of(backend)
     values = []
     for name, device in (("reference", "cpu"), backend):
         affinity = affinity_of(12, (8, 8), name, device).eval()
@@ -129,7 +129,7 @@ def test_without_running_statistics(backend):
 @pytest.mark.parametrize("training", [True, False])
 def test_it_is_the_plain_sequential(backend, training):
     """State to and from nn.Sequential on concatenated unit crops, one pair at a time."""
-    stage_of(backend)
+    kernels_of(backend)
     name, device = backend
     affinity = affinity_of(16, (24, 8), name).train(training)
     plain = nn.Sequential(
@@ -148,22 +148,6 @@ def test_it_is_the_plain_sequential(backend, training):
     affinity.load_state_dict(plain.state_dict())
 
 
-class Calls(TorchDispatchMode):
-    """The operators that are called, and the most numbers that one of their results has."""
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.results = [], []
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        result = function(*arguments, **(options or {}))
-        self.names.append(function.overloadpacket.__name__)
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.results.append((function.overloadpacket.__name__, tuple(tensor.shape)))
-        return result
-
-
 # On a GPU these launch nothing: views, memory, and what autograd does with a loss.
 FREE = {
     "alias", "as_strided", "chunk", "detach", "empty", "empty_like", "empty_strided", "expand",
@@ -180,24 +164,24 @@ STEPS = {"encoder": 14, "objective": 41, "both": 55}
 def test_operators_of_a_step(cpu_stage, step):
     affinity = affinity_of(16, (24, 7), "cpu")
     z = crops_of(3, 2, 16).requires_grad_()
-    with Calls() as calls:
+    with Operators() as calls:
         if step != "encoder":
             affinity.objective(z).backward()
         affinity.requires_grad_(False)
         if step != "objective":
             affinity(z).sum().backward()
     operators = [name for name in calls.names if name not in FREE]
-    assert {"pair_hidden_layer", "pair_output_gradient"} <= set(operators)
+    assert {"affinity_hidden_layer", "affinity_output_gradient"} <= set(operators)
     assert len(operators) <= STEPS[step], operators
 
 
 def test_frozen_parameters_cost_nothing(backend):
     """θd* constant: gradients to the crops alone, no product of a parameter's shape, X not kept."""
-    stage_of(backend)
+    kernels_of(backend)
     name, device = backend
     affinity = affinity_of(16, (24, 7), name, device).requires_grad_(False)
     z = crops_of(3, 3, 16).to(device).requires_grad_()
-    with Calls() as calls:
+    with Operators() as calls:
         value = affinity(z)
         kept = {tuple(v.shape) for v in value.grad_fn.saved_tensors if v is not None}
         value.sum().backward()
@@ -211,11 +195,11 @@ def test_frozen_parameters_cost_nothing(backend):
 
 def test_constant_crops_get_no_gradient(backend):
     """The objective's backward makes no product of the crops' shape, [B L, D]."""
-    stage_of(backend)
+    kernels_of(backend)
     name, device = backend
     affinity = affinity_of(16, (24, 7), name, device)
     objective = affinity.objective(crops_of(3, 3, 16).to(device).requires_grad_())
-    with Calls() as calls:
+    with Operators() as calls:
         objective.backward()
     assert all(p.grad is not None for p in affinity.parameters())
     products = {shape for kind, shape in calls.results if "mm" in kind}
@@ -224,11 +208,11 @@ def test_constant_crops_get_no_gradient(backend):
 
 def test_pairs_never_have_two_crops_of_numbers(backend):
     """Nothing has the 2 D numbers of each pair, nor D: 30 pairs of D = 500 and H = 4."""
-    stage_of(backend)
+    kernels_of(backend)
     name, device = backend
     affinity = affinity_of(500, (4, 4), name, device)
     z = crops_of(5, 3, 500).to(device).requires_grad_()
-    with Calls() as calls:
+    with Operators() as calls:
         affinity(z).sum().backward()
     assert max(torch.Size(shape).numel() for _, shape in calls.results) <= 5 * 3 * 500
 
@@ -236,7 +220,7 @@ def test_pairs_never_have_two_crops_of_numbers(backend):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_crops_of_other_dtypes(backend, dtype):
     """They get gradients of their own dtype; the arithmetic is that of the module, fp32."""
-    stage_of(backend, dtype)
+    kernels_of(backend, dtype)
     name, device = backend
     z = crops_of(4, 3, 16, dtype)
     results = []
@@ -253,7 +237,7 @@ def test_crops_of_other_dtypes(backend, dtype):
 
 @pytest.mark.parametrize("kind", ["sequence", "view-major", "strided", "negative"])
 def test_layouts(backend, kind):
-    stage_of(backend)
+    kernels_of(backend)
     name, device = backend
     z = crops_of(4, 3, 16).to(device)
     layouts = {
@@ -268,7 +252,7 @@ def test_layouts(backend, kind):
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e30])
 def test_zero_and_extreme_rows(backend, size):
-    stage_of(backend)
+    kernels_of(backend)
     name, device = backend
     z = crops_of(4, 3, 16).to(device)
     affinity = affinity_of(16, (8, 8), name, device).eval()
@@ -285,7 +269,7 @@ def test_zero_and_extreme_rows(backend, size):
 @pytest.mark.parametrize("images", [2, 3, 5])
 def test_negatives_are_of_other_images(backend, images):
     """Crops of image b depend on b alone: a pair across images is never that of one image."""
-    stage_of(backend)
+    kernels_of(backend)
     name, device = backend
     affinity = affinity_of(images, (images * images, 1), name, device).eval()
     with torch.no_grad():
@@ -311,7 +295,7 @@ def test_negatives_are_of_other_images(backend, images):
 
 
 def test_autocast(backend):
-    stage_of(backend)
+    kernels_of(backend)
     name, device = backend
     z = crops_of(6, 3, 16).to(device)
     plain = affinity_of(16, (24, 8), name, device)
@@ -327,7 +311,7 @@ def test_autocast(backend):
 
 
 def test_double_backward_raises(backend):
-    stage_of(backend)
+    kernels_of(backend)
     name, device = backend
     z = crops_of(3, 3, 16).to(device).requires_grad_()
     (grad,) = torch.autograd.grad(
@@ -339,7 +323,7 @@ def test_double_backward_raises(backend):
 
 @pytest.mark.parametrize("similarity", ["cosine", "info_nce"])
 def test_in_the_loss(backend, similarity):
-    stage_of(backend)
+    kernels_of(backend)
     name, device = backend
     affinity = affinity_of(16, (8, 8), name, device).requires_grad_(False)
     x, y = (crops_of(3, n, 16, seed=n).to(device) for n in (2, 4))
@@ -394,16 +378,16 @@ def test_opcheck(cpu_stage):
     v = inputs((3, 3, 8, 1), torch.float32)
     norm, correction = v.norm, v.correction
     for operator, arguments in (
-        (pair_ops.hidden_moments, (v.a, v.c, 1)),
-        (pair_ops.hidden, (v.a, v.c, norm, 1)),
-        (pair_ops.hidden_sums, (v.grad_x, v.a, v.c, norm, 1)),
-        (pair_ops.hidden_backward, (v.to_a, v.to_c, v.a, v.c, norm, correction, 1)),
-        (pair_ops.output_moments, (v.y,)),
-        (pair_ops.output, (v.y, norm, v.weight, v.bias, v.pairs, 1)),
-        (pair_ops.output_sums, (v.y, norm, v.slope, v.grad, v.pairs)),
-        (pair_ops.output_backward, (v.y, norm, v.weight, v.slope, v.grad, correction, v.pairs)),
+        (pairs.hidden_moments, (v.a, v.c, 1)),
+        (pairs.hidden, (v.a, v.c, norm, 1)),
+        (pairs.hidden_sums, (v.grad_x, v.a, v.c, norm, 1)),
+        (pairs.hidden_backward, (v.to_a, v.to_c, v.a, v.c, norm, correction, 1)),
+        (pairs.output_moments, (v.y,)),
+        (pairs.output, (v.y, norm, v.weight, v.bias, v.pairs, 1)),
+        (pairs.output_sums, (v.y, norm, v.slope, v.grad, v.pairs)),
+        (pairs.output_backward, (v.y, norm, v.weight, v.slope, v.grad, correction, v.pairs)),
     ):
-        torch.library.opcheck(operator, (*arguments, "cpu"))
+        torch.library.opcheck(operator.registered, (*arguments, "cpu"))
 
 
 @pytest.mark.parametrize("batch", [True, False])
@@ -417,15 +401,15 @@ def test_opcheck_layers(cpu_stage, batch, running):
     of += [mean, var, batches] if running else [None] * 3
     norm = torch.cat([v.norm, v.norm[1:2]])
     z = v.a.transpose(0, 1).contiguous().transpose(0, 1)
-    unit, factors = pair_ops.unit(z, torch.bfloat16, "cpu")
+    unit, factors = units.unit(units.UnitCall(z, torch.bfloat16), "cpu")
     for operator, arguments in (
         ("unit", (z, torch.bfloat16)),
         ("unit_backward", (unit, unit, factors, torch.float32, True)),
-        ("pair_hidden_layer", (v.a, v.c, *of, batch, 0.1, 1e-5, 1)),
-        ("pair_hidden_gradient", (v.grad_x, v.a, v.c, norm, batch, 1)),
-        ("pair_output_layer", (v.y, *of, batch, 0.1, 1e-5, v.weight, v.bias, v.pairs, 1)),
+        ("affinity_hidden_layer", (v.a, v.c, *of, batch, 0.1, 1e-5, 1)),
+        ("affinity_hidden_gradient", (v.grad_x, v.a, v.c, norm, batch, 1)),
+        ("affinity_output_layer", (v.y, *of, batch, 0.1, 1e-5, v.weight, v.bias, v.pairs, 1)),
         (
-            "pair_output_gradient",
+            "affinity_output_gradient",
             (v.y, norm, v.weight, v.slope, v.grad, batch, False, v.pairs),
         ),
     ):
@@ -436,25 +420,24 @@ def test_opcheck_layers(cpu_stage, batch, running):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["cpu", "emulated"])
-def test_compiles_whole(cpu_stage, monkeypatch, name, form, training):
+def test_compiles_whole(cpu_stage, compiler, monkeypatch, name, form, training):
     """Also by a backend of which the choice calls the compiled extension, as CUDA's does."""
     asked = []
     if name == "emulated":
         backend = emulate(monkeypatch, 90)
         refuses = backend.refuses
 
-        def asking(problem):
-            backend.library.pair_workspace_bytes(0, 8)
-            asked.append(problem)
-            return refuses(problem)
+        def asking(request):
+            backend.library.affinity_workspace_bytes(0, 8)
+            asked.append(request)
+            return refuses(request)
 
         monkeypatch.setattr(backend, "refuses", asking)
     # nothing is remembered of the choice: it falls while torch traces
-    backends.remembered.cache_clear()
-    torch._dynamo.reset()
+    backends.backend_for.cache_clear()
     z = crops_of(4, 3, 16)
     eager, compiled = (Objective(affinity_of(16, (8, 8), name), form) for _ in range(2))
-    step = torch.compile(compiled.train(training), fullgraph=True, backend="aot_eager")
+    step = compiler(compiled.train(training), backend="aot_eager")
     eager.train(training)
     x, y = z.clone().requires_grad_(), z.clone().requires_grad_()
     torch.manual_seed(4)  # of the noise
@@ -471,7 +454,7 @@ def test_compiles_whole(cpu_stage, monkeypatch, name, form, training):
         assert error(ours.grad, plain.grad) < 1e-5
     for ours, plain in zip(compiled.buffers(), eager.buffers(), strict=True):
         assert error(ours, plain) < 1e-6
-    torch._dynamo.reset()
+    assert compiler.graphs > 0
 
 
 def test_autograd_sees_that_running_statistics_change(cpu_stage):

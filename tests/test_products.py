@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from logo_kernels import products
+from logo_kernels.affinity import products
 
 SHAPES = [
     (256, 128, 256),  # rows, columns, outputs: by oneDNN

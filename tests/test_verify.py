@@ -8,13 +8,14 @@ import sys
 import pytest
 import torch
 
+from affinity_oracle import Definition
 from logo_kernels import verify
-from logo_kernels.backends import AUTO, BACKENDS, resolve
+from logo_kernels.affinity import pairs
+from logo_kernels.backends import AUTO, BACKENDS, backend_for
 from logo_kernels.backends.reference import ReferenceBackend
 from logo_kernels.verify.affinity import middle_of_gap
+from logo_kernels.verify.case import Place
 from logo_kernels.verify.errors import difference
-from logo_kernels.verify.problem import Place
-from pair_stage import Definition
 
 SOME = {"cosine": 3, "similarity": 2, "info_nce": 2, "affinity": 2}  # cases of a short run
 
@@ -25,14 +26,6 @@ def short(monkeypatch):
     for name, module in verify.OPERATIONS.items():
         monkeypatch.setattr(module, "FEW", module.FEW[: SOME[name]])
         monkeypatch.setattr(module, "MORE", [])
-
-
-class Pairs(Definition):
-    """A pair stage in the dtypes that kernels have."""
-
-    def output(self, *arguments):
-        value, slope = super().output(*arguments)
-        return 1.001 * value, slope
 
 
 class Wrong(ReferenceBackend):
@@ -47,15 +40,37 @@ class Wrong(ReferenceBackend):
     def missing(self):
         return self.missing_here
 
-    def cosine(self, *arguments):
-        result = super().cosine(*arguments)
+    def cosine(self, call, result):
+        super().cosine(call, result)
         if self.operation == "cosine":
             row = result.grad_local[0, 0]
             row[-1] += 0.1 * row.abs().max()  # a single number
-        return result
 
-    def similarity(self, a, b):
-        return super().similarity(a, b) * (1.1 if self.operation == "similarity" else 1)
+    def similarity(self, call, result):
+        super().similarity(call, result)
+        if self.operation == "similarity":
+            result.cosines.mul_(1.1)
+
+
+class WrongPairs(Wrong):
+    """The affinity's kernels by their definition, but for one number of each image."""
+
+    fuses_affinity = True
+    definition = Definition()
+
+    def __getattr__(self, name):
+        if not name.startswith("affinity_"):
+            raise AttributeError(name)
+
+        def fill(call, result):
+            made = getattr(self.definition, name.removeprefix("affinity_"))(*call)
+            made = made if isinstance(made, tuple) else (made,)
+            for buffer, values in zip(result, made, strict=False):  # scratch comes last
+                buffer.copy_(values)
+            if isinstance(call, pairs.OutputLayerCall):
+                result.value.mul_(1.001)
+
+        return fill
 
 
 @pytest.fixture
@@ -64,7 +79,7 @@ def add(monkeypatch):
 
     def added(backend):
         monkeypatch.setitem(BACKENDS, backend.name, backend)
-        resolve.__globals__["remembered"].cache_clear()  # the one of another test had this name
+        backend_for.cache_clear()  # the one of another test had this name
         return backend
 
     return added
@@ -114,13 +129,9 @@ def test_a_wrong_number_is_named(add, short, capsys, operation):
     )
 
 
-def test_a_wrong_pair_stage_is_found(add, short, capsys):
-    backend = add(Wrong())
-    type(backend).pair_stage = Pairs()
-    try:
-        assert verify.main(["wrong", "affinity"]) == 1
-    finally:
-        del type(backend).pair_stage
+def test_a_wrong_kernel_of_the_affinity_is_found(add, short, capsys):
+    add(WrongPairs())
+    assert verify.main(["wrong", "affinity"]) == 1
     assert table(capsys.readouterr().out) == {"affinity": (SOME["affinity"], SOME["affinity"])}
 
 
@@ -129,22 +140,23 @@ def test_backward_scales_by_the_backend_that_is_verified(add, short, monkeypatch
     asked = []
 
     class Scaling(Wrong):
-        def refuses(self, problem):
-            asked.append(problem.operation)
-            return super().refuses(problem)
+        def refuses(self, request):
+            asked.append(request.operation)
+            return super().refuses(request)
 
     backend = add(Scaling())
     assert verify.main(["wrong", "cosine"]) == 0
     assert "scale" in asked
-    assert resolve(AUTO, "cosine", torch.ones(1, 1, 8)) is not backend  # only for as long
+    key = "cosine", torch.device("cpu"), (torch.float32,), 1, 8
+    assert backend_for(AUTO, key) is not backend  # only for as long
 
 
 def test_an_exception_is_named_and_the_rest_still_runs(add, short, capsys):
     class Raising(Wrong):
-        def cosine(self, global_crops, *rest):
-            if global_crops.dtype == torch.bfloat16:
+        def cosine(self, call, result):
+            if call.global_crops.dtype == torch.bfloat16:
                 raise IndexError
-            return super().cosine(global_crops, *rest)
+            super().cosine(call, result)
 
     add(Raising())
     assert verify.main(["wrong"]) == 1
@@ -156,8 +168,8 @@ def test_an_exception_is_named_and_the_rest_still_runs(add, short, capsys):
 
 def test_a_refusal_is_no_wrong_number(add, short, capsys):
     class Refusing(Wrong):
-        def refuses(self, problem):
-            return "it has no bfloat16" if torch.bfloat16 in problem.dtypes else None
+        def refuses(self, request):
+            return "it has no bfloat16" if torch.bfloat16 in request.dtypes else None
 
     add(Refusing())
     assert verify.main(["wrong", "cosine"]) == 0
@@ -169,7 +181,7 @@ def test_a_refusal_is_no_wrong_number(add, short, capsys):
 
 def test_a_lost_device_ends_the_run(add, short, monkeypatch, capsys):
     class Faulting(Wrong):
-        def similarity(self, a, b):
+        def similarity(self, call, result):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def lost():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..autograd import once
+from ..autograd import once, references
 from ..buffers import compute_dtype
 from . import norm as layers
 from . import products
@@ -64,10 +64,8 @@ class Affinity(torch.autograd.Function):
         unit, factors = to_units(UnitCall(z, dtype), backend)
         a, c, weight, second = halves(unit, mlp)
         value, ctx.seen, kept = forward(a, c, second, mlp, states, 0, "softplus", needed, backend)
-        ctx.save_for_backward(
-            z if ctx.needs_input_grad[0] else None, unit, factors, weight, second, *kept
-        )
-        ctx.parameters = parameters
+        ctx.save_for_backward(unit, factors, weight, second, *kept)
+        ctx.inputs = references(z, *parameters)
         ctx.backend, ctx.dtype, ctx.view_major = backend, z.dtype, is_view_major(z)
         return value
 
@@ -77,7 +75,7 @@ class Affinity(torch.autograd.Function):
 
 
 def affinity_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    _, unit, factors, weight, second, *kept = ctx.saved_tensors
+    unit, factors, weight, second, *kept = ctx.saved_tensors
     of_z, _, _, *of_parameters = ctx.needs_input_grad
     needed = of_parameters or NONE_NEEDED
     to_z = to_weight = None
@@ -134,8 +132,8 @@ class Objective(torch.autograd.Function):
         needed = ctx.needs_input_grad[4:]
         alike, seen, kept = forward(noisy_a, noisy_c, second, mlp, states, 0, near, needed, backend)
         unlike, far_seen, far_kept = forward(a, c, second, mlp, states, 1, far, needed, backend)
-        ctx.save_for_backward(None, unit, noise, weight, second, *kept, *far_kept)
-        ctx.parameters = mlp
+        ctx.save_for_backward(unit, noise, weight, second, *kept, *far_kept)
+        ctx.inputs = references(*mlp)
         ctx.seen, ctx.backend, ctx.deviation = (seen, far_seen), backend, deviation
         return (unlike - alike if noise is None else unlike + alike).mean()
 
@@ -145,7 +143,7 @@ class Objective(torch.autograd.Function):
 
 
 def objective_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    _, unit, noise, weight, second, *kept = ctx.saved_tensors
+    unit, noise, weight, second, *kept = ctx.saved_tensors
     needed = ctx.needs_input_grad[4:]
     images, backend = unit.shape[0], ctx.backend
     share = grad / images
@@ -292,4 +290,4 @@ def guarded(
         return gradients(ctx, grad)
     with torch.no_grad():
         found = gradients(ctx, grad)
-    return tuple(once(gradient, grad, ctx.saved_tensors[0], *ctx.parameters) for gradient in found)
+    return tuple(once(found, grad, *ctx.inputs))

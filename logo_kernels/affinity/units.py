@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..autograd import once
+from ..autograd import once, references
 from ..backends import Key
 from ..operators import Operator
 from .pairs import key_of
@@ -106,14 +106,15 @@ class Unit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
         units, factors = unit(UnitCall(z, dtype), backend)
-        ctx.save_for_backward(z, units, factors)
+        ctx.save_for_backward(units, factors)
+        ctx.inputs = references(z)
         ctx.dtype, ctx.view_major, ctx.backend = z.dtype, is_view_major(z), backend
         return units
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        z, units, factors = ctx.saved_tensors
+        units, factors = ctx.saved_tensors
         call = UnitBackwardCall(
             grad.detach().contiguous(), units, factors, ctx.dtype, ctx.view_major
         )
-        return once(unit_backward(call, ctx.backend).grad_z, grad, z), None, None
+        return *once(unit_backward(call, ctx.backend), grad, *ctx.inputs), None, None

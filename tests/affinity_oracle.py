@@ -1,12 +1,10 @@
-"""The pair stage of the learned affinity as its definition reads: every pair made."""
+"""The learned affinity between its products, as its definition reads: every pair made."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from logo_kernels.backends.pairs import PairStage
 
 
 def pairs_of(a: Tensor, c: Tensor, roll: int) -> Tensor:
@@ -33,7 +31,7 @@ def scatter(pairs: Tensor, like: Tensor, roll: int) -> tuple[Tensor, Tensor]:
     return zeros.index_add(1, i, pairs), zeros.index_add(1, j, pairs).roll(roll, 0)
 
 
-class Definition(PairStage):
+class Definition:
     """Everything in one dtype, whatever comes in."""
 
     def __init__(self, dtype=torch.float64):

@@ -12,7 +12,7 @@ import tempfile
 
 import torch
 
-from logo_kernels.backends.extension import extension, problem
+from .package import extension, problem
 
 # Of torch's own kernels and its compiler, of oneDNN and of MKL.
 ENVIRONMENTS = {

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-import forms
-import ledger
-import simd
-from cases import AffinityCase, CosineCase, InfoNCECase, SimilarityCase
-from forms import Function, Prepared
-from gate import Expected
-from inputs import Inputs
-from logo_kernels.backends import AUTO, resolve
-from memory import peak_bytes
-from timing import OURS, Product, Rounds, Step, clock_of, copy_step, device_rounds, take_turns
+from hardware import ledger
+
+from . import forms, simd
+from .case import Case, Inputs
+from .forms import Function, Prepared
+from .gate import Expected
+from .memory import peak_bytes
+from .package import AUTO, serving
+from .timing import OURS, Product, Rounds, Step, clock_of, copy_step, device_rounds, take_turns
 
 COPY, PRODUCT = "copy", "matrix product"
 WARM_UP = 3  # compilation, then the recording of a CUDA graph, then its first replay
@@ -62,17 +61,16 @@ def named(function: Function) -> Callable[[str], Function]:
 
 
 def by_backend(
-    function_of: Callable[[str], Function], operation: str, device: str, inputs: Inputs
+    function_of: Callable[[str], Function], operation: str, device: str, tensors: Sequence[Tensor]
 ) -> dict[str, Function]:
     """Backend -> function: first auto's choice, then every other that has kernels and serves."""
-    leaves, constants = inputs.blocks()
-    chosen = resolve(AUTO, operation, *leaves, *constants).name
+    chosen = serving(operation, *tensors)
     found = {chosen: function_of(AUTO)}
     for name in KERNELS[device]:
         if name == chosen:
             continue
         try:
-            resolve(name, operation, *leaves, *constants)
+            serving(operation, *tensors, backend=name)
         except RuntimeError:
             continue  # it is not there, or refuses
         found[name] = function_of(name)
@@ -89,12 +87,31 @@ def of_ours(functions: Mapping[str, Function], device: str, moved_bytes: int) ->
     return ours | {f"{OURS}, {name}": Own(functions[name], name) for name in others}
 
 
-def compare(
-    benchmark: Any,
-    case: AffinityCase | CosineCase | InfoNCECase | SimilarityCase,
+def contest_of(
+    case: Case,
     device: str,
-    contest: Contest,
-) -> Rounds:
+    inputs: Inputs,
+    function_of: Callable[[str], Function],  # ours by the name of a backend
+    peers: Mapping[str, Function],
+    *,
+    missing: Mapping[str, str] | None = None,  # peers that cannot run -> why
+    resolved_by: Sequence[Tensor] | None = None,  # what ours chooses a backend by; None: all
+    **others: Any,
+) -> Contest:
+    """Ours and the peers in every form, on these inputs."""
+    leaves, constants = inputs.blocks()
+    tensors = [*leaves, *constants] if resolved_by is None else resolved_by
+    functions = by_backend(function_of, case.operation, device, tensors)
+    return Contest(
+        inputs,
+        ours=of_ours(functions, device, case.moved_bytes()),
+        reference=function_of("reference"),
+        peers=forms.prepare(peers, device, case.moved_bytes(), missing),
+        **others,
+    )
+
+
+def compare(benchmark: Any, case: Case, device: str, contest: Contest) -> Rounds:
     """Checks everyone against the reference in float64, then times them in turns.
 
     A wrong result of ours, in any form, fails the benchmark before it is timed, and so does an
@@ -136,14 +153,9 @@ def compare(
         step()
 
     info = benchmark.extra_info
-    info |= {
-        "operation": case.operation, "case": case.id, "size": case.size, "dtype": case.dtype,
-        "view_major": case.view_major, "features": getattr(case, "features", False),
-        "why": case.why, "device": device, "simd": simd.current() if device == "cpu" else None,
-        "backend": contest.ours[OURS].backend,
-        "kernels": kernels_behind(case.operation, contest.ours, inputs),
-        "moved_bytes": case.moved_bytes(), "flops": case.flops(), "excluded": excluded,
-    }  # fmt: skip
+    info |= facts_of(case, device, contest.ours[OURS].backend)
+    info["kernels"] = kernels_behind(case.operation, contest.ours, inputs)
+    info |= {"moved_bytes": case.moved_bytes(), "flops": case.flops(), "excluded": excluded}
     if contest.product is not None:
         info["product_flops"] = contest.product.flops
     rounds = take_turns(benchmark, contestants, clock_of(device))
@@ -177,6 +189,16 @@ def compare(
     return rounds
 
 
+def facts_of(case: Case, device: str, backend: str) -> dict[str, Any]:
+    """What a row says of its case, before anything is timed."""
+    return {
+        "operation": case.operation, "case": case.id, "size": case.size, "dtype": case.dtype,
+        "view_major": case.view_major, "features": case.features, "why": case.why,
+        "device": device, "simd": simd.current() if device == "cpu" else None,
+        "backend": backend, "excluded": {},
+    }  # fmt: skip
+
+
 def failure(step: Step) -> str | None:
     """What a contestant raises while it warms up, by its type and the first line of its message.
 
@@ -196,7 +218,7 @@ def kernels_behind(operation: str, ours: Mapping[str, Own], inputs: Inputs) -> d
 
     Its compiled forms launch the same.
     """
-    scaled_by = resolve(AUTO, "scale", inputs.blocks()[0][0]).name  # autograd.scale does the same
+    scaled_by = serving("scale", inputs.blocks()[0][0])  # backward scales by auto's choice
     return {
         name: ledger.kernels_of(operation, own.backend, scaled_by=scaled_by)
         for name, own in ours.items()

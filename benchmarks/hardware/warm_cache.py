@@ -1,6 +1,6 @@
 """Compiles the peers of every GPU case, and ours by Triton, in parallel, into caches on disk.
 
-    python benchmarks/warm_cache.py
+    PYTHONPATH=benchmarks python -m hardware.warm_cache
 
 One after the other they would take longer than all measurements together.
 """

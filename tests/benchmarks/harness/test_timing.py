@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import timing
-from timing import OURS, Pace, Rounds, per_call, plan, summary, take_turns
+from harness import timing
+from harness.timing import OURS, Pace, Rounds, per_call, plan, summary, take_turns
 
 
 class FakeClock:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from inputs import Inputs
+from .case import Inputs
 
 # ‖error‖ / ‖gradient‖, and |error| / max(1, |loss|). Rounding alone gives about 2e-7, 9e-3, 1e-3.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}

@@ -7,12 +7,10 @@ import warnings
 
 import pytest
 
-import ledger
-from ledger import CHANGED, NEVER, VERIFIED
+from benchmarks.made import CUDA_KERNEL, KERNEL
+from hardware import counts, ledger
+from hardware.ledger import CHANGED, NEVER, VERIFIED
 from logo_kernels import verify
-
-KERNEL = "logo_kernels/backends/triton/cosine.py"
-CUDA_KERNEL = "csrc/cuda/cosine.cu"
 
 
 def write_ledger(tree, kernel=KERNEL, **changes):
@@ -59,6 +57,21 @@ def test_a_kernel_may_be_launched_from_beside_it(tree):
     assert KERNEL.replace("cosine", "walk") not in found
 
 
+def test_imports_are_followed_between_folders_of_a_backend(tree):
+    """And no further: what is beyond it compiles to nothing."""
+    folder = tree / "logo_kernels/backends/triton/attention"
+    folder.mkdir()
+    (folder / "info_nce.py").write_text(
+        "from ...protocol import Call\nfrom .. import tiles\nfrom . import walk\n\n\n"
+        "def run(x):\n    walk.walk(x)\n    info_nce_kernel[(1,)](x)\n"
+    )
+    (folder / "walk.py").write_text("from ..rows import load\n")
+    (tree / "logo_kernels/protocol.py").touch()
+    (tree / "logo_kernels/backends/protocol.py").touch()
+    files = ledger.kernels(tree)["logo_kernels/backends/triton/attention/info_nce.py"]
+    assert [path.name for path in files] == ["info_nce.py", "tiles.py", "walk.py", "rows.py"]
+
+
 def test_a_cuda_kernel_is_compiled_from_what_it_includes(tree):
     found = ledger.kernels(tree)
     names = [path.relative_to(tree).as_posix() for path in found[CUDA_KERNEL]]
@@ -72,8 +85,9 @@ def test_the_projects_own_cuda_kernels():
     """Every header that the project's kernels include is one of the project's, and is found."""
     found = ledger.kernels()
     cuda = [kernel for kernel in found if ledger.backend_of(kernel) == "cuda"]
-    names = ("cosine", "info_nce", "pair_hidden", "pair_output", "scale", "similarity")
+    names = ("cosine", "info_nce", "scale", "similarity", "unit")
     assert set(cuda) >= {f"csrc/cuda/{name}.cu" for name in names}
+    assert sum("hidden" in kernel or "output" in kernel for kernel in cuda) == 2
     for kernel in cuda:
         headers = {path.name for path in found[kernel][1:]}
         included = {
@@ -82,7 +96,8 @@ def test_the_projects_own_cuda_kernels():
             for name in re.findall(r'#include "(.+)"', path.read_text())
         }
         assert headers == included
-        assert {"launcher.h", "plan.h", "dtypes.h"} <= headers
+        assert {"launcher.h", "dtypes.h"} <= headers
+        assert any(header.endswith("plan.h") for header in headers)
     assert "layout.h" not in {path.name for path in found["csrc/cuda/scale.cu"]}
 
 
@@ -95,14 +110,14 @@ def test_the_projects_own_cuda_kernels():
         ("cosine", "cuda", "reference", [CUDA_KERNEL]),
         ("cosine", "cpu", "cpu", []),
         ("info_nce", "cuda", None, ["csrc/cuda/info_nce.cu", "csrc/cuda/info_nce_before.cu"]),
-        ("affinity", "cuda", None, ["csrc/cuda/pair_hidden.cu", "csrc/cuda/unit.cu"]),
+        ("affinity", "cuda", None, ["csrc/cuda/affinity_hidden.cu", "csrc/cuda/unit.cu"]),
         ("similarity", "cuda", None, []),
         ("similarity", "reference", None, []),
     ],
 )
 def test_kernels_behind_an_operation(tree, operation, backend, scaled_by, kernels):
     """Of new files too, by their names."""
-    for name in ("info_nce_before", "info_nce", "unit", "pair_hidden"):
+    for name in ("info_nce_before", "info_nce", "unit", "affinity_hidden"):
         (tree / f"csrc/cuda/{name}.cu").write_text("__global__ void kernel() {}\n")
     assert ledger.kernels_of(operation, backend, tree, scaled_by) == kernels
 
@@ -112,7 +127,7 @@ def test_every_kernel_is_of_one_operation():
     found = {
         (ledger.backend_of(kernel), ledger.operation_of(kernel)) for kernel in ledger.kernels()
     }
-    assert found == set(itertools.product(ledger.FOLDERS, ledger.OPERATIONS))
+    assert found == set(itertools.product(counts.GPU_BACKENDS, ledger.OPERATIONS))
 
 
 @pytest.mark.parametrize("name", ["norms", "my_cosine"])

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import simd
+from harness import simd
 from logo_kernels.backends.extension import extension
 
-BENCHMARKS = Path(simd.__file__).parent
+BENCHMARKS = Path(simd.__file__).parents[1]
+
+
 CAPABLE = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
 needs_avx2 = pytest.mark.skipif(not CAPABLE, reason="torch uses neither AVX2 nor AVX-512 here")
 
 
@@ -45,7 +49,7 @@ def test_torch_must_be_held_too(monkeypatch):
 def test_everyone_is_held(tmp_path):
     """Ours, torch's kernels, its compiler, and the name under which results are filed."""
     script = """
-import machine, simd
+from harness import machine, simd
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 simd.use("avx2")
 print(simd.current(), simd.torch_simd(), pick_vec_isa(), machine.device_name("cpu").split()[-1])
@@ -60,7 +64,7 @@ print(simd.current(), simd.torch_simd(), pick_vec_isa(), machine.device_name("cp
 @needs_avx2
 def test_the_benchmarks_start_themselves_again(tmp_path):
     """Collection imports everything and runs nothing; the plugin speaks in the second process."""
-    script = "import simd; print('held', simd.is_held_to('avx2'), simd.current())"
+    script = "from harness import simd; print('held', simd.is_held_to('avx2'), simd.current())"
     (tmp_path / "plugin.py").write_text(f"def pytest_sessionfinish(): exec({script!r})")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(

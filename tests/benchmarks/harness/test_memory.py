@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import memory
+from harness import memory
 
 
 def event(at, change):

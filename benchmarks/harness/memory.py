@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from timing import Step
+from .timing import Step
 
 METHOD = {
     "cpu": "sum of the allocations and releases that torch.profiler records, at its highest",

@@ -140,6 +140,9 @@ def take_turns(
             rounds=planned.rounds,
             iterations=planned.calls[OURS],
         )
+    except KeyboardInterrupt:
+        benchmark.has_error = True  # pytest-benchmark would fail on half a row, and file none
+        raise
     finally:
         gc.enable()
     if benchmark.stats is None:  # --benchmark-disable: each ran once, nothing was timed

@@ -1,6 +1,8 @@
 """What `pytest benchmarks` runs: which cases, in which order, without whom, and what it files."""
 
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +63,31 @@ def test_the_first_cases_of_all_operations_come_first(tmp_path):
     of_cosine = [line for line in listed.splitlines() if "test_cosine[" in line]
     names = [line.partition("[")[2].rstrip("]") for line in of_cosine]
     assert names == [case.id for case in bench_cosine.CASES["cuda"]]
+
+
+def test_rows_survive_an_interrupt(tmp_path):
+    """What was measured before it is filed, and of the case that it ends, nothing."""
+    (tmp_path / "test_them.py").write_text(
+        "import time\nfrom harness.timing import Pace, take_turns\n"
+        "PACE = Pace(1e-4, 0.1, 2, 3)\n\n"
+        "def test_first(benchmark):\n"
+        "    benchmark.extra_info['case'] = 'whole'\n"
+        "    take_turns(benchmark, {'ours': lambda: None}, time.perf_counter, PACE)\n\n"
+        "def test_second(benchmark):\n"
+        "    left = iter([None] * 4)\n"
+        "    def step():\n"
+        "        if next(left, 'none') == 'none':\n            raise KeyboardInterrupt\n"
+        "    take_turns(benchmark, {'ours': step}, time.perf_counter, PACE)\n"
+    )
+    folder = Path(bench_cosine.__file__).parent
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "test_them.py", "--benchmark-json=rows.json"],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())["benchmarks"]
+    assert [row["extra_info"] for row in rows] == [{"case": "whole"}]
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,11 @@
-"""Modules and crops for the tests of LocalAffinity, and one rank of two that share batch norm.
-
-A module of its own: the processes of a test import the rank's function by name.
-"""
+"""One rank of two that share the affinity's batch norm: their processes import it by name."""
 
 import os
 
 import torch
 from torch import nn
 
-from logo_kernels import LocalAffinity
-
-
-def affinity_of(dim, hidden, backend, device="cpu", dtype=torch.float32, seed=0):
-    """Weights large enough for every ReLU and softplus to bend; running statistics of their own."""
-    torch.manual_seed(seed)
-    affinity = LocalAffinity(dim, hidden, backend=backend)
-    with torch.no_grad():
-        for parameter in affinity.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-        for norm in (affinity[1], affinity[4]):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 2)
-    return affinity.to(device, dtype)
-
-
-def crops_of(images, crops, dim, dtype=torch.float32, seed=1):
-    return torch.randn(images, crops, dim, generator=torch.Generator().manual_seed(seed)).to(dtype)
+from affinity_inputs import affinity_of, crops_of
 
 
 def rank_of_two(rank, port, out):

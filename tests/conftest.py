@@ -17,10 +17,31 @@ import pytest
 
 from logo_kernels.backends.extension import extension
 from lost_device import pytest_runtest_protocol  # noqa: F401
+from support import Compiler
 
 CPU_VARIANTS = [f"cpu-{simd}" for simd in (extension.simds() if extension else ())]
 # The CUDA sources on the CPU: cp.async on sm_80, bulk copies on sm_90.
 EMULATED_VARIANTS = ["emulated-80", "emulated-90"]
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Fresh memory is full of NaN, whoever asks torch for it: what nobody writes shows.
+
+    By torch's own switch, below all of its functions and graphs; so no operator is seen for it, but
+    on a GPU a launch each. `torch.utils.deterministic.fill_uninitialized_memory = False` stops it.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def compiler():
+    """Nothing is compiled yet, and nothing that a test compiles is left to the next one."""
+    torch._dynamo.reset()
+    yield Compiler()
+    torch._dynamo.reset()
 
 
 @pytest.fixture(params=["reference", *CPU_VARIANTS, "triton", "cuda", *EMULATED_VARIANTS])

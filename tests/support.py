@@ -1,62 +1,34 @@
-"""Oracles and inputs for the tests, independent of the package's own formulas."""
+"""Inputs of the tests, what is called to get results from them, and how these are compared."""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from collections.abc import Callable
+from typing import Any
 
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from logo_kernels import logo_loss
 from logo_kernels.backends import Backend
 from logo_kernels.backends.protocol import InfoNCECall, InfoNCEResult
 
-
-def pairwise_loss(
-    x: Tensor,
-    y: Tensor | None,
-    t: Tensor | None,
-    r: Tensor | None,
-    weight: float,
-    pair_reduction: str,
-    repulsion: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(total, gg, lg, ll), each [B], one pair at a time from eqs 2-5 and 9, by autograd."""
-    t = x.detach() if t is None else t.detach()
-    crops, locals_ = x.shape[1], 0 if y is None else y.shape[1]
-    zero = torch.zeros(x.shape[0], dtype=x.dtype)
-
-    def cosine(a: Tensor, b: Tensor) -> Tensor:
-        norms = a.norm(dim=-1) * b.norm(dim=-1)
-        return torch.where(norms == 0, 0, (a * b).sum(-1) / torch.where(norms == 0, 1, norms))
-
-    gg = [-cosine(x[:, i], t[:, j]) for i in range(crops) for j in range(crops) if i != j]
-    lg = [-cosine(y[:, i], t[:, j]) for i in range(locals_) for j in range(crops)]
-    r = y if r is None else r
-    pairs = [(i, j) for i in range(locals_) for j in range(i + 1, locals_)]
-    ll = [cosine(r[:, i], r[:, j]) for i, j in pairs] if repulsion else []
-    sums = [sum(terms, zero) for terms in (gg, lg, ll)]
-    means = [s / max(1, len(terms)) for s, terms in zip(sums, (gg, lg, ll), strict=True)]
-    if pair_reduction == "sum":
-        total = sums[0] / 2 + sums[1] + weight * sums[2]
-    else:
-        total = (sums[0] + sums[1]) / (len(gg) + len(lg)) + weight * means[2]
-    return total, *means
+WIDE = (torch.float64, torch.float32)
+ALL = (*WIDE, torch.bfloat16, torch.float16)
+EPS = {
+    torch.float64: 2.0**-52,
+    torch.float32: 2.0**-23,
+    torch.bfloat16: 2.0**-7,
+    torch.float16: 2.0**-10,
+}
+NO_FP64 = ("triton", "cuda", "emulated")  # backends
 
 
-def eager_loss(
-    x: Tensor, y: Tensor | None, t: Tensor | None, r: Tensor | None, weight: float
-) -> Tensor:
-    """What a careful user writes: matrix products of normalised crops. [B], pair_reduction sum."""
-    xn = F.normalize(x, dim=-1)
-    tn = xn.detach() if t is None else F.normalize(t.detach(), dim=-1).to(x.dtype)
-    gg = xn @ tn.mT
-    total = -0.5 * (gg.sum((1, 2)) - gg.diagonal(dim1=1, dim2=2).sum(1))
-    if y is not None:
-        yn = F.normalize(y, dim=-1)
-        total = total - (yn @ tn.mT).sum((1, 2))
-        rn = yn if r is None else F.normalize(r, dim=-1)
-        ll = rn @ rn.mT
-        total = total + weight * 0.5 * (ll.sum((1, 2)) - ll.diagonal(dim1=1, dim2=2).sum(1))
-    return total
+def serves(backend: tuple[str, str], dtype: torch.dtype) -> None:
+    """Skips the test of a dtype that the backend does not have."""
+    if backend[0] in NO_FP64 and dtype == torch.float64:
+        pytest.skip(f"{backend[0]} has no fp64 kernels; reference and cpu serve it")
 
 
 def crops(
@@ -85,6 +57,20 @@ def crops(
     )
 
 
+def queries_and_keys(
+    rows: int,
+    positives: int,
+    negatives: int,
+    dim: int,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> list[Tensor]:
+    """q [N, D], k [N, P, D] and n [K, D] of `info_nce`."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(rows, dim), (rows, positives, dim), (negatives, dim)]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
 def leaves(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> list[Tensor | None]:
     """Copies that require gradients, with the strides of the originals."""
     return [
@@ -93,20 +79,54 @@ def leaves(*tensors: Tensor | None, dtype: torch.dtype | None = None) -> list[Te
     ]
 
 
-def error(value: Tensor, exact: Tensor) -> float:
-    """Largest absolute difference, in fp64; NaN counts as infinite."""
-    difference = (value.detach().double().cpu() - exact.detach().double().cpu()).abs()
-    if difference.isnan().any():
-        return float("inf")
-    return float(difference.max()) if difference.numel() else 0.0
-
-
-EPS = {
-    torch.float64: 2.0**-52,
-    torch.float32: 2.0**-23,
-    torch.bfloat16: 2.0**-7,
-    torch.float16: 2.0**-10,
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "view-major": lambda v: v.transpose(0, 1).contiguous().transpose(0, 1),
+    "sliced": lambda v: torch.cat([v, v], dim=1)[:, : v.shape[1]],
+    "misaligned": lambda v: torch.cat([v[..., :1], v], dim=-1)[..., 1:],
+    "strided over D": lambda v: v.transpose(1, 2).contiguous().transpose(1, 2),
+    "every second element": lambda v: v.repeat_interleave(2, dim=-1)[..., ::2],
+    "reversed images": lambda v: v.flip(0).contiguous().flip(0),
 }
+
+
+def run_cosine(
+    backend: tuple[str, str],  # name, device
+    x: Tensor,
+    y: Tensor | None,
+    t: Tensor | None,
+    r: Tensor | None,
+    upstream: Tensor | None = None,
+    **options: object,
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """(terms, gradients of x, y, r that are there) of the loss, on the CPU in float64."""
+    name, device = backend
+    x, y, r = leaves(*(None if v is None else v.to(device) for v in (x, y, r)))
+    t = None if t is None else t.to(device)
+    terms = logo_loss(x, y, t, repulsion_features=r, return_terms=True, backend=name, **options)
+    terms.total.backward(None if upstream is None else upstream.to(device, terms.total.dtype))
+    grads = [v.grad for v in (x, y, r) if v is not None]
+    return [v.detach().cpu().double() for v in terms], [
+        None if g is None else g.cpu().double() for g in grads
+    ]
+
+
+def losses_and_gradient(
+    function: Callable[..., Tensor],  # `info_nce`, or what stands beside it in oracles.py
+    q: Tensor,
+    k: Tensor,
+    n: Tensor,
+    temperature: float,
+    upstream: Tensor,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    **options: object,
+) -> tuple[Tensor, Tensor]:
+    """The losses [N, P] and the gradient of q, on the CPU."""
+    (q,) = leaves(q.to(device), dtype=dtype)
+    k, n = (v.to(device, dtype or v.dtype) for v in (k, n))
+    losses = function(q, k, n, temperature=temperature, **options)
+    losses.backward(upstream.to(losses))
+    return losses.detach().cpu(), q.grad.cpu()
 
 
 def attend(
@@ -129,7 +149,51 @@ def attend(
         1.0 if learned else temperature, temperature if learned else None, 0.0, 1.0, "none",
     )  # fmt: skip
     result = InfoNCEResult.empty(call)
-    for buffer in result:
-        buffer.fill_(torch.nan)  # what is not written shows
     backend.info_nce(call, result)
     return result.lse.flatten(), result.mean.flatten(0, 1)
+
+
+class Compiler:
+    """torch.compile of whole functions, whose graphs it counts.
+
+    One compilation may hand its graph over twice, so it is the changes of the count that tell.
+    """
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(
+        self, function: Callable[..., Any], backend: str = "inductor", **options: object
+    ) -> Callable[..., Any]:
+        def counted(*given: Any) -> Any:
+            self.graphs += 1
+            return torch._dynamo.lookup_backend(backend)(*given)
+
+        return torch.compile(function, backend=counted, fullgraph=True, **options)
+
+
+class Operators(TorchDispatchMode):
+    """Those that are called: their names, and the shapes of what they return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.results: list[tuple[str, tuple[int, ...]]] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        name = function.overloadpacket.__name__
+        self.names.append(name)
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor):
+                self.results.append((name, tuple(tensor.shape)))
+        return result
+
+
+def error(value: Tensor, exact: Tensor) -> float:
+    """Largest absolute difference, in fp64; NaN counts as infinite."""
+    assert value.shape == exact.shape, f"{list(value.shape)}, not {list(exact.shape)}"
+    difference = (value.detach().double().cpu() - exact.detach().double().cpu()).abs()
+    if difference.isnan().any():
+        return float("inf")
+    return float(difference.max()) if difference.numel() else 0.0

@@ -7,14 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from affinity_ranks import affinity_of, crops_of, rank_of_two
+from affinity_inputs import affinity_of, batch_norm_of, crops_of, inputs, stage_of
+from affinity_ranks import rank_of_two
 from emulation.backend import emulate
 from logo_kernels import LocalAffinity, LoGoLoss, backends, logo_loss, pair_ops, products
 from logo_kernels.backends import BACKENDS
-from support import EPS, error
-from test_pair_stage import batch_norm_of, inputs, stage_of
+from support import EPS, Operators, error
 
 FORMS = ["forward", "logistic", "difference"]
 # B, L, D, hidden: two pairs of each image, H no multiple of a vector; more crops, two widths
@@ -148,22 +147,6 @@ def test_it_is_the_plain_sequential(backend, training):
     affinity.load_state_dict(plain.state_dict())
 
 
-class Calls(TorchDispatchMode):
-    """The operators that are called, and the most numbers that one of their results has."""
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.results = [], []
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        result = function(*arguments, **(options or {}))
-        self.names.append(function.overloadpacket.__name__)
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.results.append((function.overloadpacket.__name__, tuple(tensor.shape)))
-        return result
-
-
 # On a GPU these launch nothing: views, memory, and what autograd does with a loss.
 FREE = {
     "alias", "as_strided", "chunk", "detach", "empty", "empty_like", "empty_strided", "expand",
@@ -180,7 +163,7 @@ STEPS = {"encoder": 14, "objective": 41, "both": 55}
 def test_operators_of_a_step(cpu_stage, step):
     affinity = affinity_of(16, (24, 7), "cpu")
     z = crops_of(3, 2, 16).requires_grad_()
-    with Calls() as calls:
+    with Operators() as calls:
         if step != "encoder":
             affinity.objective(z).backward()
         affinity.requires_grad_(False)
@@ -197,7 +180,7 @@ def test_frozen_parameters_cost_nothing(backend):
     name, device = backend
     affinity = affinity_of(16, (24, 7), name, device).requires_grad_(False)
     z = crops_of(3, 3, 16).to(device).requires_grad_()
-    with Calls() as calls:
+    with Operators() as calls:
         value = affinity(z)
         kept = {tuple(v.shape) for v in value.grad_fn.saved_tensors if v is not None}
         value.sum().backward()
@@ -215,7 +198,7 @@ def test_constant_crops_get_no_gradient(backend):
     name, device = backend
     affinity = affinity_of(16, (24, 7), name, device)
     objective = affinity.objective(crops_of(3, 3, 16).to(device).requires_grad_())
-    with Calls() as calls:
+    with Operators() as calls:
         objective.backward()
     assert all(p.grad is not None for p in affinity.parameters())
     products = {shape for kind, shape in calls.results if "mm" in kind}
@@ -228,7 +211,7 @@ def test_pairs_never_have_two_crops_of_numbers(backend):
     name, device = backend
     affinity = affinity_of(500, (4, 4), name, device)
     z = crops_of(5, 3, 500).to(device).requires_grad_()
-    with Calls() as calls:
+    with Operators() as calls:
         affinity(z).sum().backward()
     assert max(torch.Size(shape).numel() for _, shape in calls.results) <= 5 * 3 * 500
 
@@ -436,7 +419,7 @@ def test_opcheck_layers(cpu_stage, batch, running):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["cpu", "emulated"])
-def test_compiles_whole(cpu_stage, monkeypatch, name, form, training):
+def test_compiles_whole(cpu_stage, compiler, monkeypatch, name, form, training):
     """Also by a backend of which the choice calls the compiled extension, as CUDA's does."""
     asked = []
     if name == "emulated":
@@ -451,10 +434,9 @@ def test_compiles_whole(cpu_stage, monkeypatch, name, form, training):
         monkeypatch.setattr(backend, "refuses", asking)
     # nothing is remembered of the choice: it falls while torch traces
     backends.remembered.cache_clear()
-    torch._dynamo.reset()
     z = crops_of(4, 3, 16)
     eager, compiled = (Objective(affinity_of(16, (8, 8), name), form) for _ in range(2))
-    step = torch.compile(compiled.train(training), fullgraph=True, backend="aot_eager")
+    step = compiler(compiled.train(training), backend="aot_eager")
     eager.train(training)
     x, y = z.clone().requires_grad_(), z.clone().requires_grad_()
     torch.manual_seed(4)  # of the noise
@@ -471,7 +453,7 @@ def test_compiles_whole(cpu_stage, monkeypatch, name, form, training):
         assert error(ours.grad, plain.grad) < 1e-5
     for ours, plain in zip(compiled.buffers(), eager.buffers(), strict=True):
         assert error(ours, plain) < 1e-6
-    torch._dynamo.reset()
+    assert compiler.graphs > 0
 
 
 def test_autograd_sees_that_running_statistics_change(cpu_stage):

@@ -7,40 +7,10 @@ import pytest
 import torch
 
 from logo_kernels import logo_loss
-from support import EPS, crops, eager_loss, error, leaves, pairwise_loss
+from oracles import eager_cosine, exact_cosine
+from support import ALL, EPS, LAYOUTS, crops, error, leaves, run_cosine, serves
 
 GOLDEN = Path(__file__).parent / "golden"
-WIDE = (torch.float64, torch.float32)
-ALL = (*WIDE, torch.bfloat16, torch.float16)
-NO_FP64 = ("triton", "cuda", "emulated")
-
-
-def serves(backend: tuple[str, str], dtype: torch.dtype) -> None:
-    if backend[0] in NO_FP64 and dtype == torch.float64:
-        pytest.skip(f"{backend[0]} has no fp64 kernels; reference and cpu serve it")
-
-
-def run(backend, x, y, t, r, upstream=None, **options):
-    """Terms and gradients of x, y, r on the CPU in fp64."""
-    name, device = backend
-    x, y, r = leaves(*(None if v is None else v.to(device) for v in (x, y, r)))
-    t = None if t is None else t.to(device)
-    terms = logo_loss(x, y, t, repulsion_features=r, return_terms=True, backend=name, **options)
-    terms.total.backward(None if upstream is None else upstream.to(device, terms.total.dtype))
-    grads = [v.grad for v in (x, y, r) if v is not None]
-    return [v.detach().cpu().double() for v in terms], [
-        None if g is None else g.cpu().double() for g in grads
-    ]
-
-
-def exact(x, y, t, r, weight, pair_reduction, reduction, upstream=None):
-    """The same from the pair-by-pair oracle."""
-    x, y, r = leaves(x, y, r, dtype=torch.float64)
-    terms = pairwise_loss(x, y, None if t is None else t.double(), r, weight, pair_reduction)
-    if reduction != "none":
-        terms = [v.mean() if reduction == "mean" else v.sum() for v in terms]
-    terms[0].backward(upstream)
-    return [v.detach() for v in terms], [v.grad for v in (x, y, r) if v is not None]
 
 
 @pytest.mark.parametrize("case", sorted(p.stem for p in GOLDEN.glob("cosine_*.npz")))
@@ -52,7 +22,7 @@ def test_golden(backend, case, dtype, tolerance):
     x, y, t = (
         torch.tensor(golden[name]).to(dtype) for name in ("global_crops", "local_crops", "targets")
     )
-    terms, grads = run(
+    terms, grads = run_cosine(
         backend, x, y, t, None,
         repulsion_weight=float(golden["arg_lam"]), pair_reduction=str(golden["arg_pair_reduction"]),
     )  # fmt: skip
@@ -73,11 +43,11 @@ def test_no_worse_than_eager(backend, dtype, globals_, locals_, dim):
     """Error against float64 at most twice that of eager PyTorch in the same dtype."""
     serves(backend, dtype)
     x, y, t, r = crops(5, globals_, locals_, dim, dtype, targets=True, features=True)
-    want, want_grads = exact(x, y, t, r, 0.3, "sum", "mean")
-    terms, grads = run(backend, x, y, t, r, repulsion_weight=0.3)
+    want, want_grads = exact_cosine(x, y, t, r, 0.3, "sum", "mean")
+    terms, grads = run_cosine(backend, x, y, t, r, repulsion_weight=0.3)
 
     ex, ey, er = leaves(x, y, r)
-    eager = eager_loss(ex, ey, t, er, 0.3).mean()
+    eager = eager_cosine(ex, ey, t, er, 0.3).mean()
     eager.backward()
     floor = EPS[torch.float32 if dtype != torch.float64 else dtype]
     assert error(terms[0], want[0]) <= 2 * error(eager, want[0]) + 8 * floor
@@ -99,8 +69,8 @@ def test_no_worse_than_eager(backend, dtype, globals_, locals_, dim):
 def test_every_option(backend, pair_reduction, reduction, targets, features):
     x, y, t, r = crops(4, 2, 3, 19, targets=targets, features=features)
     upstream = torch.linspace(-1, 2, 4, dtype=torch.float64) if reduction == "none" else None
-    want, want_grads = exact(x, y, t, r, 0.7, pair_reduction, reduction, upstream)
-    terms, grads = run(
+    want, want_grads = exact_cosine(x, y, t, r, 0.7, pair_reduction, reduction, upstream)
+    terms, grads = run_cosine(
         backend, x, y, t, r, upstream,
         repulsion_weight=0.7, pair_reduction=pair_reduction, reduction=reduction,
     )  # fmt: skip
@@ -119,21 +89,11 @@ def test_mixed_dtypes(backend, dtype, constants):
     serves(backend, constants)
     x, y, _, _ = crops(3, 2, 4, 21, dtype)
     _, _, t, r = crops(3, 2, 4, 21, constants, targets=True, features=True, seed=1)
-    want, want_grads = exact(x, y, t, r, 0.5, "sum", "mean")
-    terms, grads = run(backend, x, y, t, r, repulsion_weight=0.5)
+    want, want_grads = exact_cosine(x, y, t, r, 0.5, "sum", "mean")
+    terms, grads = run_cosine(backend, x, y, t, r, repulsion_weight=0.5)
     assert error(terms[0], want[0]) < 5e-6
     for grad, value, of in zip(grads, want_grads, (dtype, dtype, constants), strict=True):
         assert error(grad, value) < max(EPS[of] * float(value.abs().max()), 2e-6)
-
-
-LAYOUTS = {
-    "view-major": lambda v: v.transpose(0, 1).contiguous().transpose(0, 1),
-    "sliced": lambda v: torch.cat([v, v], dim=1)[:, : v.shape[1]],
-    "misaligned": lambda v: torch.cat([v[..., :1], v], dim=-1)[..., 1:],
-    "strided over D": lambda v: v.transpose(1, 2).contiguous().transpose(1, 2),
-    "every second element": lambda v: v.repeat_interleave(2, dim=-1)[..., ::2],
-    "reversed images": lambda v: v.flip(0).contiguous().flip(0),
-}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -142,7 +102,7 @@ def test_strides(backend, layout, dtype):
     """Any strides give the numbers of a contiguous copy; inputs are not written to."""
     name, device = backend
     x, y, t, r = crops(4, 2, 4, 64, dtype, targets=True, features=True)
-    want, want_grads = exact(x, y, t, r, 0.5, "sum", "mean")
+    want, want_grads = exact_cosine(x, y, t, r, 0.5, "sum", "mean")
     arranged = [LAYOUTS[layout](v.to(device)) for v in (x, y, t, r)]
     before = [v.clone() for v in arranged]
     inputs = [v.detach().requires_grad_() for v in arranged]
@@ -161,7 +121,7 @@ def test_expanded(backend):
     name, device = backend
     x, y, _, _ = crops(3, 2, 3, 32)
     x, y = x[:1].expand(3, 2, 32), y[:, :1].expand(3, 3, 32)
-    want, want_grads = exact(x, y, None, None, 0.5, "sum", "mean")
+    want, want_grads = exact_cosine(x, y, None, None, 0.5, "sum", "mean")
     leaf = [v.to(device).detach() for v in (x, y)]
     leaf = [torch.as_strided(v, v.shape, v.stride()).requires_grad_() for v in leaf]
     loss = logo_loss(*leaf, repulsion_weight=0.5, backend=name)
@@ -181,8 +141,8 @@ def test_zero_rows(backend, dtype):
     y[2] = 0
     x[3] = 0
     y[3] = 0
-    want, want_grads = exact(x, y, None, None, 0.5, "sum", "none", torch.ones(4).double())
-    terms, grads = run(
+    want, want_grads = exact_cosine(x, y, None, None, 0.5, "sum", "none", torch.ones(4).double())
+    terms, grads = run_cosine(
         backend, x, y, None, None, torch.ones(4), repulsion_weight=0.5, reduction="none"
     )
     assert error(terms[0], want[0]) < 1e-5
@@ -223,10 +183,10 @@ def test_any_finite_norm(backend, dtype, size):
         for v in (x, y)
     ]
     scaled = [v.double() * h * h for v, h in zip((x, y), halves, strict=True)]
-    want, want_grads = exact(*scaled, None, None, 0.5, "sum", "none", torch.ones(3).double())
+    want, want_grads = exact_cosine(*scaled, None, None, 0.5, "sum", "none", torch.ones(3).double())
     most = torch.finfo(dtype).max
     want_grads = [(g * h * h).clamp(-most, most) for g, h in zip(want_grads, halves, strict=True)]
-    terms, grads = run(
+    terms, grads = run_cosine(
         backend, x, y, None, None, torch.ones(3), repulsion_weight=0.5, reduction="none"
     )
     assert error(terms[0], want[0]) < 1e-5
@@ -243,7 +203,7 @@ def test_any_finite_norm(backend, dtype, size):
 def test_nan_and_inf_come_out_as_nan(backend, dtype, value):
     x, y, _, _ = crops(3, 2, 3, 24, dtype)
     y[1, 0, 5] = value
-    terms, grads = run(backend, x, y, None, None, torch.ones(3), reduction="none")
+    terms, grads = run_cosine(backend, x, y, None, None, torch.ones(3), reduction="none")
     assert terms[0].isnan().tolist() == [False, True, False]
     assert grads[1][1, 0].isnan().any()
     assert grads[0][[0, 2]].isfinite().all()
@@ -255,8 +215,8 @@ def test_fp16_gradients_survive_the_mean_and_the_scaler(backend):
     must bring them back with fp16's full precision."""
     x, y, _, _ = crops(64, 2, 2, 48, torch.float16)
     x, y = x * 16, y * 16
-    _, want = exact(x, y, None, None, 0.5, "sum", "mean", torch.tensor(65536.0).double())
-    _, grads = run(backend, x, y, None, None, torch.tensor(65536.0), repulsion_weight=0.5)
+    _, want = exact_cosine(x, y, None, None, 0.5, "sum", "mean", torch.tensor(65536.0).double())
+    _, grads = run_cosine(backend, x, y, None, None, torch.tensor(65536.0), repulsion_weight=0.5)
     for grad, value in zip(grads, want, strict=True):
         assert error(grad, value) <= 2 * EPS[torch.float16] * float(value.abs().max())
 
@@ -264,33 +224,17 @@ def test_fp16_gradients_survive_the_mean_and_the_scaler(backend):
 def test_fp16_overflow_of_the_scaled_gradient_is_inf(backend):
     """A loss scaler lowers its scale when it meets an inf, so none may be hidden."""
     x, y, _, _ = crops(2, 2, 2, 48, torch.float16)
-    _, grads = run(backend, x * 1e-2, y * 1e-2, None, None, torch.tensor(2.0**24))
+    _, grads = run_cosine(backend, x * 1e-2, y * 1e-2, None, None, torch.tensor(2.0**24))
     assert grads[0].isinf().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_every_element_is_written(backend, dtype, monkeypatch):
-    """Outputs start as NaN, so that one which a kernel forgets would show."""
+def test_every_element_is_written(backend, dtype):
+    """Fresh buffers are full of NaN: one that a kernel forgets would show."""
     from logo_kernels import ops
-    from logo_kernels.backends import CosineResult, buffers
-
-    original = buffers.cosine_result
-
-    def poisoned(*args):
-        result = original(*args)
-        for tensor in result:
-            tensor.fill_(float("nan"))
-        return result
+    from logo_kernels.backends import CosineResult
 
     name, device = backend
-    for module in (
-        "logo_kernels.backends.reference",
-        "logo_kernels.backends.cpu",
-        "logo_kernels.backends.cuda",
-        "logo_kernels.backends.triton",
-        "logo_kernels.backends.triton.cosine",
-    ):
-        monkeypatch.setattr(f"{module}.cosine_result", poisoned, raising=False)
     x, y, t, r = crops(3, 3, 4, 37, dtype, targets=True, features=True, device=device)
     result = CosineResult(
         *ops.cosine(x, y, t, r, 0.5, 1, 0.1, True, "none", True, True, True, name)
@@ -307,27 +251,11 @@ def test_every_column_counts(backend, dtype):
     if backend[0] == "triton":
         pytest.skip("tests/triton_kernels covers its loops over D at less cost")
     x, y, _, _ = crops(2, 2, 8, 7001, dtype)
-    want, want_grads = exact(x, y, None, None, 0.5, "sum", "mean")
-    terms, grads = run(backend, x, y, None, None, repulsion_weight=0.5)
+    want, want_grads = exact_cosine(x, y, None, None, 0.5, "sum", "mean")
+    terms, grads = run_cosine(backend, x, y, None, None, repulsion_weight=0.5)
     assert error(terms[0], want[0]) < 1e-5
     for grad, value in zip(grads, want_grads, strict=True):
         assert error(grad, value) < 2 * EPS[dtype] * float(value.abs().max()) + 1e-8
-
-
-def test_results_do_not_depend_on_threads_or_runs():
-    """Sums over images are formed in a fixed order."""
-    x, y, _, _ = crops(300, 2, 4, 128)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3, 1):
-            torch.set_num_threads(count)
-            results.append(run(("cpu", "cpu"), x, y, None, None))
-    finally:
-        torch.set_num_threads(threads)
-    for terms, grads in results[1:]:
-        for a, b in zip([*terms, *grads], [*results[0][0], *results[0][1]], strict=True):
-            assert torch.equal(a, b)
 
 
 def test_many_crops_and_long_rows(backend):
@@ -335,8 +263,10 @@ def test_many_crops_and_long_rows(backend):
     big = (64, 96) if backend[0] != "triton" else (62, 32)
     for globals_, locals_, dim in [(2, big[0], big[1]), (2, 2, 5000)]:
         x, y, _, _ = crops(2, globals_, locals_, dim)
-        want, want_grads = exact(x, y, None, None, 0.1, "mean", "mean")
-        terms, grads = run(backend, x, y, None, None, repulsion_weight=0.1, pair_reduction="mean")
+        want, want_grads = exact_cosine(x, y, None, None, 0.1, "mean", "mean")
+        terms, grads = run_cosine(
+            backend, x, y, None, None, repulsion_weight=0.1, pair_reduction="mean"
+        )
         assert error(terms[0], want[0]) < 1e-5
         for grad, value in zip(grads, want_grads, strict=True):
             assert error(grad, value) < 1e-5

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from support import EPS, crops, error
-from test_cosine import LAYOUTS, NO_FP64, WIDE, exact, run
+from oracles import exact_cosine
+from support import EPS, LAYOUTS, NO_FP64, WIDE, crops, error, run_cosine
 
 pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
@@ -33,8 +33,8 @@ def test_any_problem(backend, data):
         images, globals_, locals_, dim, dtype, targets=targets, features=features, seed=seed
     )
     x, y, t, r = (None if v is None else layout(v) for v in problem)
-    want, want_grads = exact(*problem, weight, pair_reduction, "sum")
-    terms, grads = run(
+    want, want_grads = exact_cosine(*problem, weight, pair_reduction, "sum")
+    terms, grads = run_cosine(
         backend, x, y, t, r,
         repulsion_weight=weight, pair_reduction=pair_reduction, reduction="sum",
     )  # fmt: skip

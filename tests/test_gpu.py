@@ -94,9 +94,12 @@ def test_nothing_waits_for_the_device(on_gpu, which):
 
 def launched(call):
     """How many kernels, copies and fills `call` puts on the device."""
+    poisons = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # each a launch
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
         torch.cuda.synchronize()
+    torch.utils.deterministic.fill_uninitialized_memory = poisons
     cuda = torch.autograd.DeviceType.CUDA
     return len([event for event in profile.events() if event.device_type == cuda])
 

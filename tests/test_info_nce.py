@@ -5,71 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from logo_kernels import contrast, info_nce, logo_loss
-from support import EPS, crops, error, leaves
-from test_cosine import ALL, LAYOUTS, serves
+from oracles import eager_info_nce, pairwise_contrast, pairwise_info_nce
+from support import (
+    ALL,
+    EPS,
+    LAYOUTS,
+    crops,
+    error,
+    leaves,
+    losses_and_gradient,
+    queries_and_keys,
+    serves,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-@pytest.fixture
-def backend(backend):
-    """The shared fixture, less backends that have no InfoNCE."""
-    from logo_kernels.backends import BACKENDS, Problem
-
-    problem = Problem("info_nce", backend[1], frozenset([torch.float32]), 0, 16)
-    reason = BACKENDS[backend[0]].refuses(problem)
-    if reason is not None:
-        pytest.skip(f"{backend[0]}: {reason}")
-    return backend
-
-
-def unit(rows):
-    """Unit vectors of rows of any norm, for autograd in float64."""
-    largest = rows.detach().abs().amax(-1, keepdim=True)
-    scaled = rows / torch.where(largest == 0, 1, largest)
-    norm = scaled.norm(dim=-1, keepdim=True)
-    return scaled / torch.where(norm == 0, 1, norm)
-
-
-def oracle(q, k, n, temperature):
-    """Eq. 1 as it stands, one pair at a time: [N, P], float64 by autograd."""
-    negatives = unit(q) @ unit(n).mT / temperature  # [N, K]
-    losses = []
-    for p in range(k.shape[1]):
-        positive = (unit(q) * unit(k[:, p])).sum(-1, keepdim=True) / temperature
-        losses.append(torch.cat([positive, negatives], 1).logsumexp(1) - positive[:, 0])
-    return torch.stack(losses, 1)
-
-
-def eager(q, k, n, temperature):
-    """What a user writes: normalised crops, a matrix product, cross entropy, in their dtype."""
-    qn, kn, nn = (F.normalize(v, dim=-1) for v in (q, k.to(q.dtype), n.to(q.dtype)))
-    negatives = qn @ nn.mT / temperature
-    losses = []
-    for p in range(k.shape[1]):
-        positive = (qn * kn[:, p]).sum(-1, keepdim=True) / temperature
-        logits = torch.cat([positive, negatives], 1)
-        labels = torch.zeros(len(q), dtype=torch.long)
-        losses.append(F.cross_entropy(logits, labels, reduction="none"))
-    return torch.stack(losses, 1)
-
-
-def problem(rows, positives, negatives, dim, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(rows, dim), (rows, positives, dim), (negatives, dim)]
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-
-
-def evaluate(function, q, k, n, temperature, upstream, dtype=None, device="cpu", **options):
-    (q,) = leaves(q.to(device), dtype=dtype)
-    k, n = (v.to(device, dtype or v.dtype) for v in (k, n))
-    losses = function(q, k, n, temperature=temperature, **options)
-    losses.backward(upstream.to(losses))
-    return losses.detach().cpu(), q.grad.cpu()
 
 
 # (N, P, K, D): single ones; no multiple of a tile; more rows than a tile; MoCo's D; D of no power
@@ -81,11 +32,13 @@ SHAPES = [(1, 1, 1, 8), (5, 2, 37, 24), (70, 2, 130, 64), (9, 8, 300, 128), (6, 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_worse_than_eager(backend, shape, temperature, dtype):
     serves(backend, dtype)
-    q, k, n = problem(*shape, dtype)
+    q, k, n = queries_and_keys(*shape, dtype)
     upstream = torch.randn(shape[:2], generator=torch.Generator().manual_seed(1))
-    exact = evaluate(oracle, q, k, n, temperature, upstream, torch.float64)
-    peer = evaluate(eager, q, k, n, temperature, upstream)
-    ours = evaluate(info_nce, q, k, n, temperature, upstream, device=backend[1], backend=backend[0])
+    exact = losses_and_gradient(pairwise_info_nce, q, k, n, temperature, upstream, torch.float64)
+    peer = losses_and_gradient(eager_info_nce, q, k, n, temperature, upstream)
+    ours = losses_and_gradient(
+        info_nce, q, k, n, temperature, upstream, device=backend[1], backend=backend[0]
+    )
     assert ours[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert ours[1].dtype == dtype
     floor = EPS[torch.float32 if dtype != torch.float64 else dtype]
@@ -98,11 +51,13 @@ def test_no_worse_than_eager(backend, shape, temperature, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_temperature(backend, temperature, dtype):
     """Sharp: one negative has it all. Flat: all count alike."""
-    q, k, n = problem(7, 2, 90, 32, dtype)
+    q, k, n = queries_and_keys(7, 2, 90, 32, dtype)
     upstream = torch.ones(7, 2)
-    exact = evaluate(oracle, q, k, n, temperature, upstream, torch.float64)
-    peer = evaluate(eager, q, k, n, temperature, upstream)
-    ours = evaluate(info_nce, q, k, n, temperature, upstream, device=backend[1], backend=backend[0])
+    exact = losses_and_gradient(pairwise_info_nce, q, k, n, temperature, upstream, torch.float64)
+    peer = losses_and_gradient(eager_info_nce, q, k, n, temperature, upstream)
+    ours = losses_and_gradient(
+        info_nce, q, k, n, temperature, upstream, device=backend[1], backend=backend[0]
+    )
     for value, by_eager, by_oracle in zip(ours, peer, exact, strict=True):
         assert value.isfinite().all()
         size = float(by_oracle.abs().max())
@@ -137,31 +92,6 @@ def test_golden(backend, case, dtype, tolerance):
         assert error(leaf.grad, torch.tensor(golden[key])) < tolerance
 
 
-def pairwise(x, y, t, r, n, temperature, weight, pair_reduction):
-    """The LoGo loss of eqs 1, 3-5, 9 per image; n [K, D] or "batch". (total, gg, lg, ll), [B]."""
-    images, globals_ = x.shape[:2]
-    terms = []
-    for image in range(images):
-        others = n
-        if isinstance(n, str):
-            others = torch.cat([t[other] for other in range(images) if other != image])
-        both = x[image] if y is None else torch.cat([x[image], y[image]])
-        pairs = oracle(both, t[image].expand(len(both), -1, -1), others, temperature)
-        gg = [pairs[i, j] for i in range(globals_) for j in range(globals_) if i != j]
-        lg = pairs[globals_:].flatten()
-        seen = (y if r is None else r)[image]
-        cosines = unit(seen) @ unit(seen).mT
-        ll = [cosines[i, j] for i in range(len(seen)) for j in range(i)]
-        sums = [sum(gg), lg.sum(), sum(ll)]
-        means = [sums[0] / len(gg), lg.mean(), sums[2] / len(ll)]
-        if pair_reduction == "sum":
-            total = sums[0] / 2 + sums[1] + weight * sums[2]
-        else:
-            total = (sums[0] + sums[1]) / (len(gg) + len(lg)) + weight * means[2]
-        terms.append(torch.stack([total, *means]))
-    return torch.stack(terms, 1)
-
-
 @pytest.mark.parametrize("pair_reduction", ["sum", "mean"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("negatives", ["batch", "queue"])
@@ -170,11 +100,11 @@ def test_options(backend, pair_reduction, reduction, negatives, features):
     """Every combination; targets and negatives get no gradient, even if they require one."""
     name, device = backend
     x, y, t, r = crops(5, 2, 3, 24, targets=True, features=features)
-    n = problem(1, 1, 40, 24)[2] if negatives == "queue" else "batch"
+    n = queries_and_keys(1, 1, 40, 24)[2] if negatives == "queue" else "batch"
     upstream = torch.linspace(-1, 2, 5) if reduction == "none" else torch.tensor(1.5)
 
     lx, ly, lr = leaves(x, y, r, dtype=torch.float64)
-    want = pairwise(
+    want = pairwise_contrast(
         lx, ly, t.double(), lr, n if isinstance(n, str) else n.double(), 0.2, 0.3, pair_reduction
     )
     want = {"mean": want.mean(1), "sum": want.sum(1), "none": want}[reduction]
@@ -231,9 +161,9 @@ def test_batch_of_any_size(backend, images):
 @pytest.mark.parametrize("layout", [*LAYOUTS, "transposed"])
 def test_strides(backend, layout):
     name, device = backend
-    q, k, n = problem(6, 2, 50, 32)
+    q, k, n = queries_and_keys(6, 2, 50, 32)
     upstream = torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
-    want = evaluate(oracle, q, k, n, 0.2, upstream, torch.float64)
+    want = losses_and_gradient(pairwise_info_nce, q, k, n, 0.2, upstream, torch.float64)
     if layout == "transposed":
         arranged = [v.mT.contiguous().mT for v in (q, k, n)]
     else:
@@ -255,16 +185,16 @@ def test_strides(backend, layout):
 def test_norms_do_not_matter(backend, which, size):
     """Only directions count; the gradient grows as 1/‖q‖."""
     name, device = backend
-    q, k, n = problem(5, 2, 40, 24)
+    q, k, n = queries_and_keys(5, 2, 40, 24)
     upstream = torch.ones(5, 2)
-    want, gradient = evaluate(oracle, q, k, n, 0.2, upstream, torch.float64)
+    want, gradient = losses_and_gradient(pairwise_info_nce, q, k, n, 0.2, upstream, torch.float64)
     at = {"queries": q, "positives": k, "negatives": n, "one negative": n[7]}[which]
     at *= size
     # 1e-40 is subnormal: its few bits make other directions
-    exact = evaluate(oracle, q, k, n, 0.2, upstream, torch.float64)
+    exact = losses_and_gradient(pairwise_info_nce, q, k, n, 0.2, upstream, torch.float64)
     want, gradient = exact if size == 1e-40 else (want, gradient)
     scale = size if which == "queries" and size != 1e-40 else 1
-    ours, grad = evaluate(info_nce, q, k, n, 0.2, upstream, device=device, backend=name)
+    ours, grad = losses_and_gradient(info_nce, q, k, n, 0.2, upstream, device=device, backend=name)
     assert error(ours, want) < 1e-5
     limit = torch.finfo(torch.float32).max
     expected = (gradient / scale).clamp(-limit, limit)
@@ -275,11 +205,15 @@ def test_norms_do_not_matter(backend, which, size):
 def test_zero_rows(backend):
     """Cosine 0, hence logit 0, and gradient 0."""
     name, device = backend
-    q, k, n = problem(5, 2, 40, 24)
+    q, k, n = queries_and_keys(5, 2, 40, 24)
     q[1], k[2, 0], n[3] = 0, 0, 0
-    want, gradient = evaluate(oracle, q, k, n, 0.2, torch.ones(5, 2), torch.float64)
+    want, gradient = losses_and_gradient(
+        pairwise_info_nce, q, k, n, 0.2, torch.ones(5, 2), torch.float64
+    )
     gradient[1] = 0
-    ours, grad = evaluate(info_nce, q, k, n, 0.2, torch.ones(5, 2), device=device, backend=name)
+    ours, grad = losses_and_gradient(
+        info_nce, q, k, n, 0.2, torch.ones(5, 2), device=device, backend=name
+    )
     assert error(ours, want) < 1e-5
     assert error(grad, gradient) < 1e-5
     assert not grad[1].any()
@@ -289,9 +223,11 @@ def test_zero_rows(backend):
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_nan_and_inf_come_out_as_nan(backend, which, value):
     name, device = backend
-    inputs = problem(5, 2, 40, 24)
+    inputs = queries_and_keys(5, 2, 40, 24)
     inputs[which][1, ..., 3] = value
-    ours, _ = evaluate(info_nce, *inputs, 0.2, torch.ones(5, 2), device=device, backend=name)
+    ours, _ = losses_and_gradient(
+        info_nce, *inputs, 0.2, torch.ones(5, 2), device=device, backend=name
+    )
     assert ours[1].isnan().all()
     if which < 2:
         assert ours[[0, 2, 3, 4]].isfinite().all()
@@ -304,10 +240,12 @@ def test_nan_and_inf_come_out_as_nan(backend, which, value):
 def test_negatives_of_another_precision(backend, dtypes):
     """A half-precision queue beside fp32 queries costs the queries no precision."""
     name, device = backend
-    q, k, n = problem(6, 2, 70, 64)
+    q, k, n = queries_and_keys(6, 2, 70, 64)
     q, k, n = q.to(dtypes[0]), k.to(dtypes[0]), n.to(dtypes[1])
-    want = evaluate(oracle, q, k, n, 0.07, torch.ones(6, 2), torch.float64)
-    losses, grad = evaluate(info_nce, q, k, n, 0.07, torch.ones(6, 2), device=device, backend=name)
+    want = losses_and_gradient(pairwise_info_nce, q, k, n, 0.07, torch.ones(6, 2), torch.float64)
+    losses, grad = losses_and_gradient(
+        info_nce, q, k, n, 0.07, torch.ones(6, 2), device=device, backend=name
+    )
     tight = dtypes[0] == torch.float32
     assert error(losses, want[0]) < (1e-4 if tight else 3e-2)
     size = float(want[1].abs().max())
@@ -317,11 +255,11 @@ def test_negatives_of_another_precision(backend, dtypes):
 def test_fp16_gradients_are_multiplied_before_they_are_rounded(backend):
     """Gradients below fp16's range come back by the loss scaler's 65536."""
     name, device = backend
-    q, k, n = problem(6, 2, 70, 48, torch.float16)
+    q, k, n = queries_and_keys(6, 2, 70, 48, torch.float16)
     q = q * 64
     upstream = torch.full((6, 2), 65536.0 / 6e3)
-    want = evaluate(oracle, q, k, n, 0.5, upstream, torch.float64)[1]
-    grad = evaluate(info_nce, q, k, n, 0.5, upstream, device=device, backend=name)[1]
+    want = losses_and_gradient(pairwise_info_nce, q, k, n, 0.5, upstream, torch.float64)[1]
+    grad = losses_and_gradient(info_nce, q, k, n, 0.5, upstream, device=device, backend=name)[1]
     assert error(grad, want) <= 2 * EPS[torch.float16] * float(want.abs().max())
 
 
@@ -330,7 +268,7 @@ def test_peak_memory_is_flat_in_k(name):
     """Counted by torch's profiler. A logit each would be 256 KB for every 1024 negatives."""
 
     def peak(count):
-        q, k, n = problem(64, 2, count, 32)
+        q, k, n = queries_and_keys(64, 2, count, 32)
         q.requires_grad_()
         info_nce(q, k, n, backend=name).sum().backward()
         with torch.profiler.profile(profile_memory=True) as profile:
@@ -347,7 +285,7 @@ def test_peak_memory_is_flat_in_k(name):
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])
 def test_gradcheck(name):
-    q, k, n = problem(3, 2, 7, 5, torch.float64)
+    q, k, n = queries_and_keys(3, 2, 7, 5, torch.float64)
     (q,) = leaves(q)
     assert torch.autograd.gradcheck(lambda q: info_nce(q, k, n, backend=name), (q,))
 
@@ -367,7 +305,7 @@ def test_gradcheck_loss(name):
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])
 def test_second_derivative_raises(name):
-    q, k, n = problem(3, 2, 7, 5)
+    q, k, n = queries_and_keys(3, 2, 7, 5)
     (q,) = leaves(q)
     losses = info_nce(q, k, n, backend=name)
     (gradient,) = torch.autograd.grad(losses.sum(), q, create_graph=True)
@@ -429,10 +367,10 @@ def test_learned_temperature(backend, reduction, which, counts):
 
 def test_learned_temperature_against_autograd():
     """The reference's formula, against the logits as a user writes them."""
-    q, k, n = problem(4, 3, 20, 8, torch.float64)
+    q, k, n = queries_and_keys(4, 3, 20, 8, torch.float64)
     tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     weights = torch.rand(4, 3, dtype=torch.float64, generator=torch.manual_seed(1))
-    (want,) = torch.autograd.grad((weights * oracle(q, k, n, tau)).sum(), tau)
+    (want,) = torch.autograd.grad((weights * pairwise_info_nce(q, k, n, tau)).sum(), tau)
     ours = info_nce(q, k, n, temperature=tau, backend="reference")
     (got,) = torch.autograd.grad((weights * ours).sum(), tau)
     torch.testing.assert_close(got, want)
@@ -453,30 +391,49 @@ def test_a_single_global_crop_is_no_query(monkeypatch):
     assert to_y.abs().sum() > 0
 
 
+def step(x, y, t, n, temperature):
+    """A training step, whose gradient goes on into the graph."""
+    return logo_loss(
+        torch.tanh(x), y, t, similarity="info_nce", negatives=n, temperature=temperature,
+        repulsion_weight=0.3,
+    )  # fmt: skip
+
+
+def compare_compiled(compiled, images, negatives, temperature):
+    x, y, t, _ = crops(images, 2, 3, 16, targets=True, seed=images)
+    n = "batch" if negatives == "batch" else N
+    results = []
+    for function in (step, compiled):
+        leaf = leaves(x, y)
+        loss = function(*leaf, t, n, temperature)
+        loss.backward()
+        results.append([loss.detach(), *(v.grad for v in leaf)])
+    for a, b in zip(*results, strict=True):
+        assert error(a, b) < 1e-5
+
+
 @pytest.mark.parametrize("negatives", ["batch", "queue"])
-def test_compiled_training_step(negatives):
-    """Forward and backward in one graph without breaks, batch size and temperature dynamic."""
-    torch._dynamo.reset()
+def test_compiled_training_step(compiler, negatives):
+    """Forward and backward in one graph, the same one for batches of any size."""
+    compiled, graphs = compiler(step, dynamic=True), []
+    for images in (5, 6, 9):  # unlike G and L: alike, they would be one symbol to torch
+        compare_compiled(compiled, images, negatives, 0.2)
+        graphs.append(compiler.graphs)
+    assert graphs[0] > 0
+    assert graphs == graphs[:1] * 3
 
-    def step(x, y, t, n, temperature):
-        return logo_loss(
-            torch.tanh(x), y, t, similarity="info_nce", negatives=n, temperature=temperature,
-            repulsion_weight=0.3,
-        )  # fmt: skip
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=True)
-    for images, temperature in ((3, 0.2), (5, 0.1), (8, 0.3)):
-        problem = crops(images, 2, 3, 16, targets=True, seed=images)
-        n = "batch" if negatives == "batch" else N
-        results = []
-        for function in (step, compiled):
-            x, y = leaves(*problem[:2])
-            loss = function(x, y, problem[2], n, temperature)
-            loss.backward()
-            results.append([loss.detach(), x.grad, y.grad])
-        for a, b in zip(*results, strict=True):
-            assert error(a, b) < 1e-5
-    torch._dynamo.reset()
+@pytest.mark.xfail(
+    strict=True, reason="torch specialises a number that an operator takes as a float"
+)
+def test_compiled_with_scheduled_temperature(compiler):
+    """τ, a number, may change at every step: after the second nothing is compiled any more."""
+    compiled, graphs = compiler(step, backend="aot_eager"), []
+    for temperature in (0.2, 0.1, 0.3, 0.25):
+        compare_compiled(compiled, 5, "batch", temperature)
+        graphs.append(compiler.graphs)
+    assert graphs[0] > 0
+    assert graphs[1:] == graphs[1:2] * 3
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu"])
@@ -502,7 +459,7 @@ def test_autocast(name):
     assert net.weight.grad.any()
 
 
-Q, K, N = problem(4, 2, 30, 16)
+Q, K, N = queries_and_keys(4, 2, 30, 16)
 REFUSED = {
     "queries' rank": ((K, K, N), {}, ValueError, r"queries must be \[N, D\]"),
     "queries' type": ((3, K, N), {}, TypeError, "queries must be a tensor"),
@@ -561,17 +518,15 @@ def test_negatives_are_refused_for_cosine():
         logo_loss(x, y, negatives=N)
 
 
-def test_a_temperature_that_changes_is_compiled_once():
+def test_a_temperature_that_changes_is_compiled_once(compiler):
     """A tensor's value is no part of the graph."""
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
 
     def step(x, y, tau):
         return logo_loss(
             x, y, similarity="info_nce", negatives="batch", temperature=tau, affinity=None
         )
 
-    compiled = torch.compile(step, backend=counter, fullgraph=True)
+    compiled, graphs = compiler(step, backend="aot_eager"), []
     for value in (0.2, 0.3, 0.11):
         x, y, _, _ = crops(3, 2, 3, 16)
         x.requires_grad_()
@@ -582,5 +537,6 @@ def test_a_temperature_that_changes_is_compiled_once():
         ]
         for a, b in zip(*results, strict=True):
             assert error(a, b) < 1e-6
-    assert counter.frame_count == 1
-    torch._dynamo.reset()
+        graphs.append(compiler.graphs)
+    assert graphs[0] > 0
+    assert graphs == graphs[:1] * 3

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from logo_kernels import info_nce
-from support import EPS, error
-from test_cosine import LAYOUTS
-from test_info_nce import backend, eager, evaluate, oracle, problem  # noqa: F401 (a fixture)
+from oracles import eager_info_nce, pairwise_info_nce
+from support import EPS, LAYOUTS, error, losses_and_gradient, queries_and_keys
 
 pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(data=st.data())
-def test_any_problem(backend, data):  # noqa: F811
+def test_any_problem(backend, data):
     name, device = backend
     rows = data.draw(st.integers(1, 40), "N")
     positives = data.draw(st.integers(1, 8), "P")
@@ -31,12 +30,14 @@ def test_any_problem(backend, data):  # noqa: F811
     temperature = data.draw(st.sampled_from([*sharp, 0.07, 0.2, 1.0, 100.0]))
     layout = LAYOUTS[data.draw(st.sampled_from(sorted(LAYOUTS)))]
     seed = data.draw(st.integers(0, 1000))
-    q, k, n = problem(rows, positives, negatives, dim, dtype, seed)
+    q, k, n = queries_and_keys(rows, positives, negatives, dim, dtype, seed)
     upstream = torch.linspace(-1, 2, rows * positives).view(rows, positives)
-    exact = evaluate(oracle, q, k, n, temperature, upstream, torch.float64)
-    peer = evaluate(eager, q, k, n, temperature, upstream)
+    exact = losses_and_gradient(pairwise_info_nce, q, k, n, temperature, upstream, torch.float64)
+    peer = losses_and_gradient(eager_info_nce, q, k, n, temperature, upstream)
     arranged = layout(q.unsqueeze(1))[:, 0], layout(k), layout(n.unsqueeze(1))[:, 0]
-    ours = evaluate(info_nce, *arranged, temperature, upstream, device=device, backend=name)
+    ours = losses_and_gradient(
+        info_nce, *arranged, temperature, upstream, device=device, backend=name
+    )
     # Of the logits' last digits, in fp32, as a share of a loss or gradient.
     moved = 4 * EPS[torch.float32] * max(1, 1 / temperature)
     for value, by_eager, by_oracle in zip(ours, peer, exact, strict=True):

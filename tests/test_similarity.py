@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from logo_kernels import block_cosine_similarity
-from support import EPS, error, leaves
-from test_cosine import ALL, LAYOUTS, serves
+from support import ALL, EPS, LAYOUTS, error, leaves, serves
 
 
 def blocks(v, w, dim, dtype=torch.float32, images=3):

@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 
+from affinity_oracle import Definition
 from logo_kernels import verify
 from logo_kernels.backends import AUTO, BACKENDS, resolve
 from logo_kernels.backends.reference import ReferenceBackend
 from logo_kernels.verify.affinity import middle_of_gap
 from logo_kernels.verify.errors import difference
 from logo_kernels.verify.problem import Place
-from pair_stage import Definition
 
 SOME = {"cosine": 3, "similarity": 2, "info_nce": 2, "affinity": 2}  # cases of a short run
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from architectures import ARCHITECTURES
 from logo_kernels.backends import Problem
+from oracles import softmax_over_negatives, unit
 from support import attend, error
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -37,23 +38,6 @@ def seen(backend, queries, negatives, temperature, own=None):
     return Seen(*attend(backend, queries, negatives, temperature, own))
 
 
-def units(rows):
-    rows = rows.double()
-    largest = rows.abs().amax(1, keepdim=True)
-    rows = rows / torch.where(largest == 0, 1, largest)
-    norms = rows.norm(dim=1, keepdim=True)
-    return rows / torch.where(norms == 0, 1, norms)
-
-
-def exact(queries, negatives, temperature, own=None):
-    n = units(negatives)
-    logits = units(queries) @ n.mT / temperature
-    if own is not None:
-        image = torch.arange(len(queries))[:, None] // own[0]
-        logits = logits.masked_fill(image == torch.arange(len(n)) // own[1], -torch.inf)
-    return logits.logsumexp(1), logits.softmax(1) @ n
-
-
 def owed_precision(owed, kept):
     """bf16 operands where the queries are bf16 against halves; else what the queries are owed."""
     if kept == FP32:
@@ -63,7 +47,7 @@ def owed_precision(owed, kept):
 
 def assert_exact(backend, queries, negatives, temperature, own=None):
     got = seen(backend, queries, negatives, temperature, own)
-    lse, mean = exact(queries, negatives, temperature, own)
+    lse, mean = softmax_over_negatives(queries, negatives, temperature, own)
     precision = owed_precision(queries.dtype, negatives.dtype)
     # A query's rounded elements move its logits by so much, and with them its weights.
     logit = precision / temperature
@@ -106,7 +90,7 @@ def test_no_worse_than_eager(emulated, kept, owed):
     for temperature in (0.02, 0.07, 0.5):
         n = F.normalize(negatives.float(), dim=1).to(dtype)
         logits = F.normalize(queries.float(), dim=1).to(dtype) @ n.mT / temperature
-        lse, mean = exact(queries, negatives, temperature)
+        lse, mean = softmax_over_negatives(queries, negatives, temperature)
         got = seen(emulated, queries, negatives, temperature)
         assert error(got.lse, lse) <= 2 * error(logits.logsumexp(1), lse) + 1e-6
         assert error(got.mean, mean) <= 2 * error(logits.softmax(1) @ n, mean) + 1e-7
@@ -184,7 +168,7 @@ def test_strides(emulated, kept, dim):
 def test_one_row_for_all(emulated):
     queries, negatives = problem(5, 1, 32)
     got = assert_exact(emulated, queries, negatives.expand(50, 32), 0.1)
-    assert error(got.mean, units(negatives).expand(5, 32)) < 1e-6
+    assert error(got.mean, unit(negatives).expand(5, 32)) < 1e-6
 
 
 @pytest.mark.parametrize("dim", [1, 2, 15, 17, 129, 256, 257, 520, 1030])

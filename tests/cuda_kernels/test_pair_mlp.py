@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from affinity_oracle import Definition, normalised, pairs_of
 from emulation.backend import emulate
 from logo_kernels.backends import Problem
 from logo_kernels.backends.pairs import LINKS
-from pair_stage import Definition, normalised, pairs_of
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 ALL = (FP32, BF16, FP16)

@@ -9,8 +9,8 @@ import torch
 
 from logo_kernels import block_cosine_similarity, logo_loss
 from logo_kernels.backends import PairWeights, cuda
-from support import EPS, crops, error, leaves
-from test_cosine import exact, run
+from oracles import exact_cosine
+from support import EPS, crops, error, leaves, run_cosine
 
 HALVES = (torch.bfloat16, torch.float16)
 ALL = (torch.float32, *HALVES)
@@ -19,8 +19,8 @@ BACKEND = ("emulated", "cpu")
 
 def assert_exact(problem, dtype):
     """Loss and gradient of `problem` against float64."""
-    want, want_grads = exact(*problem, 0.3, "sum", "mean")
-    terms, grads = run(BACKEND, *problem, repulsion_weight=0.3)
+    want, want_grads = exact_cosine(*problem, 0.3, "sum", "mean")
+    terms, grads = run_cosine(BACKEND, *problem, repulsion_weight=0.3)
     assert error(terms[0], want[0]) < 1e-5
     for grad, value in zip(grads, want_grads, strict=True):
         subnormal = 2.0**-25 if dtype == torch.float16 else 0
@@ -77,7 +77,7 @@ def test_any_order_of_threads_and_copies(emulated, name, dtype):
     results = []
     for seed in range(6):
         emulated.library.settings.seed = seed
-        results.append(run(BACKEND, *problem))
+        results.append(run_cosine(BACKEND, *problem))
     for terms, grads in results[1:]:
         for value, first in zip([*terms, *grads], [*results[0][0], *results[0][1]], strict=True):
             assert torch.equal(value, first)
@@ -90,9 +90,9 @@ def test_extreme_norms_among_ordinary_images(emulated, dtype, dim):
     x, y, t, r = crops(9, 2, 6, dim, dtype)
     scale = torch.ones(9, 1, 1, dtype=torch.float64)
     scale[4], scale[7] = 2.0**-100, 2.0**90
-    want, want_grads = exact(x, y, t, r, 0.3, "sum", "none", torch.ones(9).double())
+    want, want_grads = exact_cosine(x, y, t, r, 0.3, "sum", "none", torch.ones(9).double())
     scaled = [(v.double() * scale).to(dtype) for v in (x, y)]
-    terms, grads = run(
+    terms, grads = run_cosine(
         BACKEND, *scaled, t, r, torch.ones(9), repulsion_weight=0.3, reduction="none"
     )
     assert error(terms[0], want[0]) < 1e-5
@@ -111,7 +111,7 @@ def test_ordinary_images_are_done_once(emulated, dtype, dim):
         counts = set()
         for seed in range(3):
             emulated.library.settings.seed = seed
-            run(BACKEND, x * size, y, t, r)
+            run_cosine(BACKEND, x * size, y, t, r)
             counts.add(emulated.library.statistics().barriers)
         (barriers[size],) = counts
     assert barriers[1.0] < barriers[2.0**80]
@@ -146,20 +146,20 @@ def test_launches_share_a_workspace(emulated):
     """Each leaves the counter at zero for the next, whatever the sizes of their batches."""
     for images in (1, 70, 3, 70):
         x, y, _, _ = crops(images, 2, 3, 16, seed=images)
-        want, _ = exact(x, y, None, None, 0.3, "sum", "mean")
-        terms, _ = run(BACKEND, x, y, None, None, repulsion_weight=0.3)
+        want, _ = exact_cosine(x, y, None, None, 0.3, "sum", "mean")
+        terms, _ = run_cosine(BACKEND, x, y, None, None, repulsion_weight=0.3)
         assert error(terms[0], want[0]) < 1e-6
     assert len(emulated._zeros._kept) == 1
 
 
 def test_two_threads_at_once(emulated):
     problems = [crops(4, 2, 3, 48, seed=seed) for seed in range(2)]
-    wanted = [run(BACKEND, *problem) for problem in problems]
+    wanted = [run_cosine(BACKEND, *problem) for problem in problems]
     wrong = []
 
     def work(index):
         for _ in range(5):
-            terms, _ = run(BACKEND, *problems[index])
+            terms, _ = run_cosine(BACKEND, *problems[index])
             if not all(torch.equal(a, b) for a, b in zip(terms, wanted[index][0], strict=True)):
                 wrong.append(index)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from logo_kernels import block_cosine_similarity, logo_loss
-from support import EPS, crops, error
-from test_cosine import exact, run
+from oracles import exact_cosine
+from support import EPS, crops, error, run_cosine
 
 BF16 = torch.bfloat16
 BACKEND = ("emulated", "cpu")
@@ -25,8 +25,8 @@ def products(emulated):
 def test_cosine(emulated, dim, globals_, locals_, both):
     images = 3
     problem = crops(images, globals_, locals_, dim, BF16, targets=both, features=both)
-    want, want_grads = exact(*problem, 0.3, "sum", "mean")
-    terms, grads = run(BACKEND, *problem, repulsion_weight=0.3)
+    want, want_grads = exact_cosine(*problem, 0.3, "sum", "mean")
+    terms, grads = run_cosine(BACKEND, *problem, repulsion_weight=0.3)
     assert error(terms[0], want[0]) < 1e-5
     for grad, value in zip(grads, want_grads, strict=True):
         assert error(grad, value) <= (EPS[BF16] / 2 + 1e-6) * float(value.abs().max())
@@ -38,7 +38,7 @@ def test_cosine(emulated, dim, globals_, locals_, both):
 
 def test_more_rows_than_one_tile_are_summed(emulated):
     problem = crops(1, 2, 15, 64, BF16)
-    run(BACKEND, *problem)
+    run_cosine(BACKEND, *problem)
     with_gradient = products(emulated)
     logo_loss(*problem[:2], backend="emulated")
     assert with_gradient == products(emulated) > 0
@@ -47,7 +47,7 @@ def test_more_rows_than_one_tile_are_summed(emulated):
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
 def test_gradients_that_nobody_wants_are_not_written(emulated, wanted):
     x, y, t, _ = crops(3, 2, 6, 128, BF16, targets=True)
-    _, want = exact(x, y, t, None, 0.3, "sum", "mean")
+    _, want = exact_cosine(x, y, t, None, 0.3, "sum", "mean")
     leaves = [v.requires_grad_(needed) for v, needed in zip((x, y), wanted, strict=True)]
     logo_loss(*leaves, t, repulsion_weight=0.3, backend="emulated").backward()
     for leaf, value, needed in zip(leaves, want, wanted, strict=False):
@@ -98,8 +98,8 @@ def test_weights_are_as_exact_as_in_fp32(emulated):
     t[:, 1] = t[:, 0]
     x = t.clone()
     x[:, :, ::256] *= 1 + 2.0**-7  # the next number, in every 256th column
-    _, (want, *_) = exact(x, None, t, None, 0.0, "sum", "mean")
-    _, (got, *_) = run(BACKEND, x, None, t, None, repulsion_weight=0.0)
+    _, (want, *_) = exact_cosine(x, None, t, None, 0.0, "sum", "mean")
+    _, (got, *_) = run_cosine(BACKEND, x, None, t, None, repulsion_weight=0.0)
     terms = 1 / float(x.double().norm(dim=-1).min()) / dim**0.5  # w/‖x‖ t/‖t‖, at w = 1
     assert float(want.abs().max()) < 2.0**-5 * terms
     left = (got.double() - want).abs() - EPS[BF16] / 2 * want.abs()

@@ -37,22 +37,6 @@ def reference() -> ReferenceBackend:
 
 
 @pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh buffers hold NaN, so that an element that is never written shows."""
-
-    def poison(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def allocated(*args: object, **kwargs: object) -> Tensor:
-            fresh = allocate(*args, **kwargs)
-            return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
-
-        return allocated
-
-    monkeypatch.setattr(torch, "empty", poison(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
-    monkeypatch.setattr(Tensor, "new_empty", poison(Tensor.new_empty))
-
-
-@pytest.fixture
 def with_splits(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Plans of info_nce are as they are, but for so many splits, or fewer, of the negatives."""
     from logo_kernels.backends.triton import info_nce as module

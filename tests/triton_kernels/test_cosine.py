@@ -13,8 +13,6 @@ from logo_kernels.backends.protocol import CosineResult, PairWeights
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 WEIGHTS = PairWeights(0.5, 1.0, 0.3)
-pytestmark = pytest.mark.usefixtures("poisoned")
-
 # (B, G, L, D, simsiam: targets and features given)
 SHAPES = [
     (3, 2, 0, 16, False),  # no local crops
@@ -295,7 +293,7 @@ def test_the_same_bits_every_time(device, kernels) -> None:
 
 def test_offsets_beyond_32_bits(device, kernels, monkeypatch) -> None:
     """The third image begins 2^31 elements after the first; the memory between is not touched."""
-    monkeypatch.undo()  # filling 4 GiB with NaN would touch it
+    monkeypatch.setattr("torch.utils.deterministic.fill_uninitialized_memory", False)
     x, y, t, r = problem((3, 2, 3, 16, True), BF16, device)
     memory = torch.empty(2**31 + 64, dtype=BF16, device=device)
     far = memory.as_strided(x.shape, (2**30, 16, 1))

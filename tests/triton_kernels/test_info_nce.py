@@ -28,6 +28,7 @@ from logo_kernels.backends.triton.info_nce_plan import (
 )
 from logo_kernels.backends.triton.info_nce_rows import column_scale_of, lift_of, value_of
 from logo_kernels.backends.triton.launch import launching
+from oracles import softmax_over_negatives, unit
 from support import attend
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -38,15 +39,6 @@ PAIRS = [(FP32, FP32), (BF16, BF16), (FP16, FP16), (FP32, BF16), (FP32, FP16), (
          (FP16, BF16)]  # fmt: skip
 # (N, K, D): single ones; less than a tile; several tiles and splits; D in chunks or groups.
 SHAPES = [(1, 1, 8), (5, 37, 24), (33, 130, 64), (17, 65, 300)]
-pytestmark = pytest.mark.usefixtures("poisoned")
-
-
-def unit(rows: Tensor) -> Tensor:
-    rows = rows.double()
-    largest = rows.abs().amax(-1, keepdim=True)
-    rows = rows / torch.where(largest == 0, 1, largest)
-    norm = rows.norm(dim=-1, keepdim=True)
-    return rows / torch.where(norm == 0, 1, norm)
 
 
 class Attention(NamedTuple):
@@ -58,16 +50,6 @@ class Attention(NamedTuple):
 
 def seen(*arguments) -> Attention:
     return Attention(*attend(*arguments))
-
-
-def dense(queries, negatives, temperature, own=None) -> tuple[Tensor, Tensor]:
-    units = unit(negatives)
-    logits = unit(queries) @ units.T / temperature
-    if own is not None:
-        image = torch.arange(len(queries), device=queries.device) // own[0]
-        other = torch.arange(len(negatives), device=queries.device) // own[1]
-        logits = logits.masked_fill(image[:, None] == other, -torch.inf)
-    return logits.logsumexp(1), logits.softmax(1) @ units
 
 
 def rows(n: int, dim: int, dtype: torch.dtype, device, seed: int = 0) -> Tensor:
@@ -88,7 +70,7 @@ def compare(kernels):
         got = seen(kernels, queries, negatives, temperature, own)
         assert torch.equal(queries, before[0])
         assert torch.equal(negatives.nan_to_num(), before[1].nan_to_num()), "written to"
-        lse, mean = dense(queries, negatives, temperature, own)
+        lse, mean = softmax_over_negatives(queries, negatives, temperature, own)
         assert got.lse.dtype == got.mean.dtype == FP32
         assert got.mean.shape == queries.shape
         # Logits are as exact as the operands are: q̂ in the dtype of the negatives, in one part or
@@ -133,7 +115,7 @@ def test_as_exact_as_eager(dtypes, device, kernels, assert_as_exact) -> None:
             results.append((loss.detach(), q.grad))
             continue
         if kind == "exact":
-            lse, mean = dense(queries, negatives, tau)
+            lse, mean = softmax_over_negatives(queries, negatives, tau)
         else:
             lse, mean = (v.double() for v in seen(kernels, queries, negatives, tau))
         positive = (unit(queries) * positives).sum(1) / tau

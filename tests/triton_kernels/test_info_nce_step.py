@@ -97,7 +97,7 @@ TOLERANCE = {FP32: 3e-6, BF16: 2e-2, FP16: 3e-3}
 
 
 @pytest.fixture
-def compare(kernels, reference, poisoned):
+def compare(kernels, reference):
     """Everything against the readable form in float64, relative to the largest number."""
 
     def check(call: InfoNCECall, upstream: Tensor | None = None, tolerance: float | None = None):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from affinity_oracle import Definition, pairs_of
 from logo_kernels.affinity import LocalAffinity
 from logo_kernels.backends.pairs import LINKS, PairStage
 from logo_kernels.backends.protocol import Problem
@@ -21,7 +22,6 @@ from logo_kernels.backends.triton.pair_plan import (
     row_tile,
     segments,
 )
-from pair_stage import Definition, pairs_of
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = (FP32, BF16, FP16)
@@ -56,8 +56,6 @@ SHAPES = (
 )
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
-pytestmark = pytest.mark.usefixtures("poisoned")
-
 # (B, V, W or 0 for b = None, D)
 SHAPES = [
     (2, 1, 0, 1),

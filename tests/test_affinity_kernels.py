@@ -1,102 +1,24 @@
-"""The eight kernels of the learned affinity's pair stage on every backend against float64."""
-
-from types import SimpleNamespace
+"""The kernels of the learned affinity, between its products, on every backend against float64."""
 
 import pytest
 import torch
 
-from logo_kernels.backends import BACKENDS, Problem
+from affinity_inputs import CALLS, batch_norm_of, inputs, results, stage_of
+from affinity_oracle import Definition
 from logo_kernels.backends import unit as reference
-from pair_stage import Definition
-from support import EPS, error
+from oracles import unit as exact_units
+from support import ALL, EPS, error
 
 EXACT = Definition()
-ALL = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 # B, L, H, roll: the smallest; a row's end alone, pairs of two images; whole vectors, the last roll;
 # vectors and an end, four rows at once and three; H and L of a usual step
 SHAPES = [(1, 2, 1, 0), (2, 2, 7, 1), (5, 3, 64, 4), (2, 8, 33, 0), (5, 8, 256, 1)]
 
-CALLS = {
-    "hidden_moments": lambda s, v: s.hidden_moments(v.a, v.c, v.roll),
-    "hidden": lambda s, v: s.hidden(v.a, v.c, v.norm, v.roll),
-    "hidden_sums": lambda s, v: s.hidden_sums(v.grad_x, v.a, v.c, v.norm, v.roll),
-    "hidden_backward": lambda s, v: s.hidden_backward(
-        v.to_a, v.to_c, v.a, v.c, v.norm, v.correction, v.roll
-    ),
-    "output_moments": lambda s, v: s.output_moments(v.y),
-    "output, identity": lambda s, v: s.output(v.y, v.norm, v.weight, v.bias, v.pairs, 0),
-    "output, softplus": lambda s, v: s.output(v.y, v.norm, v.weight, v.bias, v.pairs, 1),
-    "output, negated": lambda s, v: s.output(v.y, v.norm, v.weight, v.bias, v.pairs, 2),
-    "output_sums": lambda s, v: s.output_sums(v.y, v.norm, v.slope, v.grad, v.pairs),
-    "output_backward": lambda s, v: s.output_backward(
-        v.y, v.norm, v.weight, v.slope, v.grad, v.correction, v.pairs
-    ),
-}
-
-
-def inputs(shape, dtype, device="cpu", seed=0):
-    """Steps of 1/4 go into batch norm, whose bias is no such step: every dtype gets every sign."""
-    images, crops, width, roll = shape
-    generator = torch.Generator().manual_seed(seed)
-    pairs = crops * (crops - 1)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def steps(*size, dtype=dtype):
-        return (torch.randint(-8, 9, size, generator=generator) / 4).to(device, dtype)
-
-    def normal(*size, dtype=wide):
-        return torch.randn(*size, generator=generator).to(device, dtype)
-
-    scale = 2.0 ** torch.randint(-1, 2, (width,), generator=generator)
-    mean, bias = steps(2, width, dtype=wide) / 2
-    return SimpleNamespace(
-        a=steps(images, crops, width),
-        c=steps(images, crops, width),
-        norm=torch.stack([mean, scale.to(device, wide), bias + 1 / 32]),
-        grad_x=normal(images * pairs, width, dtype=dtype),
-        to_a=normal(images, crops, width),
-        to_c=normal(images, crops, width),
-        correction=normal(2, width) / 8,
-        y=steps(images * pairs, width),
-        weight=normal(width),
-        bias=normal(1),
-        slope=normal(images * pairs),
-        grad=normal(images),
-        pairs=pairs,
-        roll=roll,
-    )
-
-
-def stage_of(backend, dtype=torch.float32, elements=0):
-    name, device = backend
-    stage = BACKENDS[name].pair_stage
-    if stage is None:
-        pytest.skip(f"{name} has no pair stage")
-    reason = BACKENDS[name].refuses(Problem("pair_mlp", device, frozenset([dtype]), 0, 64))
-    if reason is not None:
-        pytest.skip(f"{name}: {reason}")
-    if name != "cpu" and device == "cpu" and elements > 20_000:
-        pytest.skip("the interpreter and the emulator would take too long")
-    return stage
-
-
-def results(call, stage, v):
-    made = CALLS[call](stage, v)
-    return made if isinstance(made, tuple) else (made,)
-
-
-@pytest.fixture
-def poisoned():
-    """Fresh buffers are full of NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
 
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_against_float64(backend, dtype, shape, poisoned):
+def test_against_float64(backend, dtype, shape):
     stage = stage_of(backend, dtype, shape[0] * shape[1] ** 2 * shape[2])
     v, there = inputs(shape, dtype), inputs(shape, dtype, backend[1])
     for call in CALLS:
@@ -174,44 +96,6 @@ def test_softplus_of_any_size(backend, dtype):
                 assert ((got.cpu() - want).abs() <= allowed + 1e-37).all()
 
 
-def test_the_same_for_any_number_of_threads(backend):
-    if backend[0] != "cpu":
-        pytest.skip("threads are the CPU's")
-    stage = stage_of(backend)
-    before = torch.get_num_threads()
-    for shape in [(97, 4, 80, 3), (4099, 2, 17, 1)]:
-        v = inputs(shape, torch.float32)
-        runs = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            runs.append([results(call, stage, v) for call in CALLS])
-        torch.set_num_threads(before)
-        for other in runs[1:]:
-            for made, again in zip(runs[0], other, strict=True):
-                assert all(torch.equal(x, y) for x, y in zip(made, again, strict=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_arrays_larger_than_the_caches(backend, dtype):
-    """These are written past the caches; a row must still be where it belongs."""
-    if backend[0] != "cpu":
-        pytest.skip("the CPU's kernels only")
-    stage = stage_of(backend)
-    v = inputs((150, 8, 1024 if dtype == torch.float32 else 2048, 1), dtype)
-    for call in ("hidden", "output_backward"):
-        (got,) = results(call, stage, v)
-        (want,) = results(call, Definition(torch.float32), v)
-        assert error(got, want) <= EPS[dtype] * float(want.abs().max())
-
-
-def batch_norm_of(width, wide, device="cpu"):
-    """weight, bias and running statistics."""
-    generator = torch.Generator().manual_seed(3)
-    weight, bias, mean = torch.randn(3, width, generator=generator).to(device, wide)
-    var = (0.5 + torch.rand(width, generator=generator)).to(device, wide)
-    return [weight, bias, mean, var, torch.tensor(3, device=device)]
-
-
 def close(ours, exact, roundings, dtype):
     size = max(1.0, float(exact.abs().max()))
     assert ours.shape == exact.shape
@@ -222,7 +106,7 @@ def close(ours, exact, roundings, dtype):
 @pytest.mark.parametrize("batch", [True, False])
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_layers(backend, dtype, shape, batch, momentum, poisoned):
+def test_layers(backend, dtype, shape, batch, momentum):
     """Statistics, the running ones, and what follows from them."""
     stage = stage_of(backend, dtype, shape[0] * shape[1] ** 2 * shape[2])
     v, there = inputs(shape, dtype), inputs(shape, dtype, backend[1])
@@ -251,7 +135,7 @@ def test_layers(backend, dtype, shape, batch, momentum, poisoned):
 @pytest.mark.parametrize("batch", [True, False])
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_of_layers(backend, dtype, shape, batch, poisoned):
+def test_gradients_of_layers(backend, dtype, shape, batch):
     """And facts: corrections, and gradients to parameters; upstream gradients of any stride."""
     stage = stage_of(backend, dtype, shape[0] * shape[1] ** 2 * shape[2])
     v, there = inputs(shape, dtype), inputs(shape, dtype, backend[1])
@@ -309,18 +193,12 @@ def rows_of_any_norm(dim, dtype, device):
     return z.clamp(-limits.max, limits.max).to(dtype).to(device)
 
 
-def exact_units(z):
-    z = z.cpu().double()
-    scaled = z / z.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    return scaled / scaled.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-
-
 DIMS = [1, 7, 64, 300, 1032]  # the last: in vectors, by more than a warp
 
 
 @pytest.mark.parametrize("to", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("dtype", ALL)
-def test_unit(backend, dtype, to, poisoned):
+def test_unit(backend, dtype, to):
     stage = units_of(backend)
     for dim in DIMS:
         for layout in LAYOUTS:
@@ -328,7 +206,10 @@ def test_unit(backend, dtype, to, poisoned):
             unit, factors = stage.unit(z, to)
             assert unit.dtype == to
             assert unit.is_contiguous()
-            assert error(unit, exact_units(z)) <= EPS[to] + 4 * EPS[factors.dtype], (dim, layout)
+            assert error(unit, exact_units(z.cpu())) <= EPS[to] + 4 * EPS[factors.dtype], (
+                dim,
+                layout,
+            )
             zero = (z == 0).all(-1)
             assert zero.any()
             assert not unit[zero].any()
@@ -339,7 +220,7 @@ def test_unit(backend, dtype, to, poisoned):
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("of", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", ALL)
-def test_unit_backward(backend, dtype, of, dim, view_major, poisoned):
+def test_unit_backward(backend, dtype, of, dim, view_major):
     """Relative to the rows' own sizes, since norms are of any; limits where it is beyond them."""
     stage = units_of(backend)
     z = rows_of_any_norm(dim, dtype, backend[1])
@@ -370,7 +251,7 @@ def test_unit_of_long_rows(backend, dtype):
     z = torch.randn(1, 2, 9001, generator=generator).to(dtype).to(backend[1])
     z[0, 1] *= 1e-30
     unit, factors = stage.unit(z, torch.float32)
-    assert error(unit, exact_units(z)) <= 4 * EPS[torch.float32]
+    assert error(unit, exact_units(z.cpu())) <= 4 * EPS[torch.float32]
     grad = torch.randn(z.shape, generator=generator).to(backend[1])
     g, u = grad.cpu().double(), unit.cpu().double()
     exact = (g - (g * u).sum(-1, keepdim=True) * u) * factors.cpu().double().prod(1).view(1, 2, 1)

@@ -1,4 +1,4 @@
-"""The pair stage of the learned affinity as its definition reads: every pair made."""
+"""The learned affinity between its products, as its definition reads: every pair made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cpu kernel of InfoNCE at the borders of what it cuts a problem into, on each instruction set.
+"""InfoNCE's pass over the negatives on the CPU, at the borders of what it cuts a problem into.
 
 Bands of 6 queries; tiles of 256 negatives or fewer, in panels of vectors; parts of 8 tiles and
 more; sums over 128 columns.
@@ -7,24 +7,8 @@ more; sums over 128 columns.
 import pytest
 import torch
 
-from logo_kernels.backends import BACKENDS
-from logo_kernels.backends.extension import extension
+from oracles import softmax_over_negatives
 from support import EPS, attend, error
-
-
-@pytest.fixture(params=extension.simds() if extension else ())
-def cpu(request):
-    before = extension.current_simd()
-    extension.use_simd(request.param)
-    yield BACKENDS["cpu"]
-    extension.use_simd(before)
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def problem(queries, negatives, dim, dtype=torch.float32):
@@ -34,19 +18,9 @@ def problem(queries, negatives, dim, dtype=torch.float32):
     return torch.nn.functional.normalize(q, dim=1).to(dtype), n.to(dtype)
 
 
-def exact(q, n, temperature, own=None):
-    """(lse, mean) as they are defined, in float64."""
-    units = torch.nn.functional.normalize(n.double(), dim=1)
-    logits = q.double() @ units.mT / temperature
-    if own is not None:
-        image = torch.arange(len(q))[:, None] // own[0]
-        logits[torch.arange(len(n))[None] // own[1] == image] = -torch.inf
-    return logits.logsumexp(1), logits.softmax(1) @ units
-
-
 def check(cpu, q, n, temperature, own=None):
     found_lse, found_mean = attend(cpu, q, n, temperature, own)
-    lse, mean = exact(q, n, temperature, own)
+    lse, mean = softmax_over_negatives(q, n, temperature, own)
     # A logit's error: of the cosine, 1/τ times as large. Of the lse itself, in its last digit.
     allowed = 4 * EPS[q.dtype] * (1 / temperature + float(lse.abs().max()))
     assert error(found_lse, lse) <= allowed
@@ -84,7 +58,7 @@ def check_bf16(cpu, queries, negatives, dim, temperature, own=None):
 
     q, n = rows(queries), rows(negatives)
     found_lse, found_mean = attend(cpu, q.bfloat16(), 3 * n.bfloat16(), temperature, own)
-    lse, mean = exact(q, n, temperature, own)
+    lse, mean = softmax_over_negatives(q, n, temperature, own)
     assert error(found_lse, lse) <= 4 * EPS[torch.float32] * (1 / temperature + negatives)
     assert error(found_mean, mean) <= EPS[torch.bfloat16] / 2 * float(mean.abs().max())
 

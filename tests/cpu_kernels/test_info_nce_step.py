@@ -4,35 +4,13 @@ from collections import Counter
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from logo_kernels import info_nce, logo_loss
 from logo_kernels.backends import BACKENDS
-from logo_kernels.backends.extension import extension
 from logo_kernels.backends.protocol import InfoNCECall, InfoNCEGradients, InfoNCEResult
-from support import EPS, crops, error, leaves
+from support import EPS, Operators, crops, error, leaves
 
 COUNTS = [(2, 3), (3, 0), (1, 2), (0, 4)]  # (G, L)
-
-
-@pytest.fixture(params=extension.simds() if extension else ())
-def cpu(request):
-    before = extension.current_simd()
-    extension.use_simd(request.param)
-    yield BACKENDS["cpu"]
-    extension.use_simd(before)
-
-
-class Operators(TorchDispatchMode):
-    """Counts what is called."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.calls[str(function)] += 1
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("negatives", ["batch", "queue"])
@@ -44,11 +22,11 @@ def test_operators_of_a_step(negatives):
     with Operators() as seen:
         loss = logo_loss(x, y, t, similarity="info_nce", negatives=n, affinity=None, backend="cpu")
         loss.backward()
-    assert dict(seen.calls) == {
-        "logo_kernels.info_nce.default": 1,
-        "logo_kernels.info_nce_backward.default": 1,
-        "aten.ones_like.default": 1,  # the upstream gradient of a scalar
-        "aten.detach.default": 2,  # the two gradients, as they become .grad
+    assert Counter(seen.names) == {
+        "info_nce": 1,
+        "info_nce_backward": 1,
+        "ones_like": 1,  # the upstream gradient of a scalar
+        "detach": 2,  # the two gradients, as they become .grad
     }
 
 
@@ -69,7 +47,7 @@ def call_of(counts, reduction, dtype=torch.float64, queue=True, seed=0):
 
 
 def both_ways(backend, call, upstream):
-    """All that the two operators fill; NaN where they fill nothing."""
+    """All that the two operators fill; fresh buffers are NaN, where they fill nothing."""
     result = InfoNCEResult.empty(call)
     none = torch.empty(0)
     gradients = InfoNCEGradients(
@@ -79,8 +57,6 @@ def both_ways(backend, call, upstream):
         ),
         torch.empty([], dtype=call.dtype),
     )
-    for buffer in (*result, *gradients):
-        buffer.fill_(torch.nan)
     backend.info_nce(call, result)
     backend.info_nce_backward(call, upstream, result.pull, result.mean, gradients)
     return *result, *gradients
@@ -166,20 +142,16 @@ def test_a_positive_that_is_nan_is_no_part_of_what_it_is_no_pair_of(cpu):
 
 
 @pytest.mark.parametrize("counts", COUNTS)
-def test_threads_change_nothing(cpu, counts):
+def test_threads_change_nothing(cpu, threads, counts):
     """No bit of any result, backward included."""
-    before = torch.get_num_threads()
     generator = torch.Generator().manual_seed(7)
     call = call_of(counts, "mean", torch.float32)._replace(
         negatives=torch.randn(9000, 19, generator=generator)
     )
-    try:
-        found = []
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            found.append(both_ways(cpu, call, torch.tensor(1.0)))
-    finally:
-        torch.set_num_threads(before)
+    found = []
+    for count in (1, 2, 3, 7):
+        threads(count)
+        found.append(both_ways(cpu, call, torch.tensor(1.0)))
     for several in found[1:]:
         for value, same in zip(several, found[0], strict=True):
             assert torch.equal(value, same)

@@ -80,12 +80,20 @@ def test_backward_scales_by_a_kernel_where_there_is_one(monkeypatch, dtype, redu
     device = "cuda" if torch.cuda.is_available() else "cpu"
     problem = crops(3, 2, 3, 8, dtype, device=device)[:2]
     upstream = torch.tensor([2.0, -1.0, 0.5] if reduction == "none" else 3.0, device=device)
-    results = []
+    results, called = [], []
     for chosen in ("reference", "triton"):
+        run = BACKENDS[chosen].scale_
+
+        def counted(*arguments, run=run, chosen=chosen):
+            called.append(chosen)
+            return run(*arguments)
+
+        monkeypatch.setattr(BACKENDS[chosen], "scale_", counted)
         monkeypatch.setattr(autograd, "resolve", lambda *_, chosen=chosen: BACKENDS[chosen])
         x, y = leaves(*problem)
         logo_loss(x, y, reduction=reduction, backend="reference").backward(upstream)
         results.append((x.grad, y.grad))
+    assert called == ["reference", "triton"]  # once each, for both gradients
     for a, b in zip(*results, strict=True):
         assert a.any()
         assert error(a, b) <= 1e-3 * float(a.abs().max())
@@ -101,9 +109,20 @@ def test_gradients_accumulate(name):
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
 def test_only_what_is_needed(name, wanted):
-    x, y = (v.requires_grad_(w) for v, w in zip(crops(3, 2, 3, 8)[:2], wanted, strict=True))
-    logo_loss(x, y, backend=name).backward()
-    assert (x.grad is not None, y.grad is not None) == wanted
+    """Of crops that need no gradient none is kept, and the other one is as it was."""
+    problem = crops(3, 2, 3, 8)[:2]
+    both = leaves(*problem)
+    logo_loss(*both, backend=name).backward()
+    one = [v.requires_grad_(w) for v, w in zip(problem, wanted, strict=True)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda v: kept.append(v.numel()) or v, lambda v: v
+    ):
+        loss = logo_loss(*one, backend=name)
+    loss.backward()
+    (leaf,), (same,) = ([v for v, w in zip(two, wanted, strict=True) if w] for two in (one, both))
+    assert sum(kept) == leaf.numel()
+    assert torch.equal(leaf.grad, same.grad)
 
 
 def test_no_gradient_needed(name):

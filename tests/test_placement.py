@@ -1,11 +1,14 @@
 """Everything is made where the crops are: no constant comes from the host, whatever torch's
 defaults are."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from logo_kernels import NegativeQueue
 from support import crops
 from training_steps import STEPS, evaluate, step_of
 
@@ -33,12 +36,26 @@ def inputs(device="cpu"):
     return x.to(device).requires_grad_(), y.to(device).requires_grad_()
 
 
+@contextmanager
+def other_defaults():
+    """Of torch: they would take every tensor that is made without a word on its place or dtype."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(dtype)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("which", STEPS)
-def test_no_constant_from_the_host(which):
+def test_no_constant_from_the_host(which, create_graph):
     """On `meta`, where every tensor that the host made shows as one of another device."""
     step, problem = step_of(which, "auto", "meta"), inputs("meta")
     with OnOneDevice("meta") as mode:
-        loss, *gradients = evaluate(step, *problem)
+        loss, *gradients = evaluate(step, *problem, create_graph)
     assert mode.seen > 10
     assert loss.shape == ()
     assert [g.shape for g in gradients] == [v.shape for v in problem]
@@ -46,7 +63,6 @@ def test_no_constant_from_the_host(which):
 
 @pytest.mark.parametrize("which", STEPS)
 def test_defaults_of_torch_do_not_matter(backend, which):
-    """Another default device would take every tensor that is made without a word on its place."""
     name, device = backend
     if device != "cpu":
         pytest.skip("a test of the Python around the kernels")
@@ -55,14 +71,21 @@ def test_defaults_of_torch_do_not_matter(backend, which):
     torch.manual_seed(1)
     wanted = evaluate(step, *problem)
     torch.manual_seed(1)
-    dtype = torch.get_default_dtype()
-    torch.set_default_device("meta")
-    torch.set_default_dtype(torch.float64)
-    try:
+    with other_defaults():
         found = evaluate(step, *problem)
-    finally:
-        torch.set_default_device(None)
-        torch.set_default_dtype(dtype)
     for got, want in zip(found, wanted, strict=True):
         assert got.dtype == want.dtype
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_queue_takes_keys_where_it_is():
+    keys = torch.randn(3, 8)
+    queue, elsewhere = NegativeQueue(8, 20, device="meta"), keys.to("meta")
+    with OnOneDevice("meta") as mode:
+        queue.enqueue(elsewhere)
+    assert mode.seen > 10
+    with other_defaults():
+        queue = NegativeQueue(8, 20, device="cpu")
+        queue.enqueue(keys)
+    assert queue.keys.dtype == torch.float32
+    torch.testing.assert_close(queue.keys[:3], torch.nn.functional.normalize(keys))

@@ -36,6 +36,11 @@ def step_of(which: str, backend: str, device: str, dim: int = DIM) -> Step:
         return lambda x, y: logo_loss(
             x, y, similarity="info_nce", negatives=negatives, repulsion_weight=0.1, backend=backend
         )
+    if which == "single":
+        negatives = rows(30)  # what is no query, a single global crop, gets zeros
+        return lambda x, y: logo_loss(
+            x[:, :1], y, similarity="info_nce", negatives=negatives, affinity=None, backend=backend
+        )
     if which == "batch":
         tau = torch.full([], 0.2, device=device, dtype=torch.float32, requires_grad=True)
         return lambda x, y: logo_loss(
@@ -53,12 +58,12 @@ def step_of(which: str, backend: str, device: str, dim: int = DIM) -> Step:
 
 
 STEPS = (
-    "cosine", "terms", "similarity", "info_nce", "queue", "batch",
+    "cosine", "terms", "similarity", "info_nce", "queue", "single", "batch",
     "affinity", "objective", "difference",
 )  # fmt: skip
 
 
-def evaluate(step: Step, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+def evaluate(step: Step, x: Tensor, y: Tensor, create_graph: bool = False) -> tuple[Tensor, ...]:
     """The loss and its gradients."""
     loss = step(x, y)
-    return loss, *torch.autograd.grad(loss, (x, y))
+    return loss, *torch.autograd.grad(loss, (x, y), create_graph=create_graph)

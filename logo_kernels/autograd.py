@@ -17,8 +17,8 @@ from torch.autograd import forward_ad
 try:  # torch tells only by private names of transforms of torch.func and of batched gradients
     from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 except ImportError:
-    is_legacy_batchedtensor = lambda _: True  # noqa: E731
-    peek_interpreter_stack = lambda: None  # noqa: E731
+    is_legacy_batchedtensor = lambda tensor: True  # noqa: E731
+    peek_interpreter_stack = lambda: None  # type: ignore[assignment,return-value]  # noqa: E731
 
 
 REFUSED = (
@@ -64,10 +64,7 @@ def references(*inputs: Tensor | None) -> tuple[ReferenceType[Tensor], ...]:
 
 
 def need_gradients(*tensors: Tensor | None) -> bool:
-    for tensor in tensors:
-        if tensor is not None and tensor.requires_grad:
-            return True
-    return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def reverse_mode_only(name: str, *tensors: Tensor | None) -> None:

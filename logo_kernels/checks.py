@@ -170,7 +170,8 @@ def number(name: str, value: Any) -> float:
     """A finite number, those of NumPy and the like as floats of Python."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    found: float = value if isinstance(value, (int, float)) else float(value)
     # torch.compile traces comparisons of a number that varies, a scheduled λ say, but not isfinite
-    if not -math.inf < value < math.inf:
+    if not -math.inf < found < math.inf:
         raise ValueError(f"{name} must be finite, got {value!r}")
-    return value if isinstance(value, (int, float)) else float(value)
+    return found

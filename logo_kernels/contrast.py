@@ -328,7 +328,8 @@ class InfoNCE(torch.autograd.Function):
         to_global, to_local, _, _, _, to_temperature = ctx.needs_input_grad[:6]
         wanted = to_global and ctx.unasked is None, to_local, to_temperature
         saved = ctx.saved_tensors
-        call = InfoNCEBackwardCall(upstream, *saved, ctx.temperature, *wanted, ctx.of_negatives)
+        given = upstream, *saved, ctx.temperature, *wanted, ctx.of_negatives
+        call = InfoNCEBackwardCall(*given)
         queries, locals_, _, tensor = saved[:4]
         found = once(backward(call, ctx.backend), upstream, queries, locals_, tensor)
         to_queries, to_locals, to_tau = found

@@ -208,7 +208,8 @@ class Cosine(torch.autograd.Function):
     ) -> Tensor | tuple[Tensor, Tensor]:
         *numbers, backend, with_terms = options
         to_x, to_y, _, to_r = ctx.needs_input_grad[:4]
-        total, terms, *saved = cosine(CosineCall(x, y, t, r, *numbers, to_x, to_y, to_r), backend)
+        call = CosineCall(x, y, t, r, *numbers, to_x, to_y, to_r)  # type: ignore[call-arg]
+        total, terms, *saved = cosine(call, backend)
         ctx.save_for_backward(*saved)
         ctx.inputs = references(x, y, r)
         globals_, locals_ = 0 if x is None else x.shape[1], 0 if y is None else y.shape[1]

@@ -100,7 +100,8 @@ class HiddenLayerCall(NamedTuple):
     eps: float
     roll: int
 
-    written = _statistics
+    def written(self) -> list[Tensor]:
+        return _statistics(self)
 
 
 class HiddenLayerResult(NamedTuple):
@@ -154,7 +155,8 @@ class OutputLayerCall(NamedTuple):
     pairs: int  # of an image
     link: int
 
-    written = _statistics
+    def written(self) -> list[Tensor]:
+        return _statistics(self)
 
 
 class OutputLayerResult(NamedTuple):

@@ -95,7 +95,7 @@ class CudaBackend(CompiledBackend):
     @property
     def library(self) -> ModuleType:
         assert extension is not None
-        return extension.cuda  # type: ignore[no-any-return]
+        return extension.cuda
 
     def missing(self) -> str | None:
         return _missing()

@@ -57,12 +57,8 @@ class Training:
     def __init__(self, case: StepCase, loss: Callable[..., Tensor], device: str) -> None:
         if str(PYTHON) not in sys.path:
             sys.path.append(str(PYTHON))
-        encoder, model = (
-            pytest.importorskip(
-                name, reason="python/ needs the extra [train]", exc_type=ImportError
-            )
-            for name in ("encoder", "model")
-        )
+        needs = {"reason": "python/ needs the extra [train]", "exc_type": ImportError}
+        encoder, model = (pytest.importorskip(name, **needs) for name in ("encoder", "model"))
 
         self.case, self.loss = case, loss
         torch.manual_seed(0)

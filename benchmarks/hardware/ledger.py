@@ -27,7 +27,7 @@ OPERATIONS = {
     "cosine": ("cosine", "scale"),
     "similarity": ("similarity",),
     "info_nce": ("info_nce",),
-    "affinity": ("affinity", "pair_", "unit"),
+    "affinity": ("affinity", "unit"),
 }
 
 VERIFIED = "verified"

@@ -264,10 +264,10 @@ def compile_all() -> list[dict[str, Any]]:
 
 def lay_out(kernels: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every problem on every architecture."""
-    from harness.package import extension, problem
+    from harness.package import extension, reason
 
     if extension is None:
-        raise SystemExit(problem)
+        raise SystemExit(reason)
     registers = {(k["kernel"], k["dtype"], k["architecture"]): k["registers"] for k in kernels}
     rows = []
     for case in PROBLEMS:

@@ -12,7 +12,7 @@ import tempfile
 
 import torch
 
-from .package import extension, problem
+from .package import extension, reason
 
 # Of torch's own kernels and its compiler, of oneDNN and of MKL.
 ENVIRONMENTS = {
@@ -43,7 +43,7 @@ def is_held_to(simd: str) -> bool:
 def use(simd: str) -> None:
     """Tells the extension, in a process that is held to `simd`; RuntimeError where torch is not."""
     if extension is None:
-        raise RuntimeError(f"--simd {simd} needs the extension: {problem}")
+        raise RuntimeError(f"--simd {simd} needs the extension: {reason}")
     if torch_simd() != simd:
         raise RuntimeError(
             f"--simd {simd}: torch uses {torch_simd()} all the same; this processor has no {simd}, "

@@ -11,7 +11,7 @@ import bench_cosine
 from bench_cosine import CosineCase, sums
 from benchmarks.made import FewRounds
 from hardware import ledger
-from harness import comparison
+from harness import comparison, package
 from harness.comparison import COPY, Own, headline
 from harness.forms import Prepared
 from harness.timing import OURS, DeviceRounds, Rounds
@@ -166,7 +166,7 @@ class Stub:
     def missing(self):
         return self.reasons[0]
 
-    def refuses(self, problem):
+    def refuses(self, request):
         return self.reasons[1]
 
 
@@ -183,9 +183,9 @@ class Stub:
 def test_backends_of_a_gpu(monkeypatch, cuda, triton, found):
     stubs = [Stub("cuda", *cuda), Stub("triton", *triton), Stub("reference")]
     monkeypatch.setattr(backends, "BACKENDS", {stub.name: stub for stub in stubs})
-    monkeypatch.setattr(backends, "order", lambda problem: tuple(backends.BACKENDS))
-    fresh = functools.lru_cache(backends.remembered.__wrapped__)
-    monkeypatch.setattr(backends, "remembered", fresh)
+    monkeypatch.setattr(backends, "order", lambda request: tuple(backends.BACKENDS))
+    fresh = functools.lru_cache(backends.backend_for.__wrapped__)
+    monkeypatch.setattr(package, "backend_for", fresh)
 
     def function(*crops, backend):
         return backend

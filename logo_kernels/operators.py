@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .autograd import batched
 from .backends import backend_for
 
-try:  # torch tells only by private names who looks on; without one of them, assume somebody
+try:  # Private names alone tell whether a call is observed; without one of them, assume it is.
     from torch._C import _is_tracing, _len_torch_dispatch_stack, _len_torch_function_stack
     from torch.autograd import _profiler_enabled
 except ImportError:
@@ -28,7 +28,7 @@ except ImportError:
 # A running statistic: the operator writes to it, unless `Call.written` leaves it out.
 Written = Annotated[Tensor | None, "written"]
 
-# Of arguments that nothing overrides: a subclass of Tensor has a say in what is done with it.
+# Types of arguments that override nothing; a subclass of Tensor may override any operator.
 _PLAIN = frozenset([Tensor, nn.Parameter, type(None), bool, int, float, str, torch.dtype])
 
 _SCHEMA = {
@@ -67,7 +67,7 @@ class Operator(Generic[C, R]):
         self.registered = getattr(torch.ops.logo_kernels, name).default
 
     def __call__(self, call: C, backend: str) -> R:
-        """Past torch's dispatcher where nothing but the kernel would see the call.
+        """Fills a result, past torch's dispatcher if nothing but the kernel would see the call.
 
         On a small batch the dispatcher costs the host as much as the kernel.
         """

@@ -1,8 +1,10 @@
-"""What a call costs the host at B = 8, beside an autograd Function that does nothing.
+"""What a step costs the host at B = 8, beside an autograd Function that does nothing.
 
-With 16 numbers per crop the kernel's own work vanishes. The empty Function takes the cosine's
-tensors and allocates its gradients, whatever it stands beside; what ours takes beyond it is checks,
-dispatch and the launches. Ratios are of ours called eagerly, round by round.
+With 16 numbers per crop the kernel's own work vanishes: argument checks, dispatch, autograd and
+allocation are left. The empty Function takes the cosine's tensors and allocates its gradients,
+whatever it stands beside; what ours takes beyond it is checks, dispatch and the launches. A step is
+forward and backward to all that learns: the crops and, of the affinity, every parameter. Ratios
+are of ours called eagerly, round by round, and the goals are for their median.
 """
 
 from __future__ import annotations
@@ -16,12 +18,21 @@ from torch import Tensor
 import bench_affinity
 import bench_cosine
 import bench_info_nce
-from cases import OVERHEAD, AffinityCase, CosineCase, InfoNCECase
-from comparison import Contest, compare
-from inputs import cosine_inputs
-from timing import OURS
+from harness.case import Case
+from harness.comparison import Contest, compare
+from harness.timing import OURS
 
-CASES = OVERHEAD
+COSINE = bench_cosine.CosineCase(8, 2, 2, 16, "float32", "host overhead alone")
+CASES: dict[str, tuple[Case, ...]] = {
+    device: (
+        COSINE,
+        bench_info_nce.InfoNCECase(8, 2, 2, 64, 16, "float32", "host overhead alone"),
+        bench_affinity.AffinityCase(
+            8, 2, 16, "float32", "host overhead alone, all parameters learned", hidden=16
+        ),
+    )
+    for device in ("cpu", "cuda")
+}
 EMPTY = "empty Function"
 MODULES: dict[str, ModuleType] = {
     "cosine": bench_cosine, "info_nce": bench_info_nce, "affinity": bench_affinity
@@ -42,10 +53,10 @@ class Empty(torch.autograd.Function):
         return *ctx.saved_tensors, None
 
 
-def contest(case: AffinityCase | CosineCase | InfoNCECase, device: str) -> Contest:
+def contest(case: Case, device: str) -> Contest:
     """Ours alone: the smallest of the other cases have peers."""
     made = MODULES[case.operation].contest(case, device)
-    crops = cosine_inputs(next(c for c in CASES[device] if isinstance(c, CosineCase)), device)
+    crops = bench_cosine.inputs_of(COSINE, device)
     made.baselines = {EMPTY: lambda: crops.step(Empty.apply)}
     made.peers = []
     return made

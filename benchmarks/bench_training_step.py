@@ -8,23 +8,47 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-import ledger
-import peers
-import simd
-from bench_cosine import loss
-from cases import STEP, StepCase
-from logo_kernels.backends import AUTO, resolve
-from timing import OURS, Pace, clock_of, take_turns
+from bench_cosine import loss, pairs
+from hardware import ledger
+from harness.case import Case
+from harness.comparison import facts_of
+from harness.package import serving
+from harness.timing import OURS, Pace, clock_of, take_turns
 
-CASES = STEP
 PYTHON = Path(__file__).resolve().parents[1] / "python"
 PAIRS = "pairs"
+
+
+@dataclass(frozen=True)
+class StepCase(Case):
+    """One optimiser step of SimSiam-LoGo on a small ResNet, crops already cut."""
+
+    images: int
+    global_crops: int
+    local_crops: int
+    global_size: int
+    local_size: int
+    dim: int
+    why: str
+
+    operation = "training_step"
+    dtype = "float32"
+
+    def shape(self) -> tuple[int | str, ...]:
+        return self.images, self.global_crops, self.local_crops, self.dim
+
+
+CASES = {
+    "cpu": (StepCase(64, 2, 4, 32, 16, 256, "the trainer as it runs by default"),),
+    "cuda": (StepCase(256, 2, 8, 32, 16, 2048, "the trainer's small ResNet, D as published"),),
+}
 
 
 class Training:
@@ -33,12 +57,8 @@ class Training:
     def __init__(self, case: StepCase, loss: Callable[..., Tensor], device: str) -> None:
         if str(PYTHON) not in sys.path:
             sys.path.append(str(PYTHON))
-        encoder, model = (
-            pytest.importorskip(
-                name, reason="python/ needs the extra [train]", exc_type=ImportError
-            )
-            for name in ("encoder", "model")
-        )
+        needs = {"reason": "python/ needs the extra [train]", "exc_type": ImportError}
+        encoder, model = (pytest.importorskip(name, **needs) for name in ("encoder", "model"))
 
         self.case, self.loss = case, loss
         torch.manual_seed(0)
@@ -79,11 +99,10 @@ class Training:
 def test_training_step(benchmark, case, device) -> None:
     contestants = {
         OURS: Training(case, loss, device),
-        PAIRS: Training(case, peers.pairs, device),
+        PAIRS: Training(case, pairs, device),
     }
     blocks = contestants[OURS].embeddings()
-    backend = resolve(AUTO, "cosine", *blocks).name
-    scaled_by = resolve(AUTO, "scale", blocks[0]).name
+    backend, scaled_by = serving("cosine", *blocks), serving("scale", blocks[0])
     for ours, theirs in zip(
         contestants[OURS].gradients(), contestants[PAIRS].gradients(), strict=True
     ):
@@ -92,12 +111,8 @@ def test_training_step(benchmark, case, device) -> None:
         assert error < 1e-3, "the two losses train differently; a wrong step is not timed"
 
     info = benchmark.extra_info
-    info |= {
-        "operation": case.operation, "case": case.id, "size": case.size, "dtype": case.dtype,
-        "view_major": True, "features": True, "why": case.why, "device": device,
-        "simd": simd.current() if device == "cpu" else None, "backend": backend, "excluded": {},
-        "kernels": {OURS: ledger.kernels_of("cosine", backend, scaled_by=scaled_by)},
-    }  # fmt: skip
+    info |= facts_of(case, device, backend) | {"view_major": True, "features": True}
+    info["kernels"] = {OURS: ledger.kernels_of("cosine", backend, scaled_by=scaled_by)}
     steps = {name: training.step for name, training in contestants.items()}
     for step in steps.values():
         step()

@@ -18,10 +18,8 @@ from collections import Counter
 import pytest
 import torch
 
-import machine
-import simd
-from logo_kernels.backends import BACKENDS
-from timing import clock_of
+from harness import machine, package, simd
+from harness.timing import clock_of
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,8 +53,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_configure(config: pytest.Config) -> None:
     """Without a backend, auto goes on to the next: for the loss, and for backward's scaling."""
     for name in config.getoption("--without"):
-        reason = f"left out by --without {name}"
-        BACKENDS[name].missing = lambda reason=reason: reason
+        package.leave_out(name, f"left out by --without {name}")
     name = config.getoption("--simd")
     if name is not None and simd.is_held_to(name):
         try:

@@ -56,7 +56,7 @@ def devices() -> list[str]:
 
 
 def refusals(device: int) -> list[str]:
-    """Why backends that work on this machine do not on one of its GPUs: those may differ."""
+    """The reasons of backends that work on this machine and not on this one of its GPUs."""
     request = Request("similarity", "cuda", frozenset([torch.bfloat16]), 1, 8)
     with torch.cuda.device(device):
         return [

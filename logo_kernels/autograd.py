@@ -1,7 +1,8 @@
-"""What the autograd Functions share: one derivative in reverse mode, and words for all others.
+"""Helpers of the autograd Functions: refusals of what they cannot derive, facts about a backward.
 
-Kernels compute values and first derivatives. A second derivative, a forward-mode derivative and a
-transform of torch.func would each get a number that looks right and is not: they are refused.
+Kernels compute values and first derivatives in reverse mode. A second derivative, a forward-mode
+derivative or a transform of torch.func would get a number that looks right and is wrong, so each is
+refused.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch.autograd import forward_ad
 try:  # torch tells only by private names of transforms of torch.func and of batched gradients
     from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 except ImportError:
-    is_legacy_batchedtensor = lambda _: True  # noqa: E731
-    peek_interpreter_stack = lambda: None  # noqa: E731
+    is_legacy_batchedtensor = lambda tensor: True  # noqa: E731
+    peek_interpreter_stack = lambda: None  # type: ignore[assignment,return-value]  # noqa: E731
 
 
 REFUSED = (
@@ -28,11 +29,11 @@ REFUSED = (
 
 
 class NoSecondDerivative(torch.autograd.Function):
-    """The identity on a gradient; raises when somebody differentiates it.
+    """The identity on a gradient. Its backward raises.
 
-    `once_differentiable` would not do: where the upstream gradient is a constant, as that of a loss
-    is, it lets a gradient penalty pass for a constant, silently. `inputs`, on which the gradient
-    depends, tie it to all that a second derivative may be asked for.
+    `once_differentiable` would not do: where the upstream gradient is a constant, as it is for a
+    loss, it takes a gradient penalty for a constant without a word. The gradient depends on
+    `inputs`; they join the graph here, so that a derivative to any of them meets the refusal.
     """
 
     @staticmethod
@@ -64,10 +65,7 @@ def references(*inputs: Tensor | None) -> tuple[ReferenceType[Tensor], ...]:
 
 
 def need_gradients(*tensors: Tensor | None) -> bool:
-    for tensor in tensors:
-        if tensor is not None and tensor.requires_grad:
-            return True
-    return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def reverse_mode_only(name: str, *tensors: Tensor | None) -> None:
@@ -90,10 +88,7 @@ def reverse_mode_only(name: str, *tensors: Tensor | None) -> None:
 
 
 def kept(constant: Tensor | None) -> Tensor | None:
-    """A constant that backward reads again; of one made under inference_mode, a copy.
-
-    Autograd saves no inference tensors.
-    """
+    """`constant` for backward; a copy if it is an inference tensor, which autograd cannot save."""
     if constant is None or torch.compiler.is_compiling() or not constant.is_inference():
         return constant
     return constant.clone()

@@ -30,7 +30,7 @@ def strided(name: str, value: Any, letters: str) -> None:
 
 
 def is_sequence(value: Any) -> bool:
-    """A list, tuple, deque, ParameterList or the like, of tensors as one hopes."""
+    """Whether `value` is a list, tuple, deque, ParameterList or the like."""
     if isinstance(value, (list, tuple)):
         return True
     if isinstance(value, (Tensor, str, bytes, Mapping)):
@@ -167,10 +167,11 @@ def temperature(value: Any) -> float | Tensor:
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number, those of NumPy and the like as floats of Python."""
+    """`value` as a finite number; one of NumPy or the like becomes a float."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    found: float = value if isinstance(value, (int, float)) else float(value)
     # torch.compile traces comparisons of a number that varies, a scheduled λ say, but not isfinite
-    if not -math.inf < value < math.inf:
+    if not -math.inf < found < math.inf:
         raise ValueError(f"{name} must be finite, got {value!r}")
-    return value if isinstance(value, (int, float)) else float(value)
+    return found

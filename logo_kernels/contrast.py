@@ -75,7 +75,7 @@ def info_nce(
 
 
 class InfoNCECall(NamedTuple):
-    """What a backend's `info_nce` is given: eq. 1 of queries with positives, against negatives.
+    """The arguments of a backend's `info_nce`: eq. 1 of queries with positives, against negatives.
 
     An image has V queries, its global crops and then its local crops: query n = b·V + v. A
     local crop has all P positives of its image, global crop i those j ≠ i (so P = G there). Every
@@ -93,7 +93,7 @@ class InfoNCECall(NamedTuple):
 
     @property
     def queries(self) -> Tensor:
-        """Some of them, for what all have in common: B, D, dtype, device."""
+        """One block of queries: B, D, dtype and device are the same in all."""
         return _queries(self.global_crops, self.local_crops)
 
     @property
@@ -137,7 +137,7 @@ class InfoNCECall(NamedTuple):
 
 
 class InfoNCEResult(NamedTuple):
-    """What a backend's `info_nce` fills, in one pass over the negatives; in the dtype of the call.
+    """The results of a backend's `info_nce`, of one pass over the negatives, in the call's dtype.
 
     With s⁺ the logit of a pair's positive, lse the log-sum-exp over the negatives and O their mean
     under the softmax, the loss of a pair is ℓ = softplus(lse − s⁺), and
@@ -176,7 +176,7 @@ class InfoNCEResult(NamedTuple):
 
 
 class InfoNCEBackwardCall(NamedTuple):
-    """What a backend's `info_nce_backward` is given: what `info_nce` was, without the negatives.
+    """The arguments of a backend's `info_nce_backward`: `info_nce`'s but the negatives, and more.
 
     With w = upstream · pull of a pair and δ = Σ w (O − k̂⁺) over its pairs, a query's gradient is
     (δ − (δ·q̂) q̂)/(τ‖q‖), 0 for a zero row, and the gradient of τ is −Σ δ·q̂ / τ² over all queries.
@@ -189,7 +189,7 @@ class InfoNCEBackwardCall(NamedTuple):
     local_crops: Tensor | None
     positives: Tensor
     temperature_tensor: Tensor | None
-    pull: Tensor  # dense, of `InfoNCEResult`: what weights and reduction do is in it
+    pull: Tensor  # dense, of `InfoNCEResult`; weights and reduction are in it already
     mean: Tensor
     temperature: float
     grad_global: bool  # whether the gradient to the global crops is wanted
@@ -214,7 +214,7 @@ class InfoNCEBackwardCall(NamedTuple):
 
 
 class InfoNCEGradients(NamedTuple):
-    """What a backend's `info_nce_backward` fills."""
+    """The results of a backend's `info_nce_backward`."""
 
     grad_global: Tensor | None  # [B, G, D] in the dtype of the crops, unit stride over D
     grad_local: Tensor | None  # [B, L, D] likewise
@@ -237,7 +237,7 @@ def _queries(global_crops: Tensor | None, local_crops: Tensor | None) -> Tensor:
 
 
 def _key(queries: Tensor, positives: Tensor, of_negatives: torch.dtype | None) -> Key:
-    """The same forward and backward; the number of rows of an image binds no kernel: 0."""
+    """The facts of a call, one and the same forward and backward; rows bind no kernel: 0."""
     dtypes = queries.dtype, positives.dtype
     if of_negatives is not None:
         return "info_nce", queries.device, (*dtypes, of_negatives), 0, queries.shape[2]
@@ -259,7 +259,7 @@ def contrast(
     backend: str,
     with_terms: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """(total, terms) of `InfoNCEResult`, by way of the graph only where it is needed.
+    """(total, terms) of `InfoNCEResult`; part of the graph only if an input needs a gradient.
 
     A single global crop has no positives: it is no query, and its gradient is zero.
     """
@@ -311,7 +311,7 @@ class InfoNCE(torch.autograd.Function):
         constants = kept(positives), kept(tensor), pull, mean
         ctx.save_for_backward(kept(call.global_crops), kept(local_crops), *constants)
         ctx.of_negatives = None if negatives is None else negatives.dtype
-        ctx.unasked = None  # of crops that are no queries, shape and dtype
+        ctx.unasked = None  # shape and dtype of crops that are no queries: their gradient is zero
         if global_crops is not None and call.global_crops is None and ctx.needs_input_grad[0]:
             ctx.unasked = global_crops.shape, global_crops.dtype
         ctx.temperature, ctx.backend = temperature, backend
@@ -328,7 +328,8 @@ class InfoNCE(torch.autograd.Function):
         to_global, to_local, _, _, _, to_temperature = ctx.needs_input_grad[:6]
         wanted = to_global and ctx.unasked is None, to_local, to_temperature
         saved = ctx.saved_tensors
-        call = InfoNCEBackwardCall(upstream, *saved, ctx.temperature, *wanted, ctx.of_negatives)
+        given = upstream, *saved, ctx.temperature, *wanted, ctx.of_negatives
+        call = InfoNCEBackwardCall(*given)
         queries, locals_, _, tensor = saved[:4]
         found = once(backward(call, ctx.backend), upstream, queries, locals_, tensor)
         to_queries, to_locals, to_tau = found

@@ -38,12 +38,12 @@ def attraction_weights(globals_: int, locals_: int, pair_reduction: str) -> tupl
 
 
 def repulsion_weight(locals_: int, pair_reduction: str) -> float:
-    """Of an unordered pair of local crops, λ left out."""
+    """The weight of an unordered pair of local crops, without λ."""
     return 1.0 if pair_reduction == "sum" else 1 / max(1, locals_ * (locals_ - 1) // 2)
 
 
 class CosineCall(NamedTuple):
-    """What a backend's `cosine` is given: B images, G global crops x, L local crops y.
+    """The arguments of a backend's `cosine`: B images, G global crops x, L local crops y.
 
     With the weights gg, lg, ll of one pair, an image's loss is
 
@@ -65,7 +65,7 @@ class CosineCall(NamedTuple):
 
     @property
     def online(self) -> Tensor:
-        """Online crops, for what all have in common: B, D, dtype, device."""
+        """One block of online crops: B, D, dtype and device are the same in all."""
         crops = self.local_crops if self.global_crops is None else self.global_crops
         assert crops is not None
         return crops
@@ -94,7 +94,7 @@ class CosineCall(NamedTuple):
 
     @property
     def ll_weight(self) -> float:
-        """Times `repulsion_weight_tensor`, if there is one."""
+        """Of an unordered pair; `repulsion_weight_tensor`, if there is one, multiplies it."""
         return self.repulsion_weight * repulsion_weight(self.counts[1], self.pair_reduction)
 
     @property
@@ -112,7 +112,7 @@ class CosineCall(NamedTuple):
 
 
 class CosineResult(NamedTuple):
-    """What a backend's `cosine` fills.
+    """The results of a backend's `cosine`.
 
     `grad_*` hold d(Σ total)/d(crops), in the dtype of the crops and the layout that
     `buffers.gradient_like` gives. For fp16 crops, each row is divided by a power of two,
@@ -166,7 +166,7 @@ def cosine_loss(
     backend: str,
     with_terms: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """(total, terms) of `CosineResult`, by way of the graph where something needs a gradient."""
+    """(total, terms) of `CosineResult`; part of the graph only if an input needs a gradient."""
     reverse_mode_only("logo_loss", x, y, r)
     tensor = None
     if torch.compiler.is_compiling():  # a number among an operator's arguments would be a constant
@@ -208,7 +208,8 @@ class Cosine(torch.autograd.Function):
     ) -> Tensor | tuple[Tensor, Tensor]:
         *numbers, backend, with_terms = options
         to_x, to_y, _, to_r = ctx.needs_input_grad[:4]
-        total, terms, *saved = cosine(CosineCall(x, y, t, r, *numbers, to_x, to_y, to_r), backend)
+        call = CosineCall(x, y, t, r, *numbers, to_x, to_y, to_r)  # type: ignore[call-arg]
+        total, terms, *saved = cosine(call, backend)
         ctx.save_for_backward(*saved)
         ctx.inputs = references(x, y, r)
         globals_, locals_ = 0 if x is None else x.shape[1], 0 if y is None else y.shape[1]

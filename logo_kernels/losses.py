@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Literal, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -33,42 +33,56 @@ class LoGoTerms(NamedTuple):
     ll: Tensor
 
 
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
+
+    class Options(TypedDict, total=False):
+        """What `logo_loss` takes by name, but for ``return_terms``."""
+
+        similarity: str
+        negatives: Tensor | str | None
+        temperature: float | Tensor
+        affinity: Affinity
+        repulsion_features: Tensor | Sequence[Tensor] | None
+        repulsion_weight: float
+        pair_reduction: str
+        reduction: str
+        backend: str
+
+    Crops = Tensor | Sequence[Tensor]
+
+
 @overload
 def logo_loss(
-    global_crops: Tensor | Sequence[Tensor],
-    local_crops: Tensor | Sequence[Tensor] | None = ...,
-    targets: Tensor | Sequence[Tensor] | None = ...,
+    global_crops: Crops,
+    local_crops: Crops | None = ...,
+    targets: Crops | None = ...,
     *,
-    similarity: str = ...,
-    negatives: Tensor | str | None = ...,
-    temperature: float | Tensor = ...,
-    affinity: Affinity = ...,
-    repulsion_features: Tensor | Sequence[Tensor] | None = ...,
-    repulsion_weight: float = ...,
-    pair_reduction: str = ...,
-    reduction: str = ...,
     return_terms: Literal[False] = ...,
-    backend: str = ...,
+    **options: Unpack[Options],
 ) -> Tensor: ...
 
 
 @overload
 def logo_loss(
-    global_crops: Tensor | Sequence[Tensor],
-    local_crops: Tensor | Sequence[Tensor] | None = ...,
-    targets: Tensor | Sequence[Tensor] | None = ...,
+    global_crops: Crops,
+    local_crops: Crops | None = ...,
+    targets: Crops | None = ...,
     *,
-    similarity: str = ...,
-    negatives: Tensor | str | None = ...,
-    temperature: float | Tensor = ...,
-    affinity: Affinity = ...,
-    repulsion_features: Tensor | Sequence[Tensor] | None = ...,
-    repulsion_weight: float = ...,
-    pair_reduction: str = ...,
-    reduction: str = ...,
     return_terms: Literal[True],
-    backend: str = ...,
+    **options: Unpack[Options],
 ) -> LoGoTerms: ...
+
+
+@overload
+def logo_loss(
+    global_crops: Crops,
+    local_crops: Crops | None = ...,
+    targets: Crops | None = ...,
+    *,
+    return_terms: bool,
+    **options: Unpack[Options],
+) -> Tensor | LoGoTerms: ...
 
 
 def logo_loss(
@@ -182,6 +196,7 @@ def logo_loss(
         ll = repulsion.detach()
     if not return_terms:
         return total
+    assert terms is not None
     if ll is None:
         ll = terms[2] if similarity == "cosine" else torch.zeros_like(terms[0])
     return LoGoTerms(total, terms[0], terms[1], ll)

@@ -11,15 +11,15 @@ call. Results are ordinary outputs; the autograd Functions wire them into the gr
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Generic, NamedTuple, Protocol, TypeVar, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from .autograd import batched
-from .backends import Key, backend_for
+from .backends import backend_for
 
-try:  # torch tells only by private names who looks on; without one of them, assume somebody
+try:  # Private names alone tell whether a call is observed; without one of them, assume it is.
     from torch._C import _is_tracing, _len_torch_dispatch_stack, _len_torch_function_stack
     from torch.autograd import _profiler_enabled
 except ImportError:
@@ -28,7 +28,7 @@ except ImportError:
 # A running statistic: the operator writes to it, unless `Call.written` leaves it out.
 Written = Annotated[Tensor | None, "written"]
 
-# Of arguments that nothing overrides: a subclass of Tensor has a say in what is done with it.
+# Types of arguments that override nothing; a subclass of Tensor may override any operator.
 _PLAIN = frozenset([Tensor, nn.Parameter, type(None), bool, int, float, str, torch.dtype])
 
 _SCHEMA = {
@@ -45,50 +45,46 @@ _SCHEMA = {
 _library = torch.library.Library("logo_kernels", "DEF")
 
 
-class Call(Protocol):
-    """What every Call record offers beside its fields."""
-
-    def key(self) -> Key:
-        """The facts by which a backend is chosen."""
-        ...
-
-
-C = TypeVar("C", bound=NamedTuple)
-R = TypeVar("R", bound=NamedTuple)
+C = TypeVar("C")  # a Call: its `key` tells the facts by which a backend is chosen
+R = TypeVar("R")  # a Result: its `empty(call)` allocates
 
 
 class Operator(Generic[C, R]):
     """The operator `name` of a Call and a Result record: (call, backend) -> result."""
 
     def __init__(self, name: str, call: type[C], result: type[R]) -> None:
-        self.name, self.call, self.result = name, call, result
+        self.name = name
+        self.call: Any = call
+        self.result: Any = result
         self.writes = hasattr(call, "written")
         arguments = [
             _argument(*field) for field in get_type_hints(call, include_extras=True).items()
         ]
-        outputs = ", ".join(f"Tensor {field}" for field in result._fields)
+        outputs = ", ".join(f"Tensor {field}" for field in self.result._fields)
         _library.define(f"{name}({', '.join(arguments)}, str backend) -> ({outputs})")
         _library.impl(name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"logo_kernels::{name}", self._fake, lib=_library)
         self.registered = getattr(torch.ops.logo_kernels, name).default
 
     def __call__(self, call: C, backend: str) -> R:
-        """Past torch's dispatcher where nothing but the kernel would see the call.
+        """Fills a result, past torch's dispatcher if nothing but the kernel would see the call.
 
         On a small batch the dispatcher costs the host as much as the kernel.
         """
-        if not torch.compiler.is_compiling():
-            if not _observed(call):
-                return self._fill(call, backend)
-            with torch.no_grad():  # a constant that requires a gradient gets none
-                made = self.registered(*call, backend)
-        else:
-            made = self.registered(*call, backend)
+        if torch.compiler.is_compiling():
+            return self._registered(call, backend)
+        if not _observed(call):
+            return self._fill(call, backend)
+        with torch.no_grad():  # a constant that requires a gradient gets none
+            return self._registered(call, backend)
+
+    def _registered(self, call: Any, backend: str) -> Any:
+        made = self.registered(*call, backend)
         made = (made,) if isinstance(made, Tensor) else made
         return self.result(*(one if one.numel() else None for one in made))
 
-    def _fill(self, call: Any, backend: str) -> R:
-        result = self.result.empty(call)  # type: ignore[attr-defined]
+    def _fill(self, call: Any, backend: str) -> Any:
+        result = self.result.empty(call)
         getattr(backend_for(backend, call.key()), self.name)(call, result)
         if self.writes and (written := call.written()):
             torch.autograd.graph.increment_version(written)
@@ -101,7 +97,7 @@ class Operator(Generic[C, R]):
 
     def _fake(self, *arguments: Any) -> Any:
         call = self.call(*arguments[:-1])
-        return _outputs(call, self.result.empty(call))  # type: ignore[attr-defined]
+        return _outputs(call, self.result.empty(call))
 
 
 def _argument(name: str, annotation: Any) -> str:

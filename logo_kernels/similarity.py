@@ -57,7 +57,7 @@ def _not_empty(name: str, value: Tensor, letter: str) -> None:
 
 
 class SimilarityCall(NamedTuple):
-    """What a backend's `similarity` is given."""
+    """The arguments of a backend's `similarity`."""
 
     a: Tensor  # [B, V, D]
     b: Tensor | None  # [B, W, D]; None: a
@@ -85,7 +85,7 @@ class SimilarityResult(NamedTuple):
 
 
 class SimilarityBackwardCall(NamedTuple):
-    """What a backend's `similarity_backward` is given."""
+    """The arguments of a backend's `similarity_backward`."""
 
     grad: Tensor  # [B, V, W], the upstream gradient
     a: Tensor

@@ -71,7 +71,7 @@ def full_precision(device: str) -> Iterator[None]:
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """What autocast casts to where it is on; a device that stands for none has no autocast."""
+    """The dtype of autocast, None where it is off; the device "meta" has no autocast."""
     if device == "meta" or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)

@@ -28,7 +28,7 @@ def same_noise(monkeypatch):
         numbers = torch.empty(size).normal_(generator=torch.Generator().manual_seed(5))
         return numbers.to(device, dtype)
 
-    monkeypatch.setattr("logo_kernels.affinity.torch.randn", randn)
+    monkeypatch.setattr("logo_kernels.affinity.module.torch.randn", randn)
 
 
 def evaluate(affinity, z, form):

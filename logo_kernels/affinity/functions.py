@@ -26,7 +26,7 @@ from .units import unit as to_units
 PARAMETERS = 10
 KEPT = 8  # tensors that a pass over the pairs keeps for its backward
 
-# Of constants, which are not arguments of the Functions one by one, none needs a gradient.
+# Constants reach the Functions as one tuple, and none of them needs a gradient.
 NONE_NEEDED = (False,) * PARAMETERS
 
 # What is no parameter: the dtype of the products, the states of both norms, the backend.
@@ -101,10 +101,11 @@ def affinity_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 class Objective(torch.autograd.Function):
-    """The mean over images of `unlike` − or, with noise, + `alike`, a scalar.
+    """A scalar, the mean over images: of unlike + alike with noise, of unlike − alike without.
 
-    alike: over the pairs of an image, to whose crops noise [2, B, 1, D] · deviation is added if it
-    is given. unlike: over the pairs of an image and the next one. z [B, L, D] is a constant.
+    alike: the mean over the pairs of an image; noise [2, B, 1, D] · deviation, if there is any, is
+    added to their crops. unlike: the mean over the pairs of an image and the next one. z [B, L, D]
+    is a constant.
     """
 
     @staticmethod
@@ -234,9 +235,9 @@ def backward(
     backend: str,
     to_second: Tensor | None = None,
 ) -> Found:
-    """From grad [B], as far as z, or the parameters that are `needed`, want it.
+    """The gradients that z and the `needed` parameters want, from grad [B].
 
-    The gradient to W₂ is added to `to_second` if that is given.
+    The gradient to W₂ is added to `to_second`, if there is one.
     """
     a, c, norm, x, y, other_norm, last, slope = kept
     grad_y, other_facts = layers.output_gradient(

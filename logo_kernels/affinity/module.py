@@ -33,9 +33,10 @@ NOISE = 0.3
 
 @torch.compiler.assume_constant_result
 def has_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether kernels serve these pairs; for torch.compile a constant.
+    """Whether a backend has kernels for these pairs.
 
-    To find out, some backends call the compiled extension, which nothing can trace.
+    A constant for torch.compile: some backends ask the compiled extension, and a call into it
+    cannot be traced.
     """
     return backend_for(backend, key_of(device, dtype)).fuses_affinity
 
@@ -127,8 +128,8 @@ class LocalAffinity(nn.Sequential):
 
         Args:
             local: [B, L, D], L ≥ 2, float32, bfloat16, float16 or float64, any strides, or a
-                sequence of L tensors [B, D]. Gradients flow to it, and to θd where that requires
-                them: they are computed only there.
+                sequence of L tensors [B, D]. Gradients flow to it and to the parameters of θd;
+                those that nothing requires are not computed.
             objective: "logistic" or "difference": returns `objective` of that form instead.
                 DistributedDataParallel and fully_shard see nothing but ``forward``: an affinity
                 that they wrap is trained by ``affinity(local, objective="logistic")``.
@@ -162,10 +163,10 @@ class LocalAffinity(nn.Sequential):
             \text{"difference"} &: E f(\hat z_i, \hat z_j^-) - E f(\hat z_i, \hat z_j)
             \qquad \text{(−Ω of eq. 6, not bounded below)}
 
-        Over images and ordered pairs i ≠ j; z⁻ is crop j of the next image of the batch, in a
-        circle, so never of the same one. ν, ν′ are normal with standard deviation 0.3/√D, drawn
-        once per image for each place of the pair (the authors' code). Positives and negatives pass
-        batch norm as two batches.
+        E is the mean over images and ordered pairs i ≠ j. z⁻ is crop j of the next image of the
+        batch; the first image follows the last, so z⁻ never comes from the same image. ν and ν′ are
+        normal with standard deviation 0.3/√D, drawn once per image for each place of the pair (the
+        authors' code). Positives and negatives pass batch norm as two batches.
 
         Args:
             local: as for ``forward``, B ≥ 2; detached: no gradient flows to it.
@@ -218,7 +219,7 @@ class LocalAffinity(nn.Sequential):
         return z
 
     def _first_parameter(self, z: Tensor) -> Tensor:
-        """For what all parameters have in common; the crops', should there be none."""
+        """A parameter, since all have one device and dtype; `z` if there is none."""
         return next(self.parameters(), z)
 
     def _dtype(self, z: Tensor) -> torch.dtype:
@@ -226,7 +227,7 @@ class LocalAffinity(nn.Sequential):
         return autocast_dtype(z.device.type) or self._first_parameter(z).dtype
 
     def _is_fused(self, z: Tensor, dtype: torch.dtype) -> bool:
-        """Whether kernels take the place of the layers: where nobody changed or watches these."""
+        """Whether kernels replace the layers: all are as they were made, and none is hooked."""
         layers = tuple(self._modules.values())
         return (
             len(layers) == len(LAYERS)
@@ -242,7 +243,7 @@ class LocalAffinity(nn.Sequential):
         return Unit.apply(z, compute_dtype(z, first) if autocast else first.dtype, self.backend)
 
     def _plain(self, first: Tensor, second: Tensor, roll: int, link: str) -> Tensor:
-        """The same from [zᵢ; zⱼ], concatenated."""
+        """[B]: the mean of link(f) over each image's pairs, from concatenated [zᵢ; zⱼ]."""
         images, crops, _ = first.shape
         pair = torch.arange(crops * (crops - 1), device=first.device)
         i, j = pair // (crops - 1), pair % (crops - 1)

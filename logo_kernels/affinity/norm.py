@@ -1,8 +1,8 @@
-"""The two layers of the learned affinity's MLP that have a batch norm: which statistics it takes.
+"""The affinity's two layers with batch norm, and the statistics that each of them takes.
 
-Where they are those of this process's pairs, or the running ones, a layer is one call of a kernel.
-Where ranks share them (SyncBatchNorm), or the running ones are of another dtype than the sums, the
-kernels of its parts are called, and small operators of torch between them.
+A layer is one kernel call if its statistics are the running ones or come from this process's pairs.
+Otherwise it is a call for each of its parts, with small operators of torch between them: ranks
+share the statistics (SyncBatchNorm), or the running ones have another dtype than the sums.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from . import pairs as ops
 # records have them; then the ranks that share the statistics, or None.
 State = tuple[Tensor | None, Tensor | None, Tensor | None, bool, float, float, Any]
 
-# Whether the statistics are a batch's, and where they came from parts, how many values they are of
-# over all ranks, and the ranks.
+# What the gradient needs to know of the statistics: whether they are a batch's; of a layer in
+# parts, the number of their values over all ranks, and the ranks.
 Seen = tuple[bool, int | Tensor | None, Any]
 
 
 def state(norm: BatchNorm) -> State:
-    """By what a batch norm normalises, as its module says."""
+    """The statistics of a batch norm, read from its module."""
     training, mean, var = norm.training, norm.running_mean, norm.running_var
     if not training and mean is not None and var is not None:
         return mean, var, None, False, 0.0, norm.eps, None
@@ -181,7 +181,7 @@ def over_ranks(mean: Tensor, var: Tensor, count: int, group: Any) -> tuple[Tenso
 
 
 def _correction(sums: Tensor, inverse: Tensor, total: int | Tensor, group: Any) -> Tensor:
-    """What the statistics' own gradients subtract, [2, H]; sums are (Σ m, Σ m·(v − mean))."""
+    """The gradient's part through the statistics, [2, H], from sums (Σ m, Σ m·(v − mean))."""
     if group is not None:
         sums = sums.clone()
         dist.all_reduce(sums, group=group)

@@ -13,9 +13,9 @@ its statistics were found, is norm [3, H] = (mean, scale, bias), scale = weight 
                                         output:  f_p = w₃·relu(n(y_p)) + b₃
                                                  value_b = mean over the pairs of b of link(f_p)
 
-A layer is such a half whole, its statistics included; its norm [4, H] ends with 1/√(var + ε). Its
-gradient comes with facts: the correction's two rows, then the gradients to the norm's weight and
-bias, the gradient to a bias added to v (zero, where the statistics are the batch's), and, after the
+A layer is a whole half, its statistics included. The last row of its norm [4, H] is 1/√(var + ε).
+Its gradient comes with facts: the two rows of the correction, the gradients to the norm's weight
+and bias, the gradient to a bias added to v (zero if the statistics are the batch's), and, after the
 second product, the gradient to w₃.
 
 Ranks that share statistics call a layer's parts, and sum in between. Between the sums and the
@@ -54,7 +54,7 @@ def _wide(like: Tensor, *shape: int) -> Tensor:
 
 
 def _of_pairs(record: Any) -> Any:
-    """Gives a Call of the hidden layer what backends read of its a [B, L, H]."""
+    """Adds to a Call of the hidden layer the properties that backends read, from a [B, L, H]."""
     record.images = property(lambda call: call.a.shape[0])
     record.crops = property(lambda call: call.a.shape[1])
     record.width = property(lambda call: call.a.shape[2])
@@ -95,12 +95,13 @@ class HiddenLayerCall(NamedTuple):
     running_mean: Written  # [H]
     running_var: Written
     batches: Written  # [] int64, how many batches the running statistics are of
-    batch: bool  # by the statistics of these pairs, which the running ones follow; else by those
+    batch: bool  # the statistics are of these pairs, and the running ones follow; else those
     momentum: float  # of the running statistics; negative: every batch counts alike
     eps: float
     roll: int
 
-    written = _statistics
+    def written(self) -> list[Tensor]:
+        return _statistics(self)
 
 
 class HiddenLayerResult(NamedTuple):
@@ -154,7 +155,8 @@ class OutputLayerCall(NamedTuple):
     pairs: int  # of an image
     link: int
 
-    written = _statistics
+    def written(self) -> list[Tensor]:
+        return _statistics(self)
 
 
 class OutputLayerResult(NamedTuple):

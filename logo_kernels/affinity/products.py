@@ -1,9 +1,9 @@
 """The affinity's products, [N, K] with a weight [M, K] and the two of its gradient.
 
-They are torch's. Its float32 products on a CPU go to MKL, which takes AVX2 on processors that are
-not Intel's, at half the rate of oneDNN. torch has that too, and compiles to it, but by an operator
-without a public name: it is taken where it is there and declared as expected, for sizes at which it
-was measured to be the faster, and never while torch traces.
+The products are torch's. On a CPU, torch's float32 products go to MKL, which takes AVX2 on
+processors that are not Intel's, at half the rate of oneDNN. torch has oneDNN too and compiles to
+it, but by an operator without a public name. That operator is taken if it exists with the expected
+schema, for sizes at which it was measured to be faster, and never while torch traces.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Rows as unit vectors, and the gradient through them: records, operators and Function.
 
-z/‖z‖ = (z·f₁)·f₂ with factors [B·L, 2] = (f₁, f₂): two, since neither the norm of a row nor its
-inverse need be a number of its dtype; both 0 for a zero row. The gradient to z of g to ẑ is
+z/‖z‖ = (z·f₁)·f₂ with factors [B·L, 2] = (f₁, f₂). There are two, since neither the norm of a row
+nor its inverse need be a number of its dtype; both are 0 for a zero row. A gradient g to ẑ gives z
+the gradient
 
     (g − (g·ẑ) ẑ)·f₂·f₁,
 
-and where that lies beyond the largest number of its dtype, that number.
+clamped to the largest number of its dtype.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The backends of the compiled extension: how records become the arguments of a launcher.
 
-The extension says what each launcher takes, by name and kind, from the field list of its problem
-(csrc/include/logo/problem.h). A field is what the Call or the Result has under its name; one that
-neither has is absent. So no operation is written out here, and none in cpu.py and cuda.py but for
-what is special to it.
+The extension tells the name and the kind of each field of a launcher, from the list of its problem
+(csrc/include/logo/problem.h). A field takes the value of the Call or the Result under its name; it
+is absent if neither has it. So no operation is written out here; cuda.py names those that need
+memory of their own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def matrix(rows: Tensor | None) -> RowsArgument:
 
 
 def pairs(upstream: Tensor | None) -> RowsArgument:
-    """Of [], [B] or [B, V, P] as rows of P numbers: a sum's gradient is that of each summand."""
+    """Of [], [B] or [B, V, P] as rows of P numbers: a sum hands its gradient to each summand."""
     if upstream is None:
         return NO_ROWS
     image, crop, element = (*upstream.stride(), 0, 0, 0)[:3]
@@ -56,7 +56,7 @@ def address(array: Tensor | None) -> int:
     return 0 if array is None else array.data_ptr()
 
 
-# By kind of field: what becomes of a value, None for nothing.
+# The conversion of a value by the kind of its field; None: the value as it is.
 CONVERT: dict[str, Callable[[Any], Any] | None] = {
     "rows": rows,
     "matrix": matrix,
@@ -79,8 +79,8 @@ _Field = tuple[int, int, Callable[[Any], Any] | None]
 class Arguments:
     """The positional arguments of one launcher, from records of these types.
 
-    Of a name that both have, as `grad_global`, whether it is wanted and the gradient, the Result's
-    counts.
+    Where both have a name, the Result's value is taken: of `grad_global` the gradient, and not
+    whether it is wanted.
     """
 
     def __init__(self, fields: list[tuple[str, str]], call: Any, result: Any) -> None:

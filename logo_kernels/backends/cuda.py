@@ -95,7 +95,7 @@ class CudaBackend(CompiledBackend):
     @property
     def library(self) -> ModuleType:
         assert extension is not None
-        return extension.cuda  # type: ignore[no-any-return]
+        return extension.cuda
 
     def missing(self) -> str | None:
         return _missing()
@@ -169,7 +169,7 @@ class CudaBackend(CompiledBackend):
         return like.new_empty(size, dtype=torch.uint8)
 
     def _for_sums(self, call: Any, result: Any, like: Tensor) -> Tensor:
-        """Sums of blocks over columns. What is freed here goes to this stream again, alone."""
+        """Memory for the sums of blocks over columns; once freed, for this stream alone again."""
         size = self.library.affinity_workspace_bytes(like.device.index or 0, call.width)
         return like.new_empty(size, dtype=torch.uint8)
 

@@ -15,7 +15,7 @@ Key = tuple[str, torch.device, tuple[torch.dtype, ...], int, int]
 
 
 class Request(NamedTuple):
-    """What a backend is asked whether it serves."""
+    """The facts of a call, by which a backend says whether it serves it."""
 
     operation: str  # "cosine" | "similarity" | "scale" | "info_nce" | "affinity"
     device: str  # torch.device.type
@@ -30,8 +30,8 @@ class Backend(ABC):
 
     An operation is a method of its operator's name, (call, result) -> None, which fills the result;
     the records, with shapes and formulas, stand beside the operator: cosine.py, similarity.py,
-    contrast.py, affinity/{units, pairs}.py. What a method is given has been validated, lies on one
-    device and is allocated; absent tensors are None.
+    contrast.py, affinity/{units, pairs}.py. Arguments are validated, tensors lie on one device, and
+    results are allocated; absent tensors are None.
     """
 
     name: str

@@ -108,8 +108,8 @@ class Affinity(Case):
     def module(self, crops: Tensor) -> LocalAffinity:
         """In float64, of numbers that the dtype of the case has.
 
-        Biases put zero into a gap between the values that a unit has over the pairs: so rounding
-        decides of none whether ReLU lets it pass.
+        Each bias puts zero into a gap between the values of its unit over the pairs, so that
+        rounding never decides whether ReLU lets a value pass.
         """
         module = LocalAffinity(self.sizes[2], self.hidden, backend="reference", dtype=F64)
         module.train(self.training)

@@ -18,7 +18,7 @@ Results = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Place:
-    """By whom and where a case is run; `exact`: in float64, whatever its dtype."""
+    """The backend and the device of a run; `exact`: in float64, whatever the case's dtype."""
 
     backend: str
     device: str
@@ -28,7 +28,7 @@ class Place:
         return numbers.to(self.device, torch.float64 if self.exact else numbers.dtype)
 
     def leaf(self, numbers: Tensor) -> Tensor:
-        """The same, of which a gradient is wanted; it keeps its strides."""
+        """`put`, with a gradient wanted; strides are kept."""
         return self.put(numbers.clone()).requires_grad_()
 
 
@@ -47,7 +47,7 @@ class Case:
         return BOUNDS[result.dtype] if result.dtype == self.dtype else OF_HALVES
 
     def least(self, _name: str) -> float:
-        """How large the numbers behind a result are at the least, where they cancel in it."""
+        """The least size of the numbers that a result sums up; 0 unless they may cancel."""
         return 0.0
 
 

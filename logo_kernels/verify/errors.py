@@ -8,16 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Of the largest number of a row: what rounding to the dtype costs, some four times over. Whole
-# tensors would be too coarse a measure: a wrong number is lost among 100,000 right ones, and a row
-# of norm 2^-100 beside one of 1.
+# Relative to the largest number of a row: about four times the rounding of the dtype. The largest
+# number of a tensor would be too coarse a measure: it hides a wrong number among 100,000 right
+# ones, and a row of norm 2^-100 beside a row of norm 1.
 BOUNDS = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
     torch.bfloat16: 2.0**-6,
     torch.float16: 2.0**-9,
 }
-# The same of a result in fp32 of rows that are not: tensor cores cut off what they add.
+# The bound of an fp32 result from half-precision rows: tensor cores cut off what they add.
 OF_HALVES = 1e-4
 
 

@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 if str(BENCHMARKS) not in sys.path:  # their modules lie beside the package, not in it
     sys.path.insert(0, str(BENCHMARKS))
 
-import static_report  # noqa: E402
+from hardware import static_report  # noqa: E402
 
 DEFAULT_ARCHITECTURES = "80-real, 90a-real, 100"  # of CMakeLists.txt
 

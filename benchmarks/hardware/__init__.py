@@ -1,0 +1,1 @@
+"""What was verified on which GPU, and the check that finds out."""

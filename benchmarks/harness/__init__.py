@@ -1,0 +1,1 @@
+"""How a case is checked, timed and told: what all benchmarks share."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from architectures import ARCHITECTURES
-from logo_kernels.backends import Problem
+from logo_kernels.backends import Request
 from oracles import softmax_over_negatives, unit
 from support import attend, error
 
@@ -63,9 +63,6 @@ def main(backend):
     return backend.library.statistics(before=1)
 
 
-# --- accuracy
-
-
 @pytest.mark.parametrize("owed", ALL)
 @pytest.mark.parametrize("kept", ALL)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -110,9 +107,6 @@ def test_one_negative_on_either_side(emulated, kept, temperature):
         assert error(got.mean, sign * queries) < PRECISION[kept]  # of its one weight
 
 
-# --- which negatives a query sees
-
-
 @pytest.mark.parametrize("kept", ALL)
 @pytest.mark.parametrize("temperature", [0.01, 0.2])
 @pytest.mark.parametrize(
@@ -133,9 +127,6 @@ def test_splits_that_see_nothing(device):
             assert_exact(backend, queries, negatives, temperature, own=(4, 64))
             # One tile of queries: as many parts as blocks.
             assert main(backend).blocks > 1
-
-
-# --- layouts
 
 
 def layouts(negatives):
@@ -185,9 +176,6 @@ def test_devices_with_less_shared_memory(device, shared):
     for kept in ALL:
         assert_exact(backend, *problem(9, 70, 256, FP32, kept), 0.1)
         assert_exact(backend, *problem(9, 70, 200, kept, kept), 0.1)
-
-
-# --- norms
 
 
 @pytest.mark.parametrize("kept", ALL)
@@ -252,9 +240,6 @@ def test_nan_and_inf_come_through(emulated, kept, value, temperature):
     assert got.mean.isnan().any(1).tolist() == [False, True, False]
 
 
-# --- races
-
-
 @pytest.mark.parametrize("owed", [None, FP32])
 @pytest.mark.parametrize("kept", ALL)
 @pytest.mark.parametrize("dim", [48, 300])
@@ -288,9 +273,6 @@ def test_splits_add_up(device, kept, temperature):
         assert error(result.mean, results[0].mean) < PRECISION[kept]
 
 
-# --- launches
-
-
 @pytest.mark.parametrize("kept", ALL)
 def test_hardware_that_is_used(emulated, kept):
     """Tensor cores and asynchronous copies, both in the pass over the negatives alone."""
@@ -316,7 +298,7 @@ def test_a_failed_launch_says_which(emulated, monkeypatch):
 
 def test_what_is_refused(emulated, device):
     def refusal(dtype, dim, backend=emulated):
-        return backend.refuses(Problem("info_nce", "cpu", frozenset([dtype]), 0, dim))
+        return backend.refuses(Request("info_nce", "cpu", frozenset([dtype]), 0, dim))
 
     assert refusal(BF16, 2048) is None
     assert refusal(FP32, 1) is None
@@ -325,8 +307,6 @@ def test_what_is_refused(emulated, device):
     # Three parts of bf16 take more than fp32.
     assert "32 KiB" in refusal(BF16, 128, device(shared_per_block=32 << 10))
 
-
-# --- the plan
 
 H100 = {"multiprocessors": 132, "shared_per_block": 227 << 10}
 A100 = {"multiprocessors": 108, "shared_per_block": 163 << 10}

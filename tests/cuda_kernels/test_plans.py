@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from architectures import ARCHITECTURES, KIB
-from logo_kernels.backends import Problem, cuda
+from logo_kernels.backends import Request, cuda
 from logo_kernels.backends.cuda import CudaBackend
 from logo_kernels.backends.extension import extension
 
@@ -88,17 +88,17 @@ def gpus(monkeypatch):
     cuda._unfit.cache_clear()
 
 
-def problem(*dtypes, rows=128, dim=2048, index=0):
-    return Problem("cosine", "cuda", frozenset(dtypes), rows, dim, index)
+def asked(*dtypes, rows=128, dim=2048, index=0):
+    return Request("cosine", "cuda", frozenset(dtypes), rows, dim, index)
 
 
 def test_what_fits_nowhere_is_refused_with_a_reason(gpus):
     """No error at launch: where the plan has no threads, the backend says so."""
     backend = gpus(48 * KIB)
     assert plan_for(128, 2048, 2, 48 * KIB)["threads"] == 0
-    assert "48 KiB" in backend.refuses(problem(torch.bfloat16))
-    assert "128 rows" in backend.refuses(problem(torch.bfloat16))
-    assert backend.refuses(problem(torch.bfloat16, rows=16)) is None
+    assert "48 KiB" in backend.refuses(asked(torch.bfloat16))
+    assert "128 rows" in backend.refuses(asked(torch.bfloat16))
+    assert backend.refuses(asked(torch.bfloat16, rows=16)) is None
 
 
 def test_rows_of_one_dtype_are_kept_in_it(gpus):
@@ -110,11 +110,11 @@ def test_rows_of_one_dtype_are_kept_in_it(gpus):
         if plan_for(128, 8, 2, size)["threads"] and not plan_for(128, 8, 4, size)["threads"]
     )
     backend = gpus(shared)
-    assert backend.refuses(problem(both[0], dim=8)) is None
-    assert backend.refuses(problem(*both, dim=8)) is not None
+    assert backend.refuses(asked(both[0], dim=8)) is None
+    assert backend.refuses(asked(*both, dim=8)) is not None
 
 
 def test_gpus_of_one_machine_may_differ(gpus):
     backend = gpus(227 * KIB, 48 * KIB)
-    assert backend.refuses(problem(torch.float32, index=0)) is None
-    assert "48 KiB" in backend.refuses(problem(torch.float32, index=1))
+    assert backend.refuses(asked(torch.float32, index=0)) is None
+    assert "48 KiB" in backend.refuses(asked(torch.float32, index=1))

@@ -113,7 +113,7 @@ def test_nothing_to_scale(emulated):
 def test_backward_is_one_launch(emulated, monkeypatch, of_features):
     """Of global, local and feature gradients, with an upstream gradient that is not one."""
     # On CPU tensors "auto" takes the C++ backend.
-    monkeypatch.setattr("logo_kernels.autograd.resolve", lambda *_: emulated)
+    monkeypatch.setattr("logo_kernels.cosine.backend_for", lambda *_: emulated)
     x, y, _, r = crops(4, 2, 3, 32, torch.bfloat16, features=True)
     leaves = [x.requires_grad_(), y.requires_grad_(), r.to(of_features).requires_grad_()]
     loss = logo_loss(*leaves[:2], repulsion_features=leaves[2], backend="emulated")

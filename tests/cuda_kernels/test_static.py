@@ -57,9 +57,6 @@ SASS = f"""\
 """
 
 
-# --- parsing
-
-
 @pytest.mark.parametrize(
     ("symbol", "name"),
     [

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kernels import Kernels
 from logo_kernels import block_cosine_similarity, logo_loss
-from logo_kernels.backends import PairWeights, cuda
+from logo_kernels.backends import cuda
 from oracles import exact_cosine
 from support import EPS, crops, error, leaves, run_cosine
 
@@ -176,14 +177,16 @@ def test_a_failed_launch_says_which(emulated, monkeypatch):
     monkeypatch.setattr("logo_kernels.backends.cuda.place", lambda tensor: (5, 0))
     x, y, _, _ = crops(3, 2, 4, 64, torch.bfloat16)
     with pytest.raises(RuntimeError) as caught:
-        emulated.cosine(
-            x, y, None, None, PairWeights(1, 1, 1), True, "mean", False, False, False
-        )  # fmt: skip
+        Kernels(emulated).cosine(
+            x, y, None, None, 1.0, None, True, "sum", "mean", False, False, False
+        )
     message = str(caught.value)
     for part in ("cosine", "B=3 G=2 L=4 D=64 bfloat16", "device 5", "device"):
         assert part in message
     with pytest.raises(RuntimeError, match=r"similarity_backward.*V=2 W=2 D=64"):
-        emulated.similarity_backward(torch.zeros(3, 2, 2, dtype=x.dtype), x, None, True, False)
+        Kernels(emulated).similarity_backward(
+            torch.zeros(3, 2, 2, dtype=x.dtype), x, None, True, False
+        )
 
 
 def test_a_build_that_a_device_cannot_run(emulated, monkeypatch):

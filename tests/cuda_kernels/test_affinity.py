@@ -1,12 +1,13 @@
-"""The pair stage's CUDA kernels in the emulator, against its definition in float64."""
+"""The affinity's CUDA kernels in the emulator, against their definition in float64."""
 
 import pytest
 import torch
-from logo_kernels.backends.pairs import LINKS
 
 from affinity_oracle import Definition, normalised, pairs_of
 from emulation.backend import emulate
-from logo_kernels.backends import Problem
+from kernels import Kernels
+from logo_kernels.affinity.pairs import LINKS
+from logo_kernels.backends import Request
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 ALL = (FP32, BF16, FP16)
@@ -70,13 +71,10 @@ def output_arguments(images, pairs, width, dtype):
     return y, norm, numbers(width, seed=5) / width**0.5, numbers(1, seed=6)
 
 
-# --- the four kernels of the hidden layer
-
-
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_hidden(emulated, shape, dtype):
-    stage, roll = emulated.pair_stage, shape[3]
+    stage, roll = Kernels(emulated), shape[3]
     a, c, norm, grad = hidden_arguments(shape, dtype)
 
     moments = stage.hidden_moments(a, c, roll)
@@ -105,7 +103,7 @@ def test_hidden(emulated, shape, dtype):
 def test_hidden_moments_of_distant_numbers(emulated, dtype):
     """A mean of thousands of deviations, a first row that is far off, and halves that cancel."""
     a, c = halves(6, 4, 16)
-    stage = emulated.pair_stage
+    stage = Kernels(emulated)
     far = 512.0 if dtype == BF16 else 4e4  # what bf16 still resolves
     for shift_a, shift_c in ((far, far), (far, -far)):
         given = (a * 3 + shift_a).to(dtype), (c * 3 + shift_c).to(dtype), 1
@@ -130,12 +128,9 @@ def test_hidden_backward_of_distant_numbers(emulated):
     norm, correction = norm_of(16), 0.1 * numbers(2, 16, seed=7)
     given = torch.zeros(3, 8, 16), torch.zeros(3, 8, 16), a + 1e3, c - 1e3, norm, correction, 1
     for got, exact in zip(
-        emulated.pair_stage.hidden_backward(*given), EXACT.hidden_backward(*given), strict=True
+        Kernels(emulated).hidden_backward(*given), EXACT.hidden_backward(*given), strict=True
     ):
         assert_close(got, exact, 1e-5)
-
-
-# --- the four kernels of the output
 
 
 @pytest.mark.parametrize("dtype", ALL)
@@ -146,7 +141,7 @@ def test_hidden_backward_of_distant_numbers(emulated):
     [(1, 2, 1), (5, 6, 7), (2, 56, 64), (1, 20, 300), (2, 12, 520), (1, 132, 16), (70, 2, 8)],
 )
 def test_output(emulated, images, pairs, width, link, dtype):
-    stage = emulated.pair_stage
+    stage = Kernels(emulated)
     y, norm, weight, bias = output_arguments(images, pairs, width, dtype)
     grad = numbers(images, seed=8)
 
@@ -174,7 +169,7 @@ def test_output(emulated, images, pairs, width, link, dtype):
 @pytest.mark.parametrize("width", [8, 5])
 def test_output_moments_of_distant_numbers(emulated, rows, width):
     """At least as near as torch's own; a first row that is far off, and rows that are all alike."""
-    stage = emulated.pair_stage
+    stage = Kernels(emulated)
     y = numbers(rows, width, offset=1e4)
     exact = EXACT.output_moments(y)
     assert_close(stage.output_moments(y)[1], exact[1], 1e-6)
@@ -193,19 +188,16 @@ def test_links_of_extreme_scores(emulated, link):
     y = torch.cat([y, y], 1) * torch.stack([f > 0, f < 0], 1)
     norm, weight, bias = norm.expand(3, 2).contiguous(), torch.tensor([1.0, -1.0]), torch.zeros(1)
     given = y.contiguous(), norm, weight, bias, 1, link
-    value, slope = emulated.pair_stage.output(*given)
+    value, slope = Kernels(emulated).output(*given)
     want = EXACT.output(*given)
     for got, exact in zip((value, slope), want, strict=True):
         assert ((got.double() - exact).abs() <= 3e-7 * exact.abs() + 1e-38).all()
         assert got.isfinite().all()
 
 
-# --- NaN
-
-
 @pytest.mark.parametrize("width", [8, 5])
 def test_nan_in_the_hidden_layer(emulated, width):
-    stage = emulated.pair_stage
+    stage = Kernels(emulated)
     a, c, norm, grad = hidden_arguments((3, 4, width, 1), FP32)
     for which in (a, c):
         wrong = [t.clone() for t in (a, c)]
@@ -230,7 +222,7 @@ def test_nan_in_the_hidden_layer(emulated, width):
 @pytest.mark.parametrize("width", [8, 5])
 @pytest.mark.parametrize("link", LINKS.values(), ids=list(LINKS))
 def test_nan_in_the_output(emulated, width, link):
-    stage = emulated.pair_stage
+    stage = Kernels(emulated)
     y, norm, weight, bias = output_arguments(3, 20, width, FP32)
     y[27, 3] = float("nan")
     assert_close(stage.output_moments(y), EXACT.output_moments(y), 1e-5)
@@ -246,13 +238,10 @@ def test_nan_in_the_output(emulated, width, link):
     assert_close(stage.output_backward(*given), EXACT.output_backward(*given), 1e-5)
 
 
-# --- layouts
-
-
 @pytest.mark.parametrize("dtype", ALL)
 def test_arrays_that_are_not_aligned(emulated, dtype):
     """One number at a time; the same result."""
-    stage, shape = emulated.pair_stage, (2, 4, 16, 1)
+    stage, shape = Kernels(emulated), (2, 4, 16, 1)
     a, c, norm, grad = hidden_arguments(shape, dtype)
 
     def shifted(tensor):
@@ -267,9 +256,6 @@ def test_arrays_that_are_not_aligned(emulated, dtype):
     got, want = (stage.output(v, norm, weight, bias, 12, 1) for v in (shifted(y), y))
     assert_close(got[0], want[0].double(), 2e-6)
     assert_close(stage.output_moments(shifted(y)), stage.output_moments(y).double(), 1e-6)
-
-
-# --- races, and the same result on every run
 
 
 def all_results(stage, shape, dtype):
@@ -296,7 +282,7 @@ def test_any_order_of_threads(monkeypatch, shape, dtype):
     """A missing barrier shows in some order, and so does a sum whose order is not fixed."""
     results = []
     for seed in range(4):
-        stage = emulate(monkeypatch, 80, seed).pair_stage
+        stage = Kernels(emulate(monkeypatch, 80, seed))
         results.append(all_results(stage, shape, dtype))
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
@@ -305,7 +291,7 @@ def test_any_order_of_threads(monkeypatch, shape, dtype):
 @pytest.mark.parametrize("shape", [(300, 3, 16, 5), (2, 9, 2056, 1)], ids=str)
 def test_blocks_walk_on(device, shape):
     """More rows than the blocks of a small device have at once, and more tiles than blocks."""
-    stage = device(multiprocessors=1).pair_stage
+    stage = Kernels(device(multiprocessors=1))
     images, crops, width, roll = shape
     a, c, norm, grad = hidden_arguments(shape, BF16)
     assert_close(stage.hidden_moments(a, c, roll), EXACT.hidden_moments(a, c, roll), 1e-6)
@@ -335,17 +321,14 @@ def test_any_order_where_blocks_walk_on(device):
     want = EXACT.output(y, norm, weight, bias, 72, 1)[0]
     for seed in range(4):
         backend.library.settings.seed = seed
-        value, _ = backend.pair_stage.output(y, norm, weight, bias, 72, 1)
+        value, _ = Kernels(backend).output(y, norm, weight, bias, 72, 1)
         assert_close(value, want, 2e-6)
     assert backend.library.statistics().blocks < 40
 
 
-# --- launches
-
-
 def test_launches(emulated):
     """One for what streams, a second one where blocks' sums are added up."""
-    stage, library = emulated.pair_stage, emulated.library
+    stage, library = Kernels(emulated), emulated.library
     a, c, norm, grad = hidden_arguments((2, 4, 8, 0), BF16)
     y, _, weight, bias = output_arguments(2, 12, 8, BF16)
     slope, upstream, correction = torch.ones(24), torch.ones(2), torch.ones(2, 8)
@@ -381,15 +364,21 @@ def test_launches(emulated):
 def test_a_failed_launch_says_which(emulated):
     a, c = halves(3, 4, 8, BF16)
     library = emulated.library
-    with pytest.raises(RuntimeError, match=r"pair_hidden, B=3 L=4 H=8 bfloat16, on device 5"):
-        library.pair_hidden((5, 0, 0), 3, 4, 8, 0, 2, a=a.data_ptr(), c=c.data_ptr())
-    with pytest.raises(RuntimeError, match=r"pair_output, B=3 of 12 pairs H=8 float16, on dev"):
-        library.pair_output((5, 0, 0), 3, 12, 8, 0, 3, y=a.data_ptr())
+
+    def launch(name, **given):
+        fields = (given.get(field, 0) for field, _ in library.fields[name])
+        getattr(library, name)((5, 0, 0), *fields)
+
+    sizes, data = {"images": 3, "width": 8}, a.data_ptr()
+    with pytest.raises(RuntimeError, match=r"affinity_hidden, B=3 L=4 H=8 bfloat16, on device 5"):
+        launch("affinity_hidden", **sizes, crops=4, dtype=2, a=data, c=c.data_ptr())
+    with pytest.raises(RuntimeError, match=r"affinity_output, B=3 of 12 pairs H=8 float16, on dev"):
+        launch("affinity_output", **sizes, pairs=12, dtype=3, y=data)
 
 
 def test_what_is_refused(emulated):
     def refusal(dtype, dim=4096, device="cpu"):
-        return emulated.refuses(Problem("pair_mlp", device, frozenset([dtype]), 0, dim))
+        return emulated.refuses(Request("affinity", device, frozenset([dtype]), 0, dim))
 
     assert refusal(BF16) is None
     assert refusal(FP32, 1) is None

@@ -6,13 +6,14 @@
 ``python -m logo_kernels`` tells which backends work on this machine and why others do not.
 """
 
-from ._version import __version__
 from .affinity import LocalAffinity
 from .backends import BACKENDS
 from .contrast import info_nce
 from .losses import LoGoLoss, LoGoTerms, logo_loss
 from .queue import NegativeQueue
 from .similarity import block_cosine_similarity
+
+__version__ = "0.1.0"
 
 __all__ = [
     "LoGoLoss",

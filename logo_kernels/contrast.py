@@ -13,8 +13,8 @@ from . import checks
 from .autograd import kept, need_gradients, once, reverse_mode_only
 from .backends import AUTO, BACKENDS, Key
 from .buffers import compute_dtype, gradient_for
-from .cosine import attraction_weights
 from .operators import Operator
+from .weights import attraction_weights
 
 
 def info_nce(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from . import checks
 from .backends import AUTO, BACKENDS
 from .contrast import contrast
-from .cosine import PAIR_REDUCTIONS, cosine_loss, repulsion_loss
+from .cosine import cosine_loss, repulsion_loss
+from .weights import PAIR_REDUCTIONS
 
 Affinity = str | Callable[[Tensor], Tensor] | None
 

@@ -52,9 +52,11 @@ def _is_plain(layer: Any, kinds: tuple[type, ...]) -> bool:
 
 def _fit(first: Any, norm: Any, _: Any, second: Any, other: Any, __: Any, last: Any) -> bool:
     """Whether all parameters are there, and the last layer gives one number."""
-    whole = last.weight.shape[0] == 1
+    whole = True
     for layer in (first, norm, second, other, last):
-        whole = whole and layer.weight is not None and layer.bias is not None
+        own = layer._parameters  # an attribute of a module costs the host a microsecond
+        whole = whole and own["weight"] is not None and own["bias"] is not None
+    whole = whole and last._parameters["weight"].shape[0] == 1
     return whole and (torch.compiler.is_compiling() or not _has_any_global_hook())
 
 
@@ -219,8 +221,9 @@ class LocalAffinity(nn.Sequential):
         return z
 
     def _first_parameter(self, z: Tensor) -> Tensor:
-        """A parameter, since all have one device and dtype; `z` if there is none."""
-        return next(self.parameters(), z)
+        """For what all parameters have in common; the crops', should there be none."""
+        weight = getattr(self._modules.get("0"), "weight", None)
+        return weight if isinstance(weight, Tensor) else next(self.parameters(), z)
 
     def _dtype(self, z: Tensor) -> torch.dtype:
         """Of ẑ and of the products: autocast's where it is on, else the parameters'."""

@@ -28,13 +28,14 @@ Seen = tuple[bool, int | Tensor | None, Any]
 
 def state(norm: BatchNorm) -> State:
     """The statistics of a batch norm, read from its module."""
-    training, mean, var = norm.training, norm.running_mean, norm.running_var
+    training, buffers = norm.training, norm._buffers
+    mean, var = buffers["running_mean"], buffers["running_var"]
     if not training and mean is not None and var is not None:
         return mean, var, None, False, 0.0, norm.eps, None
     if not training or mean is None:
         return None, None, None, True, 0.0, norm.eps, _group(norm) if training else None
     momentum = -1.0 if norm.momentum is None else norm.momentum
-    return mean, var, norm.num_batches_tracked, True, momentum, norm.eps, _group(norm)
+    return mean, var, buffers["num_batches_tracked"], True, momentum, norm.eps, _group(norm)
 
 
 def _group(norm: BatchNorm) -> Any:

@@ -135,7 +135,9 @@ class HiddenGradientResult(NamedTuple):
     @classmethod
     def empty(cls, call: HiddenGradientCall) -> HiddenGradientResult:
         a = call.a
-        facts, to_a, to_c = _wide(a, 5, a.shape[2]), _wide(a, *a.shape), _wide(a, *a.shape)
+        wide = compute_dtype(a)
+        facts = a.new_empty((5, a.shape[2]), dtype=wide)
+        to_a, to_c = torch.empty_like(a, dtype=wide), torch.empty_like(a, dtype=wide)
         return cls(torch.empty_like(a), torch.empty_like(a), facts, to_a, to_c)
 
 

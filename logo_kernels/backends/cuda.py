@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..units import unit, unit_backward
 from .compiled import DTYPES, NO_ROWS, CompiledBackend, RowsArgument, pairs, rows
 from .devices import Zeros, on_device_of, place
 from .extension import extension
 from .extension import reason as not_built
 from .protocol import Request
-from .reference.unit import unit, unit_backward
 
 
 @functools.cache

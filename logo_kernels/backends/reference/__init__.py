@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from ...buffers import compute_dtype
-from ...units import UnitRows, full_precision, saturated
+from ...units import UnitRows, full_precision, saturated, unit, unit_backward
 from ..protocol import Backend, Request
 from .info_nce import info_nce, info_nce_backward
-from .unit import unit, unit_backward
 
 if TYPE_CHECKING:
     from ...cosine import CosineCall, CosineResult

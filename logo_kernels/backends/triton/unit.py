@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from ..reference.unit import unit as unit_by_torch
-from ..reference.unit import unit_backward as unit_backward_by_torch
+from ...units import unit as unit_by_torch
+from ...units import unit_backward as unit_backward_by_torch
 from .launch import launching
 from .numbers import HIGH, LOW, narrow, saturate, scale_towards_one, widen
 from .tiles import next_power_of_two

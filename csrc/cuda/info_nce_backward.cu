@@ -42,19 +42,19 @@ class Backward {
         crop_(at_.crop + (at_.global ? 0 : a_.p.global_crops.count)),
         row_(a_.row(at_)),
         mean_(a_.p.mean, at_.image, crop_) {
-    float sum = 0, most = 0;
-    for (int64_t p = threadIdx.x % 32; p < a_.p.positives.count; p += 32) {
-      sum += weight(p);
-      most = fmaxf(most, fabsf(of_pair(a_.p.upstream, p)));
-    }
+    float sum = 0;
+    for (int64_t p = threadIdx.x % 32; p < a_.p.positives.count; p += 32) sum += weight(p);
     weights_ = warp_sum(sum);
-    scaled_ = warp_max(most) > 1;
   }
 
   // Writes the gradient in T, if it is wanted, and returns δ·q̂; so does `walked`. For no more
   // columns than lanes hold: every row is read once.
   template <class T>
   __device__ __forceinline__ float held(float tau) const {
+    // Words leave no registers for a look at the upstream gradients beforehand, and single numbers
+    // none for a look on the way: ptxas would spill.
+    constexpr bool kInWords = N > 1;
+    bool saturating = kInWords || saturates<T>();
     Word<N> query[kWords], direction[kWords], row[kWords];
     load(row_, 0, query);
     load(mean_, 0, direction);
@@ -69,9 +69,10 @@ class Backward {
       load(positive(p), 0, row);
       const Unit other = unit_of_words(row, a_.p.positives.dtype);
       pull(direction, weight(p) * other.inverse, other.factor, row);
+      if (kInWords) saturating &= !scaled<T>(p);
     }
     const float along = warp_sum(dot_of_words(direction, query));
-    write_gradient<T>(0, direction, query, along, unit, tau);
+    write_gradient<T>(0, direction, query, along, unit, tau, saturating);
     return along;
   }
 
@@ -95,11 +96,12 @@ class Backward {
       sum += dot_of_words(direction, query);
     }
     const float along = warp_sum(sum);
+    const bool saturating = saturates<T>();
 #pragma unroll 1
     for (int64_t first = 0; first < a_.p.dim && wanted().present(); first += kStep) {
       find_direction(first, some, direction);
       load_query(first);
-      write_gradient<T>(first, direction, query, along, unit, tau);
+      write_gradient<T>(first, direction, query, along, unit, tau, saturating);
     }
     return along;
   }
@@ -167,12 +169,28 @@ class Backward {
     }
   }
 
-  // Saturates, but in fp16 where a loss scaler may have multiplied: inf tells it to step back. A
-  // zero row's gradient is zero, whatever the row sees.
+  // Whether a loss scaler may have multiplied the gradient of a pair. An fp16 that it makes too
+  // large becomes inf, which tells it to step back; all other gradients saturate.
+  template <class T>
+  __device__ __forceinline__ bool scaled(int64_t p) const {
+    return std::is_same_v<T, f16> && fabsf(of_pair(a_.p.upstream, p)) > 1;
+  }
+  // By all lanes of a warp.
+  template <class T>
+  __device__ __forceinline__ bool saturates() const {
+    if (!std::is_same_v<T, f16>) return true;
+    bool any = false;
+#pragma unroll 1
+    for (int64_t p = threadIdx.x % 32; p < a_.p.positives.count; p += 32) any |= scaled<T>(p);
+    return !__any_sync(kAllLanes, any);
+  }
+
+  // A zero row's gradient is zero, whatever the row sees.
   template <class T>
   __device__ __forceinline__ void write_gradient(int64_t first, const Word<N> (&direction)[kWords],
                                                  const Word<N> (&query)[kWords], float along,
-                                                 const Unit& unit, float tau) const {
+                                                 const Unit& unit, float tau,
+                                                 bool saturating) const {
     if (!wanted().present()) return;
     T* const to =
         reinterpret_cast<T*>(const_cast<char*>(row_address(wanted(), at_.image, at_.crop)));
@@ -185,9 +203,7 @@ class Backward {
       Word<N> w = unit.factor * (scale * fma(-along, query[k], direction[k]));
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        if (!std::is_same_v<T, f16> || !scaled_) {
-          w.v[i] = clamp_keeping_nan(w.v[i], float(largest(kDType<T>)));
-        }
+        if (saturating) w.v[i] = clamp_keeping_nan(w.v[i], float(largest(kDType<T>)));
         if (unit.inverse == 0) w.v[i] = 0;
       }
       write(w, to + column);
@@ -199,7 +215,6 @@ class Backward {
   int64_t crop_;  // among all of the image
   CropRow row_, mean_;
   float weights_;  // Σ w
-  bool scaled_;    // whether the upstream gradient of a pair is more than one
 };
 
 // A warp for each query. HELD: no more columns than lanes hold.

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from logo_kernels import logo_loss
-from logo_kernels.backends import Backend
+from logo_kernels.backends import BACKENDS, Backend
 from logo_kernels.contrast import InfoNCECall, InfoNCEResult
+from logo_kernels.cosine import CosineCall, CosineResult
 
 WIDE = (torch.float64, torch.float32)
 ALL = (*WIDE, torch.bfloat16, torch.float16)
@@ -108,6 +109,34 @@ def run_cosine(
     return [v.detach().cpu().double() for v in terms], [
         None if g is None else g.cpu().double() for g in grads
     ]
+
+
+def assert_repels(backend: Backend, dtype: torch.dtype, dim: int, features: bool) -> None:
+    """The cosine loss without global crops: as in float64, and of local crops alone."""
+    _, y, _, r = crops(7, 1, 4, dim, dtype, features=features)
+    options = 0.3, None, True, "sum", "mean", False, True, features
+
+    def filled(backend: Backend, dtype: torch.dtype) -> Any:
+        of = [None if v is None else v.to(dtype) for v in (None, y, None, r)]
+        call = CosineCall(*of, *options)
+        result = CosineResult.empty(call)
+        backend.cosine(call, result)
+        return result
+
+    got, want = filled(backend, dtype), filled(BACKENDS["reference"], torch.float64)
+    assert error(got.total, want.total) < 1e-5
+    assert error(got.terms, want.terms) < 1e-5
+    assert not got.terms[:2].any()
+    assert got.grad_global is None
+    scales = [None, None]
+    if got.row_scale is not None:
+        scales = list(got.row_scale.unsqueeze(2).split(4, 1))
+    gradients = [(got.grad_local, want.grad_local)]
+    if features:
+        gradients.append((got.grad_features, want.grad_features))
+    for (gradient, exact), scale in zip(gradients, scales, strict=False):
+        value = gradient.double() * (1 if scale is None else scale)
+        assert error(value, exact) <= (EPS[dtype] + 1e-6) * float(exact.abs().max())
 
 
 def losses_and_gradient(

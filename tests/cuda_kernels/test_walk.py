@@ -11,7 +11,7 @@ from kernels import Kernels
 from logo_kernels import block_cosine_similarity, logo_loss
 from logo_kernels.backends import cuda
 from oracles import exact_cosine
-from support import EPS, crops, error, leaves, run_cosine
+from support import EPS, assert_repels, crops, error, leaves, run_cosine
 
 HALVES = (torch.bfloat16, torch.float16)
 ALL = (torch.float32, *HALVES)
@@ -67,6 +67,13 @@ def test_hardware_that_is_used(emulated, dtype):
     assert_exact(crops(3, 2, 4, 63, dtype), dtype)  # misaligned: converted by the threads
     statistics = emulated.library.statistics()
     assert statistics.bulk_copies == statistics.async_copies == 0
+
+
+@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize("dim", [64, 37, 16384])  # in vectors, and not; in chunks
+@pytest.mark.parametrize("dtype", ALL)
+def test_local_crops_alone(emulated, dtype, dim, features):
+    assert_repels(emulated, dtype, dim, features)
 
 
 @pytest.mark.parametrize("name", ["main", "chunks"])

@@ -123,7 +123,7 @@ inline PyObject* refuse(PyObject* launcher, const char* argument, const char* ki
 
 // One half's calls. It has
 //   Launcher<Problem>               the type of its launchers
-//   kWhere, read_where(from)        what `where` is, and its reading
+//   kWhere, read_where(from)        the kind of `where`, and its reading
 //   run(launcher, problem) -> bool  without the GIL
 //   raise()                         sets the error of a run that failed
 //

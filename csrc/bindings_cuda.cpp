@@ -1,7 +1,7 @@
 // Python's view of the CUDA launchers: integers in, RuntimeError out.
 //
-// Launches release the GIL: where a stream's queue is full they wait for the device, and what it
-// waits for may be another thread's to launch.
+// Launches release the GIL. Where a stream's queue is full they wait for the device, which may wait
+// for a launch of another thread.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -50,7 +50,7 @@ void check(Status status, const cuda::Failure& failure) {
   if (status != Status::ok) throw std::runtime_error(failure.text);
 }
 
-// As read_rows takes them.
+// Rows in the form that read_rows takes.
 using RowsTuple = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, int64_t>;
 
 Rows rows(const RowsTuple& tuple) {

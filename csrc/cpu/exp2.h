@@ -36,7 +36,7 @@ struct Exp2<double> {
       1.017819802167193084e-7,  7.074105613508142796e-9,   4.435282706957277151e-10};
 };
 
-// value · 2^power for a whole power ≤ 1; 0 for what would not be normal.
+// value · 2^power for a whole power ≤ 1; 0 in the place of numbers that are not normal.
 template <class T>
 inline Vector<T> times_power(Vector<T> value, Vector<T> power) {
 #if defined(__AVX512F__)
@@ -69,7 +69,7 @@ inline Vector<T> leading_half(Vector<T> value) {
   return reinterpret_cast<Vector<T>>(reinterpret_cast<Bits>(value) & ~trailing);
 }
 
-// A factor in two parts: what x is multiplied with, and the rest.
+// A factor in two parts: x is multiplied with the first, and with the rest apart.
 template <class T>
 struct Scale {
   T first, rest;

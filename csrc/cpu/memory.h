@@ -16,7 +16,7 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { free(block_); }
 
-  // Grows to `bytes`; what it held is lost. False when memory is short.
+  // Grows to `bytes` and loses its contents. False when memory is short.
   bool reserve(size_t bytes) {
     used_ = 0;
     if (bytes <= size_) return true;

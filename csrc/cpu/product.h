@@ -24,7 +24,7 @@ constexpr int64_t kTerms = 128;
 constexpr int64_t kTerms = 16;
 #endif
 
-// What is multiplied: numbers of type T, or, in place of each, a pair of bf16.
+// The factors of a product: numbers of type T, or, in place of each, a pair of bf16.
 enum class Factors { numbers, pairs };
 
 // out [rows, columns] (+)= a [rows, depth] · panel [depth, columns], columns ≤ kPanel.

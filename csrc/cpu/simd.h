@@ -50,8 +50,8 @@ inline Vector<T> load(const T* from) {
   return *reinterpret_cast<const Vector<T>*>(from);
 }
 
-// Keeps a value in a register: GCC would load it anew for each product that it is a factor of, and
-// the load ports are what the inner products wait for.
+// Keeps a value in a register. GCC would load it anew for each product, and inner products wait for
+// the load ports.
 template <class V>
 inline V in_register(V value) {
 #if defined(__AVX512F__)
@@ -190,7 +190,7 @@ inline void streaming_fence(bool streaming) {
 #endif
 }
 
-// out[k] = Σ lanes of from[k], k < 4. Four at once, since the shuffles are what costs.
+// out[k] = Σ lanes of from[k], k < 4. Four at once, since shuffles are the cost.
 inline void sum4(const Vector<double>* from, double* out) {
   for (int k = 0; k < 4; ++k) {
     double sum = 0;

@@ -124,7 +124,7 @@ class Worker {
       upstream = scratch.take<C>(at.rows);
     }
 
-    // Of the gradient to a (to_a) or to b; d/dx Σ_j u_j cos(x, t_j), math.h.
+    // Coefficients of the gradient to a (to_a) or to b: d/dx Σ_j u_j cos(x, t_j), math.h.
     template <class Dots>
     void compute(const Layout& at, const SimilarityProblem& p, int64_t image, const Dots& dots,
                  bool to_a) {

@@ -14,7 +14,7 @@ namespace logo {
 namespace cpu {
 namespace {
 
-// Of the thread that makes it, until it goes: the first thing of every parallel region.
+// The mode of the thread that makes it, until it goes. Every parallel region begins with one.
 class WithSubnormals {
  public:
 #if defined(__SSE__)

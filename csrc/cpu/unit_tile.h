@@ -48,7 +48,7 @@ class UnitTile {
     transpose(count);
   }
 
-  // As pairs of columns and pairs of rows: half as deep.
+  // Turns the tile into pairs of columns and pairs of rows: half as deep.
   void pair(int64_t count) {
     for (int64_t d = 0; d < padded_; d += kPanel<T>) {
       pair_rows(by_row_ + d * rows_, count, kPanel<T>);

@@ -56,7 +56,7 @@ struct ImagePart {
 // With d = a − a₀, e = c − c₀ of an image's crops,
 //   Σ_{i≠j} (d_i + e_j)   =  (L − 1) Σ_i (d_i + e_i)
 //   Σ_{i≠j} (d_i + e_j)²  =  Σ_i [(L − 1)(d_i² + e_i²) − 2 d_i e_i]  +  2 (Σ d)(Σ e).
-// In fp64, where neither a distant first row nor a and c that cancel cost what shows in fp32.
+// In fp64, neither a distant first row nor a and c that cancel cost a digit of fp32.
 template <class T, int N>
 __global__ void __launch_bounds__(kAffinityThreads, kHiddenSummingBlocks)
     affinity_hidden_moments_kernel(const __grid_constant__ AffinityHiddenArguments arguments) {
@@ -140,7 +140,7 @@ struct ColumnExchange {
 #pragma unroll
     for (int k = 0; k < N; ++k) values[column * N + k][threadIdx.x] = sums[k];
   }
-  // Of all parts, in their order; first: the thread of this lane in the first part.
+  // The sums of all parts, in their order; first: the thread of this lane in the first part.
   __device__ __forceinline__ void take(int column, int first, int lanes, float (&sums)[N]) const {
 #pragma unroll
     for (int k = 0; k < N; ++k) {

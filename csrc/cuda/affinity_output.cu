@@ -50,8 +50,8 @@ struct RowWalk {
   }
 };
 
-// A run of rows and what arrives at their f, all of it under way at once: beyond the last row that
-// one is read again, since a branch would wait for it.
+// A run of rows and the gradients at their f, all under way at once. Beyond the last row that one
+// is read again, since a branch would wait for it.
 template <class T, int N, int COUNT>
 struct Run {
   Packed<T, N> y[COUNT];
@@ -72,8 +72,8 @@ struct Run {
   }
 };
 
-// A run of rows has its mean, and its squares about that, in fp32, relative to its first row; what
-// it adds to the sums of y − pivot is fp64.
+// A run of rows has its mean, and its squares about the mean, in fp32, relative to its first row.
+// Its contributions to the sums of y − pivot are fp64.
 template <class T, int N>
 __global__ void __launch_bounds__(kAffinityThreads, kMomentsBlocks)
     affinity_output_moments_kernel(const __grid_constant__ AffinityOutputArguments arguments) {
@@ -149,8 +149,8 @@ __device__ __forceinline__ Linked link_of(Link link, float f) {
   return {fmaxf(g, 0.0f) + log1pf(expf(-fabsf(g))), sign / (1 + expf(-g))};
 }
 
-// A block for an image, a warp for kWarpPairs of its pairs at a time: lanes take vectors of H', and
-// what a lane has read of the norm and the weight serves all of these pairs.
+// A block for an image, a warp for kWarpPairs of its pairs at a time. Lanes take vectors of H'; a
+// lane's part of the norm and of the weight serves all of these pairs.
 template <class T, int N>
 __global__ void __launch_bounds__(kMostWarps * 32)
     affinity_output_kernel(const __grid_constant__ AffinityOutputProblem p) {

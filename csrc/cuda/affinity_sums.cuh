@@ -86,7 +86,7 @@ struct FinishArguments {
   int64_t partial_count;
 };
 
-// What was taken off a column's values before they were summed: the first of them.
+// Adds to a mean the pivot that was taken off the values of its column: the first of them.
 template <class T>
 __device__ __forceinline__ double add_pivot(double mean, const void* first_row, int64_t column) {
   return mean + double(to_float(static_cast<const T*>(first_row)[column]));
@@ -116,8 +116,8 @@ __device__ __forceinline__ void finish_moments(const Problem& p, int64_t column,
   to[p.width + column] = float(var);
 }
 
-// MOMENTS: from Σ d and Σ d² to mean and biased variance, or to what batch norm makes of them; else
-// the sums themselves, or the facts.
+// MOMENTS: writes mean and biased variance from Σ d and Σ d², or the batch norm that they make;
+// else the sums themselves, or the facts.
 template <class T, bool MOMENTS, class Problem>
 __device__ __forceinline__ void finish_sums(const FinishArguments<Problem>& a) {
   const Problem& p = a.p;

@@ -25,7 +25,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* shared) {
 }
 #endif
 
-// Past L1: what a block fetches this way it reads once.
+// Past L1: a block reads such bytes once.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
 #if defined(LOGO_EMULATED)
   emulation::copy_async(shared, global);

@@ -2,8 +2,8 @@
 //
 // Products of all rows with all rows (gram.cuh) give the cosines. The pairs of one kind have one
 // weight, so the gradient needs only the sums T and R of the partners' unit vectors (math.h,
-// cosine_with_sum): O(crops · D) work on what is in shared memory already. Of few rows in bf16, the
-// tensor cores take the gradient as well, as a product with all rows (weights.cuh).
+// cosine_with_sum): O(crops · D) work on rows that are in shared memory already. For few rows in
+// bf16, the tensor cores take the gradient as well, as a product with all rows (weights.cuh).
 #include <cuda_runtime.h>
 
 #include "cuda/device.h"
@@ -35,7 +35,8 @@ struct CosineArguments {
   bool careful;  // they may leave the range of their dtype
 };
 
-// Of a row's gradient: a T + b R + c row, and d times the target that is no partner.
+// Coefficients of a row's gradient: targets · T + features · R + own · row, and `other` times the
+// target that is no partner.
 struct Coefficients {
   float targets, features, own, other;
 };
@@ -52,7 +53,7 @@ class CosineKernel {
 
   __device__ bool gradients() const { return a_.gradients; }
 
-  // By the first warp: a lane for each row that has a gradient.
+  // The first warp works: a lane for each row that has a gradient.
   __device__ void algebra(const Gram& gram, const Facts& facts, int64_t image, bool scaled) {
     if (threadIdx.x >= 32) return;
     float gg = 0, lg = 0, ll = 0;
@@ -156,7 +157,7 @@ class CosineKernel {
   static constexpr bool kOnTensorCores = std::is_same_v<T, bf16>;
   static constexpr bool kClamped = std::is_same_v<T, f16>;
 
-  // What ll_weight is multiplied by: a number on the device, where one is given.
+  // The factor of ll_weight: a number on the device, where one is given.
   static __device__ __forceinline__ float repulsion_of(const CosineProblem& p) {
     if (p.repulsion_weight_tensor == nullptr) return 1;
     return *static_cast<const float*>(p.repulsion_weight_tensor);
@@ -256,7 +257,7 @@ class CosineKernel {
     }
   }
 
-  // The same without a choice to make for each vector: a loop for each kind of row.
+  // As `write`, but without a choice for each vector: a loop for each kind of row.
   __device__ __forceinline__ void write_plain(const Stage<T>& stage, const Facts& facts,
                                               const ColumnShare& share, int64_t first, int vector,
                                               const float (&targets)[N],

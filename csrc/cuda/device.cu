@@ -52,7 +52,7 @@ int64_t shared_bytes(int device, Failure* failure) {
   return limits.shared_per_block;
 }
 
-// As CMake names them: "80-real, 90a-real, 100", the last one with PTX for newer ones.
+// In the words of CMake: "80-real, 90a-real, 100", the last one with PTX for newer ones.
 const char* architectures() { return LOGO_CUDA_ARCHITECTURES; }
 
 int max_rows() { return kMaxRows; }

@@ -61,7 +61,7 @@ inline cudaError_t enter(int device, Limits* limits) {
   return error == cudaSuccess ? limits_of(device, limits) : error;
 }
 
-// As part of a launch.
+// Enters as part of a launch; failure says why not.
 inline Status enter(const char* name, const char* shape, const Queue& queue, Limits* limits,
                     Failure* failure) {
   const cudaError_t error = enter(queue.device, limits);

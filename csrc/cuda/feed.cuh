@@ -125,7 +125,7 @@ class Feed {
       T* const to = reinterpret_cast<T*>(stage + row * plan_.pitch);
 #pragma unroll 1
       for (int k = threadIdx.x; k < padded; k += blockDim.x) {
-        // Of one dtype, the conversion there and back changes nothing.
+        // Where the dtypes are one, the conversion there and back changes nothing.
         from_float(k < columns ? read_element(from, first + k) : 0.0f, to + k);
       }
     }

@@ -146,8 +146,8 @@ __device__ void multiply_rows_on_tensor_cores(const Stage<Half>& stage, const Gr
 #pragma unroll 1
   for (int tile = share.first; tile < tiles; tile += share.step) {
     const TileAt at(tile);
-    // Of the four blocks of 8 rows and 8 columns that an operand has, a lane loads a row of block
-    // lane / 8. Beyond the last row: that row again; nobody reads its products.
+    // An operand has four blocks of 8 rows and 8 columns, and a lane loads a row of block lane / 8.
+    // Beyond the last row: that row again; nobody reads its products.
     const auto row = [&](int first, bool below) {
       return stage.row(min(16 * first + lane % 8 + (below ? 8 : 0), gram.rows - 1));
     };

@@ -1,7 +1,7 @@
 // How images are laid over a GPU: a pure function of their sizes and of the device's limits.
 //
-// What the numbers weigh against each other on an H100 or H200 (132 multiprocessors, 228 KiB of
-// shared memory each, about 25 KiB of reads in flight on each to keep DRAM busy):
+// The trade-offs behind the numbers, on an H100 or H200 (132 multiprocessors, 228 KiB of shared
+// memory each, about 25 KiB of reads in flight on each to keep DRAM busy):
 //
 // - A block keeps two stages, so that the next image is on its way while one is worked on, and a
 //   multiprocessor keeps two blocks, so that one of them computes while the other waits at a
@@ -44,7 +44,7 @@ struct ImagePlan {
   bool resident() const { return chunks == 1; }
 };
 
-// Of the Gram matrix in shared memory: odd, so that a walk down a column meets every bank.
+// The pitch of a Gram matrix in shared memory: odd, so that a walk down a column meets every bank.
 LOGO_FUNCTION int gram_pitch(int gram_rows) { return gram_rows + 1; }
 
 // Tiles on and below the diagonal of a Gram matrix.

@@ -2,8 +2,8 @@
 //
 // The prologue prepares rows. The second launch is an attention forward with keys = values: a block
 // keeps a tile of queries and its sums, and walks over negatives, each read once into shared memory
-// for both products. Where negatives are split over several blocks, the epilogue adds up what they
-// found; it turns log-sum-exps into losses, and sums these over pairs and images.
+// for both products. The epilogue adds up the sums of blocks that share negatives, turns
+// log-sum-exps into losses, and sums these over pairs and images.
 #include <cuda_runtime.h>
 
 #include <cmath>

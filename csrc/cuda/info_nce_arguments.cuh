@@ -55,7 +55,8 @@ struct InfoNCEArguments : OfQueries {
   bool running;  // maximum: where sums of powers of two could leave fp32
   float tau;     // p.temperature
   float scale;   // from scores to exponents of two: log2(e) / τ / kQueryLift
-  // Of the sum of a kind's losses: in the total, and in its term, with an image's share in both.
+  // Weights of the sum of a kind's losses, in the total and in its term; an image's share is in
+  // both.
   double gg_weight, lg_weight, gg_mean, lg_mean;
   // In-batch: query n does not see negatives k with k / own_negatives == n / own_queries. 0: it
   // sees all.
@@ -73,7 +74,7 @@ struct InfoNCEArguments : OfQueries {
   __device__ __forceinline__ float* total() const { return static_cast<float*>(p.total); }
   __device__ __forceinline__ float* terms() const { return static_cast<float*>(p.terms); }
   __device__ __forceinline__ float* lse() const { return static_cast<float*>(p.lse); }
-  // Of a query's pairs, [P]; from prologue to epilogue their cosines.
+  // The numbers of a query's pairs, [P]; from prologue to epilogue their cosines.
   __device__ __forceinline__ float* pull_of(int64_t query) const {
     return static_cast<float*>(p.pull.data) + query * p.positives.count;
   }

@@ -101,7 +101,7 @@ __device__ __forceinline__ double sum_of(const float* losses, int64_t first, int
   return sum;
 }
 
-// By all threads of one block.
+// The results from the losses of all queries; by all threads of one block.
 static __device__ __forceinline__ void sum_over_images(const InfoNCEArguments& a) {
   const int64_t globals = a.p.global_crops.count, locals = a.p.local_crops.count;
   const float* const of_locals = a.losses + a.p.images * globals;

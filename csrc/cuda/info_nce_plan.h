@@ -50,11 +50,11 @@ struct InfoNCEPlan {
   int64_t blocks() const { return query_tiles * chunks * splits; }
 };
 
-// The number of parts that makes the time least: waves of blocks, times the tiles that a block
-// walks over and what it does once, plus the sums of all parts.
+// The number of parts that makes the time least: waves of blocks, times a block's tiles and its
+// fixed cost, plus the sums of all parts.
 inline int64_t info_nce_splits(const InfoNCEPlan& plan, int64_t queries, int multiprocessors) {
   constexpr double kOnce = 4;  // tiles that a block's start and end are worth
-  // What bytes of partial sums cost, in tiles: 5 TB/s of L2 against 400 TFLOP/s.
+  // The cost of the bytes of partial sums, in tiles: 5 TB/s of L2 against 400 TFLOP/s.
   const int64_t together = int64_t(multiprocessors) * plan.resident;
   const double part = 160.0 * double(queries) / (double(plan.rows) * plan.tile * double(together));
   const int64_t independent = plan.query_tiles * plan.chunks;

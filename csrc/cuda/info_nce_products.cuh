@@ -136,7 +136,7 @@ __device__ __forceinline__ void load_columns(uint32_t (&b)[2][B][2], const unsig
   }
 }
 
-// M times 16 queries, TILE negatives; `columns` more of what their products are summed over.
+// Scores of M times 16 queries with TILE negatives: adds the products of `columns` columns.
 template <class T, int PARTS, int M, int TILE>
 __device__ __forceinline__ void add_scores(float (&scores)[M][TILE / 8][4],
                                            const unsigned char* queries, int plane,

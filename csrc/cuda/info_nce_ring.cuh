@@ -65,7 +65,7 @@ class InfoNCERing {
     return reinterpret_cast<float*>(stage + TILE * a_.plan.pitch);
   }
 
-  // A group of copies, empty after the last chunk: what `next` waits for is counted in groups.
+  // Starts a group of copies, empty after the last chunk: `next` counts groups.
   __device__ void issue() {
     if (tile_ < end_) {
       unsigned char* const stage = stages_ + into_ * a_.plan.stage_bytes;

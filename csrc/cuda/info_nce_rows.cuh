@@ -157,7 +157,8 @@ __device__ __forceinline__ float inverse_norm(float squared) {
   return squared <= 3.4028235e38f ? inverse_root(squared) : __uint_as_float(0x7fffffff);
 }
 
-// From the sum of a row's squares under a factor; by all lanes of a warp, as what follows.
+// The unit of a row from squares(factor), a lane's sum of squares. This and all below are called by
+// all lanes of a warp.
 template <class Squares>
 __device__ __forceinline__ Unit unit_from(DType dtype, const Squares& squares) {
   float squared = warp_sum(squares(1.0f));
@@ -185,7 +186,7 @@ __device__ __forceinline__ float dot_of_words(const Word<N> (&w)[K], const Word<
   for (int k = 0; k < K; ++k) sum += dot(w[k], x[k]);
   return sum;
 }
-// Of a row of which each lane holds its words.
+// The unit of a row whose words are spread over the lanes.
 template <int N, int K>
 __device__ __forceinline__ Unit unit_of_words(const Word<N> (&words)[K], DType dtype) {
   return unit_from(dtype, [&](float factor) {

@@ -1,4 +1,4 @@
-// What a plan asks of a device.
+// The limits of a device that plans depend on.
 #pragma once
 
 #include <cstdint>

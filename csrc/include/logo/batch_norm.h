@@ -32,7 +32,8 @@ LOGO_FUNCTION void fold_column(const Norm& n, double mean, double var, int64_t c
   to[3 * n.width] = T(inverse);
 }
 
-// By the statistics of a batch of so many values; the running statistics follow.
+// Writes a column of n.norm from the statistics of a batch of so many values; the running
+// statistics follow.
 template <class T, class Norm>
 LOGO_FUNCTION void fold_batch(const Norm& n, double mean, double var, double values,
                               int64_t column) {

@@ -34,7 +34,7 @@ namespace logo {
   COMPOSITE(affinity_output_gradient, AffinityOutputProblem, output_gradient,             \
             affinity_output_sums, affinity_output_backward)
 
-// A batch norm's launcher of moments, and what follows it.
+// Two launchers in turn, mostly a batch norm's moments and its layer.
 template <class Launcher, class Problem, class... Where>
 Status layer(Launcher moments, Launcher forward, const Problem& problem, const Where&... where) {
   const Status status = moments(problem, where...);
@@ -76,13 +76,13 @@ void use_simd(Simd simd);  // for tests; the default is the widest
 
 namespace cuda {
 
-// Where and with what a kernel runs. Everything is queued on the stream; nothing waits for it.
+// The place of a launch. Everything is queued on the stream; nothing waits for it.
 //
 // The workspace, for the launchers that use one:
 //   cosine              of workspace_bytes, zeros before its first use
 //   info_nce            of info_nce_workspace_bytes, of any contents
 //   info_nce_backward   as cosine; null where the temperature's gradient is not wanted
-//   affinity_*_moments, affinity_*_sums and what begins with them
+//   affinity_*_moments, affinity_*_sums, and the layers and gradients that begin with them
 //                       of affinity_workspace_bytes, of any contents
 // Launches that share it must follow one another, as those of one stream do.
 struct Queue {

@@ -1,10 +1,10 @@
-// What launchers are given: sizes, strides and addresses. Python validates and allocates.
+// The problems of launchers: sizes, strides and addresses. Python validates and allocates.
 //
 // B images, D numbers per crop; strides are in elements, of either sign, zero for expanded tensors.
 //
 // A problem is one list of fields. The list makes the struct's members, and the bindings turn
-// Python's arguments into them, in its order and by its names: those of the package's records. A
-// launcher reads only what concerns it; what is not given is absent, zero or null.
+// Python's arguments into them, in its order. Names are those of the package's records. A launcher
+// reads only the fields that concern it; a field that is not given is absent, zero or null.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ enum class DType : int32_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
 enum class Reduction : int32_t { mean = 0, sum = 1, none = 2, pairs = 3 };
 // Over pairs: eqs. 3-5 add them up, the authors' code takes one average over all attraction pairs.
 enum class PairReduction : int32_t { sum = 0, mean = 1 };
-// Of the learned affinity f: f itself, softplus(f), softplus(−f).
+// Links of the learned affinity f: f itself, softplus(f), softplus(−f).
 enum class Link : int32_t { identity = 0, softplus = 1, softplus_negated = 2 };
 
 enum class Status : int32_t { ok = 0, out_of_memory = 1, launch_failed = 2 };
@@ -39,10 +39,11 @@ struct Rows {
 // A matrix [count, D] as rows of one image.
 struct MatrixRows : Rows {};
 // A number for each pair, [B, V, P] with P in the place of D. A sum over pairs, [B] or [], has
-// strides of zero along what has been summed.
+// strides of zero along the dimensions that have been summed.
 struct PairRows : Rows {};
 
-// Of one pair of a local and a global crop in its image's total; in a mean, of two global ones too.
+// The weight of a pair of a local and a global crop in its image's total; in a mean, of two global
+// crops too.
 LOGO_FUNCTION double attraction_weight(PairReduction reduction, int64_t globals, int64_t locals) {
   const int64_t pairs = globals * (globals - 1) + locals * globals;
   return reduction == PairReduction::mean && pairs > 0 ? 1.0 / double(pairs) : 1.0;
@@ -85,12 +86,12 @@ struct CosineProblem {
   LOGO_MEMBERS(LOGO_COSINE_FIELDS);
   int threads = 1;  // of the CPU
 
-  // Of total, terms and the number in memory: fp64, else fp32.
+  // The dtype of total, terms and the number in memory: fp64, else fp32.
   LOGO_METHOD bool fp64() const {
     return global_crops.is_fp64() || local_crops.is_fp64() || targets.is_fp64() ||
            features.is_fp64();
   }
-  // Of one pair in its image's total: ordered gg pairs, lg pairs, unordered ll pairs.
+  // Weights of one pair in its image's total: ordered gg pairs, lg pairs, unordered ll pairs.
   LOGO_METHOD double gg_weight() const {
     return pair_reduction == PairReduction::sum ? 0.5 : lg_weight();
   }
@@ -149,9 +150,9 @@ struct InfoNCEProblem {
 
   LOGO_METHOD int64_t crops() const { return global_crops.count + local_crops.count; }  // V
   LOGO_METHOD int64_t queries() const { return images * crops(); }                      // N
-  // Of τ in memory and of all results but the crops' gradients: fp64, else fp32.
+  // The dtype of τ in memory and of all results but the crops' gradients: fp64, else fp32.
   LOGO_METHOD bool fp64() const { return mean.dtype == DType::f64; }
-  // Of the loss of one pair in its image's total, of a global crop and of a local one.
+  // Weights of the loss of one pair in its image's total, of a global crop and of a local one.
   LOGO_METHOD double gg_weight() const {
     return pair_reduction == PairReduction::sum ? 0.5 : lg_weight();
   }
@@ -170,9 +171,9 @@ struct InfoNCEProblem {
   }
 };
 
-// The learned affinity's MLP around its products; logo_kernels/affinity says what its launchers
-// compute. All arrays are dense. Those marked T are of `dtype`, the others are fp32, fp64 where T
-// is fp64.
+// The learned affinity's MLP around its products; logo_kernels/affinity/pairs.py has the formulas
+// of its launchers. All arrays are dense. Those marked T are of `dtype`, the others are fp32, fp64
+// where T is fp64.
 
 // Batch norm, of which launchers of moments make `norm` where norm_weight is given.
 #define LOGO_BATCH_NORM_FIELDS(FIELD)                                                            \
@@ -187,25 +188,25 @@ struct InfoNCEProblem {
 
 // Pairs of crops before the second product: h_p = a[b, i] + c[(b + roll) mod B, j],
 // p = (b L + i)(L − 1) + j − (j > i).
-#define LOGO_AFFINITY_HIDDEN_FIELDS(FIELD)                                                        \
-  FIELD(int64_t, images)         /* B ≥ 1 */                                                      \
-  FIELD(int64_t, crops)          /* L ≥ 2 */                                                      \
-  FIELD(int64_t, width)          /* H ≥ 1 */                                                      \
-  FIELD(int64_t, roll)           /* 0 ≤ roll < B */                                               \
-  FIELD(DType, dtype)            /* T */                                                          \
-  FIELD(const void*, a)          /* [B, L, H] T */                                                \
-  FIELD(const void*, c)          /* [B, L, H] T */                                                \
-  FIELD(void*, norm)             /* [4, H] mean, scale, bias, 1/√(var + ε); the last optional */  \
-  FIELD(const void*, grad_x)     /* [P, H] T */                                                   \
-  FIELD(const void*, correction) /* [2, H] */                                                     \
-  FIELD(void*, moments)          /* [2, H] */                                                     \
-  FIELD(void*, x)                /* [P, H] T */                                                   \
-  FIELD(void*, to_a)             /* [B, L, H]: written by the sums, read by the backward */       \
-  FIELD(void*, to_c)             /* [B, L, H] likewise */                                         \
-  FIELD(void*, sums)             /* [2, H] */                                                     \
-  FIELD(void*, grad_a)           /* [B, L, H] T */                                                \
-  FIELD(void*, grad_c)           /* [B, L, H] T */                                                \
-  FIELD(void*, facts)            /* [5, H] what the sums become, if it is given (batch_norm.h) */ \
+#define LOGO_AFFINITY_HIDDEN_FIELDS(FIELD)                                                       \
+  FIELD(int64_t, images)         /* B ≥ 1 */                                                     \
+  FIELD(int64_t, crops)          /* L ≥ 2 */                                                     \
+  FIELD(int64_t, width)          /* H ≥ 1 */                                                     \
+  FIELD(int64_t, roll)           /* 0 ≤ roll < B */                                              \
+  FIELD(DType, dtype)            /* T */                                                         \
+  FIELD(const void*, a)          /* [B, L, H] T */                                               \
+  FIELD(const void*, c)          /* [B, L, H] T */                                               \
+  FIELD(void*, norm)             /* [4, H] mean, scale, bias, 1/√(var + ε); the last optional */ \
+  FIELD(const void*, grad_x)     /* [P, H] T */                                                  \
+  FIELD(const void*, correction) /* [2, H] */                                                    \
+  FIELD(void*, moments)          /* [2, H] */                                                    \
+  FIELD(void*, x)                /* [P, H] T */                                                  \
+  FIELD(void*, to_a)             /* [B, L, H]: written by the sums, read by the backward */      \
+  FIELD(void*, to_c)             /* [B, L, H] likewise */                                        \
+  FIELD(void*, sums)             /* [2, H] */                                                    \
+  FIELD(void*, grad_a)           /* [B, L, H] T */                                               \
+  FIELD(void*, grad_c)           /* [B, L, H] T */                                               \
+  FIELD(void*, facts)            /* [5, H] in the place of the sums, if given (batch_norm.h) */  \
   LOGO_BATCH_NORM_FIELDS(FIELD)
 
 struct AffinityHiddenProblem {
@@ -234,7 +235,7 @@ struct AffinityHiddenProblem {
   FIELD(void*, slope)            /* [P]: written by the output, read by the sums and backward */  \
   FIELD(void*, sums)             /* [2, H'] */                                                    \
   FIELD(void*, grad_y)           /* [P, H'] T */                                                  \
-  FIELD(void*, facts)            /* [6, H'] what the sums become, if it is given */               \
+  FIELD(void*, facts)            /* [6, H'] in the place of the sums, if given (batch_norm.h) */  \
   FIELD(bool, summed)            /* of the gradient: whether the facts are summed at all; else */ \
                                  /* they are zeros already */                                     \
   LOGO_BATCH_NORM_FIELDS(FIELD)
@@ -246,7 +247,7 @@ struct AffinityOutputProblem {
   LOGO_METHOD int64_t all_pairs() const { return images * pairs; }  // P
 };
 
-// Rows as unit vectors z/‖z‖, or their gradient; logo_kernels/units.py says what `factors` are.
+// Rows as unit vectors z/‖z‖, or their gradient; unit.h has the factors.
 #define LOGO_UNIT_FIELDS(FIELD)                                                  \
   FIELD(int64_t, images) /* B */                                                 \
   FIELD(int64_t, dim)    /* D */                                                 \

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from .autograd import batched
+from .autograd import is_legacy_batchedtensor, peek_interpreter_stack
 from .backends import backend_for
 
 try:  # Private names alone tell whether a call is observed; without one of them, assume it is.
@@ -60,7 +60,7 @@ class Operator(Generic[C, R]):
         arguments = [
             _argument(*field) for field in get_type_hints(call, include_extras=True).items()
         ]
-        outputs = ", ".join(f"Tensor {field}" for field in self.result._fields)
+        outputs = ", ".join(f"Tensor {field}" for field in self.self.result._fields)
         _library.define(f"{name}({', '.join(arguments)}, str backend) -> ({outputs})")
         _library.impl(name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"logo_kernels::{name}", self._fake, lib=_library)
@@ -120,7 +120,8 @@ def _observed(call: Any) -> bool:
         _is_tracing()
         or _len_torch_dispatch_stack() > 0
         or _len_torch_function_stack() > 0
-        or batched(first)
+        or peek_interpreter_stack() is not None
+        or is_legacy_batchedtensor(first)
         or first.is_meta
         or _profiler_enabled()
         or not _PLAIN.issuperset(map(type, call))

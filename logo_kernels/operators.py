@@ -60,7 +60,7 @@ class Operator(Generic[C, R]):
         arguments = [
             _argument(*field) for field in get_type_hints(call, include_extras=True).items()
         ]
-        outputs = ", ".join(f"Tensor {field}" for field in self.self.result._fields)
+        outputs = ", ".join(f"Tensor {field}" for field in self.result._fields)
         _library.define(f"{name}({', '.join(arguments)}, str backend) -> ({outputs})")
         _library.impl(name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"logo_kernels::{name}", self._fake, lib=_library)

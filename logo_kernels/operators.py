@@ -11,7 +11,7 @@ call. Results are ordinary outputs; the autograd Functions wire them into the gr
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,7 @@ class Operator(Generic[C, R]):
 
     def __init__(self, name: str, call: type[C], result: type[R]) -> None:
         self.name = name
-        self.call: Any = call
-        self.result: Any = result
+        self.call, self.result = cast(Any, call), cast(Any, result)
         self.writes = hasattr(call, "written")
         arguments = [
             _argument(*field) for field in get_type_hints(call, include_extras=True).items()

@@ -96,13 +96,9 @@ class InfoNCECall(NamedTuple):
         """One block of queries: B, D, dtype and device are the same in all."""
         return _queries(self.global_crops, self.local_crops)
 
-    @property
-    def images(self) -> int:
-        return self.positives.shape[0]
-
-    @property
-    def dim(self) -> int:
-        return self.positives.shape[2]
+    def sizes(self) -> dict[str, Any]:
+        images, _, dim = self.positives.shape
+        return {"images": images, "dim": dim}
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -201,13 +197,9 @@ class InfoNCEBackwardCall(NamedTuple):
     def queries(self) -> Tensor:
         return _queries(self.global_crops, self.local_crops)
 
-    @property
-    def images(self) -> int:
-        return self.positives.shape[0]
-
-    @property
-    def dim(self) -> int:
-        return self.positives.shape[2]
+    def sizes(self) -> dict[str, Any]:
+        images, _, dim = self.positives.shape
+        return {"images": images, "dim": dim}
 
     def key(self) -> Key:
         return _key(self.queries, self.positives, self.of_negatives)

@@ -55,13 +55,9 @@ class CosineCall(NamedTuple):
         assert crops is not None
         return crops
 
-    @property
-    def images(self) -> int:
-        return self.online.shape[0]
-
-    @property
-    def dim(self) -> int:
-        return self.online.shape[2]
+    def sizes(self) -> dict[str, Any]:
+        images, _, dim = self.online.shape
+        return {"images": images, "dim": dim}
 
     @property
     def counts(self) -> tuple[int, int]:

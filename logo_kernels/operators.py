@@ -11,12 +11,12 @@ call. Results are ordinary outputs; the autograd Functions wire them into the gr
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from .autograd import batched
+from .autograd import is_legacy_batchedtensor, peek_interpreter_stack
 from .backends import backend_for
 
 try:  # Private names alone tell whether a call is observed; without one of them, assume it is.
@@ -54,8 +54,7 @@ class Operator(Generic[C, R]):
 
     def __init__(self, name: str, call: type[C], result: type[R]) -> None:
         self.name = name
-        self.call: Any = call
-        self.result: Any = result
+        self.call, self.result = cast(Any, call), cast(Any, result)
         self.writes = hasattr(call, "written")
         arguments = [
             _argument(*field) for field in get_type_hints(call, include_extras=True).items()
@@ -120,7 +119,8 @@ def _observed(call: Any) -> bool:
         _is_tracing()
         or _len_torch_dispatch_stack() > 0
         or _len_torch_function_stack() > 0
-        or batched(first)
+        or peek_interpreter_stack() is not None
+        or is_legacy_batchedtensor(first)
         or first.is_meta
         or _profiler_enabled()
         or not _PLAIN.issuperset(map(type, call))

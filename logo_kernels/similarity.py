@@ -62,13 +62,9 @@ class SimilarityCall(NamedTuple):
     a: Tensor  # [B, V, D]
     b: Tensor | None  # [B, W, D]; None: a
 
-    @property
-    def images(self) -> int:
-        return self.a.shape[0]
-
-    @property
-    def dim(self) -> int:
-        return self.a.shape[2]
+    def sizes(self) -> dict[str, Any]:
+        images, _, dim = self.a.shape
+        return {"images": images, "dim": dim}
 
     def key(self) -> Key:
         return _key(self.a, self.b)
@@ -93,13 +89,9 @@ class SimilarityBackwardCall(NamedTuple):
     grad_a: bool  # whether the gradient to a is wanted
     grad_b: bool
 
-    @property
-    def images(self) -> int:
-        return self.a.shape[0]
-
-    @property
-    def dim(self) -> int:
-        return self.a.shape[2]
+    def sizes(self) -> dict[str, Any]:
+        images, _, dim = self.a.shape
+        return {"images": images, "dim": dim}
 
     def key(self) -> Key:
         return _key(self.a, self.b)

@@ -1,8 +1,10 @@
 """Checkpoints that survive a kill at any moment, and random states that continue bit for bit."""
 
+import contextlib
+import io
 import os
-import pickle
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -10,19 +12,24 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from errors import UserError
+from errors import UserError, reason, writing
 
 FORMAT = 2
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call write(file) so that `path` afterwards holds either the old content or all of the new."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())  # The data must be on disk before the name points to them.
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # The data must be on disk before the name points to them.
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # Half a file would keep a full disk full.
+            temporary.unlink()
+        raise
     if os.name == "posix":  # Only an fsync of the folder makes the new name last.
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -32,16 +39,25 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    content = io.BytesIO()  # Torch's writer does not say which error of a file stopped it.
+    torch.save({"format": FORMAT, **state}, content)
+    with writing(path):
+        write_atomically(path, lambda file: file.write(content.getbuffer()))
 
 
 def load(path: Path) -> dict[str, Any]:
     """Tensors and plain values only: a checkpoint from elsewhere cannot run code."""
     try:
+        if not path.is_file():
+            raise ValueError("it is a folder" if path.is_dir() else "it is no plain file")
+        with zipfile.ZipFile(path) as file:  # Torch compares no checksum.
+            damaged = file.testzip()
+        if damaged:
+            raise ValueError(f"{damaged} in it is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
+    except Exception as error:  # What is cut or changed somewhere raises nearly anything.
         raise UserError(
-            f"{path} is not a readable checkpoint ({error}). Remove it to start again."
+            f"{path} is not a readable checkpoint ({reason(error)}). Remove it to start again."
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__

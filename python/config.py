@@ -1,12 +1,14 @@
 """Every setting of the trainer; tyro makes the command line from this dataclass."""
 
-from dataclasses import dataclass
+import math
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
-from errors import UserError
+from errors import UserError, reason
 
 
 class Method(NamedTuple):
@@ -48,6 +50,8 @@ class Config:
     """scenes: composed from scikit-learn's digits. folder: one folder of images per class."""
     data: Path | None = None
     """Where cifar10 or folder lies."""
+    skip_unreadable: bool = False
+    """Leave out images of a folder that cannot be read, and say which."""
     image_size: int = 48
     """Pixels per side of the scenes, or to which the images of a folder are scaled."""
     scenes: tuple[int, int] = (4000, 1000)
@@ -138,6 +142,17 @@ class Config:
     export: bool = False
     """Write the trained encoder to encoder.safetensors."""
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those that --method stands for."""
+        return GROUPS.get(self.method, (self.method,))
+
+    @property
+    def crop_sizes(self) -> tuple[int, ...]:
+        """Of the crops that the encoder sees."""
+        local = self.local_crops > 0 and any(METHODS[name].local_crops for name in self.methods)
+        return (self.global_size, self.local_size) if local else (self.global_size,)
+
 
 # Zhang et al., CVPR 2022: SimSiam-LoGo as in the paper, MoCo-LoGo as in the authors' code, which
 # has no SimSiam. Either framework runs with either algorithm. The projector is that of model.MoCo.
@@ -173,23 +188,39 @@ def with_preset(preset: str, method: str) -> Config:
 
 
 # What may differ between the run that is resumed and the one that resumes it. What a preset sets
-# is compared setting by setting.
-RESUME_MAY_CHANGE = {"data", "device", "out", "resume", "export", "preset"}
+# is compared setting by setting, and images by their fingerprint.
+RESUME_MAY_CHANGE = {"data", "skip_unreadable", "device", "out", "resume", "export", "preset"}
 
 AT_LEAST = {
     "global_crops": 2, "local_crops": 0, "global_size": 1, "local_size": 1, "dim": 1,
     "bottleneck": 1, "epochs": 1, "batch_size": 2, "knn_every": 1, "knn_k": 1, "log_every": 1,
-    "checkpoint_every": 1, "image_size": 1, "lr": 0, "repulsion_weight": 0, "queue_size": 1,
-    "affinity_lr": 0, "repulsion_clip": 0,
+    "checkpoint_every": 1, "image_size": 8, "lr": 0, "repulsion_weight": 0, "queue_size": 1,
+    "affinity_lr": 0, "repulsion_clip": 0, "predictor_lr": 0, "weight_decay": 0, "seed": 0,
+    # The exponent cosine / temperature has to be a float32.
+    "knn_temperature": 1e-6,
 }  # fmt: skip
+# NumPy's seeds end there; the others are beyond use, and sums of them stay far from int64's end.
+AT_MOST = {"seed": 2**32 - 1}
+MOST = 2**31 - 1
+# A fifth of the training images chooses the linear probe's L2.
+LEAST_IMAGES = 5
 
 
 def validate(config: Config) -> None:
+    """Refuse what can be told from the settings alone, before anything is loaded."""
+
     def refuse(name: str, want: str) -> None:
         got = getattr(config, name)
         got = " ".join(map(str, got)) if isinstance(got, tuple) else repr(got)
         raise UserError(f"--{name.replace('_', '-')}: got {got}; want {want}")
 
+    for name, value in asdict(config).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                refuse(name, "a finite number")
+            most = AT_MOST.get(name, MOST)
+            if isinstance(number, int) and number > most:
+                refuse(name, f"at most {most}")
     for name, least in AT_LEAST.items():
         value = getattr(config, name)
         if value is not None and value < least:
@@ -198,18 +229,90 @@ def validate(config: Config) -> None:
         low, high = getattr(config, name)
         if not 0 < low <= high <= 1:
             refuse(name, "0 < low <= high <= 1")
-    if min(config.scenes) < 1:
-        refuse("scenes", "at least 1 training and 1 test scene")
-    for name in ("temperature", "knn_temperature"):
-        if not getattr(config, name) > 0:
-            refuse(name, "a number above 0")
-    if not 0 <= config.ema < 1:
-        refuse("ema", "0 <= ema < 1")
+    if config.temperature <= 0:
+        refuse("temperature", "a number above 0")
+    for name in ("ema", "momentum"):
+        if not 0 <= getattr(config, name) < 1:
+            refuse(name, f"0 <= {name} < 1")
     if (config.affinity, config.repulsion_step) != ("cosine", "joint") and config.local_crops < 2:
         refuse("local_crops", "at least 2 with --affinity learned or --repulsion-step clipped")
-    if config.dataset != "scenes" and config.data is None:
+    if config.dataset == "scenes":
+        if config.scenes[0] < LEAST_IMAGES or config.scenes[1] < 1:
+            refuse("scenes", f"at least {LEAST_IMAGES} training scenes and 1 test scene")
+        if config.data is not None:
+            raise UserError(
+                f"--data {config.data}: --dataset scenes reads no files; want --dataset folder or "
+                "cifar10 with it"
+            )
+        check_batch(config, config.scenes[0])
+    elif config.data is None:
         raise UserError(f"--dataset {config.dataset} needs --data, the folder of the images")
+    if config.skip_unreadable and config.dataset != "folder":
+        raise UserError("--skip-unreadable: belongs to --dataset folder")
+    check_device(config)
+    check_memory(config)
+
+
+def check_batch(config: Config, images: int) -> None:
+    """Images: how many there are to train on."""
+    if images < LEAST_IMAGES:
+        raise UserError(f"--data: {images} training images; want at least {LEAST_IMAGES}")
+    if images < config.batch_size:
+        raise UserError(
+            f"--batch-size: got {config.batch_size} for {images} training images; want at most as "
+            "many"
+        )
+
+
+def check_device(config: Config) -> None:
     try:
-        torch.empty(0, device=config.device)
-    except (RuntimeError, AssertionError) as error:
-        refuse("device", f"cpu, or cuda on a machine that has it ({str(error).splitlines()[0]})")
+        device = torch.device(config.device)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"the trainer does not know {device.type}")
+        torch.empty(0, device=device)
+    except Exception as error:
+        raise UserError(
+            f"--device: got {config.device!r}; want cpu, or cuda on a machine that has it "
+            f"({reason(error)})"
+        ) from error
+
+
+def check_memory(config: Config) -> None:
+    """Refuse what this machine's memory cannot hold, before the system ends the program for it.
+
+    Lower bounds in bytes, of the largest arrays alone.
+    """
+    cpu, device = torch.device("cpu"), torch.device(config.device)
+    frameworks = {METHODS[name].framework for name in config.methods}
+    crops = config.global_crops * config.global_size**2 + config.local_crops * config.local_size**2
+    arrays = [
+        ("--batch-size, --global-crops, --local-crops and their sizes", device,
+         4 * config.batch_size * crops),
+        ("--dim", device, 4 * 2 * config.dim**2),
+    ]  # fmt: skip
+    if "simsiam" in frameworks:
+        arrays.append(("--dim, --bottleneck", device, 4 * 2 * config.dim * config.bottleneck))
+    if "moco" in frameworks:
+        arrays.append(("--dim, --queue-size", device, 4 * config.dim * config.queue_size))
+    if config.dataset == "scenes":
+        # Kept as uint8, and scored as float32 before anything is trained.
+        arrays.append(
+            ("--scenes, --image-size", cpu, 5 * sum(config.scenes) * config.image_size**2)
+        )
+    for names, where, size in arrays:
+        memory = memory_of(where)
+        if size > memory:
+            raise UserError(
+                f"{names}: take more than {size / 2**30:.0f} GiB of memory; this machine has "
+                f"{memory / 2**30:.0f}"
+            )
+
+
+def memory_of(device: torch.device) -> float:
+    """In bytes; without a bound where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return math.inf

@@ -1,17 +1,22 @@
 """Encoders for small images, a user's own by name, and their export."""
 
+import contextlib
 import importlib
 import json
 import sys
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from errors import UserError
+from checkpoint import write_atomically
+from errors import UserError, out_of_memory, reason, writing
 
 
 class BasicBlock(nn.Module):
@@ -92,28 +97,76 @@ def build_encoder(name: str, channels: int) -> nn.Module:
     # `python python/train.py` puts python/ on sys.path but not the folder it was called from.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    try:
+    with blamed_on(name, "cannot be imported"):
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"--encoder {name}: cannot be imported ({error})") from error
-    encoder = factory()
+    with blamed_on(name, "cannot be built by a call without arguments"):
+        encoder = factory()
     if not isinstance(encoder, nn.Module):
         raise UserError(f"--encoder {name}: gave a {type(encoder).__name__}; want an nn.Module")
     return encoder
+
+
+@contextlib.contextmanager
+def blamed_on(name: str, what: str) -> Iterator[None]:
+    """An exception out of a user's encoder becomes one line with the place where it was raised.
+
+    Those that come with the trainer are no user's: what they raise is a bug of ours.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except (Exception, SystemExit) as error:
+        if ":" not in name or out_of_memory(error):
+            raise
+        raise UserError(f"--encoder {name}: {what} ({reason(error)}{place_of(error)})") from error
+
+
+def place_of(error: BaseException) -> str:
+    """File and line in the user's code, the innermost: neither a library's nor ours."""
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    others = (str(Path(__file__).parent), *libraries, "<")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(others):
+            return f"; {frame.filename}, line {frame.lineno}"
+    return ""
+
+
+def probe_encoder(encoder: nn.Module, name: str, channels: int, sizes: Iterable[int]) -> int:
+    """F of an encoder [N, C, size, size] -> [N, F], the same for every size of a crop.
+
+    By forward passes that change nothing.
+    """
+    found: dict[int, int] = {}
+    for size in sizes:
+        with blamed_on(name, f"fails on an input of [2, {channels}, {size}, {size}]"):
+            found[size] = feature_dim(encoder, channels, size)
+    if len(set(found.values())) > 1:
+        raise UserError(
+            f"--encoder {name}: crops of {' and '.join(map(str, found))} pixels gave "
+            f"{' and '.join(map(str, found.values()))} features; want as many for each: pool"
+        )
+    return next(iter(found.values()))
 
 
 def feature_dim(encoder: nn.Module, channels: int, size: int) -> int:
     """F of an encoder [N, C, size, size] -> [N, F], by a forward pass that changes nothing."""
     training = encoder.training
     encoder.eval()  # Batch norm's running statistics must not see the probe.
-    with torch.no_grad():
-        features = encoder(torch.zeros(2, channels, size, size))
-    encoder.train(training)
-    if features.ndim != 2:
+    try:
+        with torch.no_grad():
+            features = encoder(torch.zeros(2, channels, size, size))
+    finally:
+        encoder.train(training)
+    shape = f"--encoder: an input of [2, {channels}, {size}, {size}] gave "
+    if not isinstance(features, Tensor):
+        raise UserError(f"{shape}a {type(features).__name__}; want a tensor [2, F]")
+    if features.ndim != 2 or features.shape[0] != 2 or features.shape[1] == 0:
         raise UserError(
-            f"--encoder: an input of [2, {channels}, {size}, {size}] gave {list(features.shape)}; "
-            "want [2, F]: pool and flatten in the module"
+            f"{shape}{list(features.shape)}; want [2, F]: pool and flatten in the module"
         )
+    if features.dtype != torch.float32 or features.device.type != "cpu":
+        raise UserError(f"{shape}{features.dtype} on {features.device}; want float32 on cpu")
     return features.shape[1]
 
 
@@ -125,20 +178,30 @@ def export_encoder(encoder: nn.Module, name: str, mean: Tensor, std: Tensor, pat
         "mean": json.dumps(mean.tolist()),
         "std": json.dumps(std.tolist()),
     }
-    tensors = {
-        key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()
-    }
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata)
-    temporary.replace(path)
+    with blamed_on(name, "has a state that safetensors does not hold"):
+        tensors = {
+            # Copies: what two layers share may stand twice in the file.
+            key: value.detach().cpu().contiguous().clone()
+            for key, value in encoder.state_dict().items()
+        }
+        content = save(tensors, metadata)
+    with writing(path):
+        write_atomically(path, lambda file: file.write(content))
 
 
 def load_encoder(path: Path) -> tuple[nn.Module, Tensor, Tensor]:
     """The encoder in evaluation mode, and the mean [C] and std [C] of the images it wants."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    encoder = build_encoder(metadata["encoder"], int(metadata["channels"]))
-    encoder.load_state_dict(tensors)
-    mean, std = (torch.tensor(json.loads(metadata[key])) for key in ("mean", "std"))
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        name, channels = metadata["encoder"], int(metadata["channels"])
+        mean, std = (torch.tensor(json.loads(metadata[key])) for key in ("mean", "std"))
+    except Exception as error:  # A damaged file raises nearly anything.
+        raise UserError(f"{path}: not an exported encoder ({reason(error)})") from error
+    encoder = build_encoder(name, channels)
+    try:
+        encoder.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path}: the weights do not fit {name} ({reason(error)})") from error
     return encoder.eval(), mean, std

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from augment import Examples
 from config import METHODS
+from errors import writing
 
 # Okabe and Ito's palette, readable with every kind of colour vision.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
@@ -179,5 +180,8 @@ def _image(axes: Axes, image: Tensor) -> None:
 
 
 def save(figure: plt.Figure, path: Path) -> None:
-    figure.savefig(path)
-    plt.close(figure)
+    try:
+        with writing(path):
+            figure.savefig(path)
+    finally:
+        plt.close(figure)

@@ -12,8 +12,17 @@ The two published algorithms (Zhang et al., CVPR 2022) are presets, with their s
     python python/train.py --affinity learned --repulsion-step clipped    the second on the scenes
 """
 
-import json
+import signal
 import sys
+
+# Ctrl-C while the libraries load ends the program without a word. A shell may have told it to
+# ignore the signal, which stands.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import json
+import os
+import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from itertools import count
@@ -24,11 +33,12 @@ from torch import Tensor
 
 import evaluate
 import plots
-from config import GROUPS, Config, validate, with_preset
+from config import GROUPS, METHODS, Config, check_batch, validate, with_preset
 from data import ImageData, load_cifar10, load_folder, load_scenes
-from encoder import export_encoder
-from errors import UserError
-from trainer import Trainer, read_metrics
+from encoder import build_encoder, export_encoder, probe_encoder
+from errors import UserError, in_words, reason, writing
+from metrics import read_metrics
+from trainer import Trainer
 
 
 @dataclass
@@ -45,34 +55,42 @@ class Row:
 
 
 def main() -> None:
-    sys.stdout.reconfigure(line_buffering=True)  # A log file shows progress too.
-    config = tyro.cli(Config, description=__doc__)
-    try:
+    with in_words():
+        # A log file shows progress too, and every name of a file can be printed.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+        config = tyro.cli(Config, description=__doc__)
         if config.preset:
             # The same words again, on top of the preset: what the user asked for wins.
             config = tyro.cli(Config, default=with_preset(config.preset, config.method))
         run(config)
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 def run(config: Config) -> list[Row]:
     """Everything that the command does: load, train, evaluate, draw, print."""
     validate(config)
+    out = config.out or Path("runs") / f"{config.dataset}-{config.method}"
+    make_folder(out)
+    channels = 1 if config.dataset == "scenes" else 3
+    probe_encoder(
+        build_encoder(config.encoder, channels), config.encoder, channels, config.crop_sizes
+    )
+    for remark in remarks(config):
+        print(remark)
     began = time.perf_counter()
     data = load_data(config)
+    check_batch(config, len(data.train_images))
+    for note in data.notes:
+        print(note)
     print(
         f"{config.dataset}: {len(data.train_images)} training and {len(data.test_images)} test "
         f"images of {data.size} x {data.size}, {len(data.classes)} classes, "
         f"{'several' if data.multi_label else 'one'} per image; seed {config.seed}"
     )
-    out = config.out or Path("runs") / f"{config.dataset}-{config.method}"
     raw = data.normalise(data.train_images).flatten(1), data.normalise(data.test_images).flatten(1)
     raw_pixels = score("raw pixels", config, data, *raw)
 
-    methods = GROUPS.get(config.method, (config.method,))
     rows, histories = [raw_pixels], {}
-    for method in methods:
+    for method in config.methods:
         folder = out / method if config.method in GROUPS else out
         untrained, trained, history = run_method(replace(config, method=method), data, folder)
         if len(rows) == 1:
@@ -85,7 +103,8 @@ def run(config: Config) -> list[Row]:
         "config": json.loads(json.dumps(asdict(config), default=str)),
         "rows": [asdict(r) for r in rows],
     }
-    (out / "results.json").write_text(json.dumps(report, indent=2) + "\n")
+    with writing(out / "results.json"):
+        (out / "results.json").write_text(json.dumps(report, indent=2) + "\n")
     print("\n" + table(rows, metric_name(data)))
     print(
         f"\n{time.perf_counter() - began:.0f} s in all; metrics, pictures and checkpoint in {out}"
@@ -99,7 +118,46 @@ def load_data(config: Config) -> ImageData:
     assert config.data is not None  # validate() saw to it
     if config.dataset == "cifar10":
         return load_cifar10(config.data)
-    return load_folder(config.data, config.image_size)
+    return load_folder(config.data, config.image_size, config.skip_unreadable)
+
+
+def make_folder(path: Path) -> None:
+    """Make sure that the folder is there and takes files."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a name that no system takes
+        found = "a file" if isinstance(error, FileExistsError) else reason(error)
+        raise UserError(f"--out {path}: {found}; want a folder that takes files") from error
+
+
+def remarks(config: Config) -> list[str]:
+    """What the settings make of a method that its name does not say."""
+    said = []
+    for name in config.methods:
+        method = METHODS[name]
+        if method.local_crops and config.local_crops == 0:
+            said.append(f"{name}: --local-crops 0, so only global crops are drawn together")
+        elif method.repulsion and config.local_crops < 2:
+            said.append(f"{name}: --local-crops 1, so nothing repels")
+    return said
+
+
+def set_aside(out: Path) -> None:
+    """An earlier run in the folder keeps its files under another name."""
+    here = Path(os.path.abspath(out))
+    try:
+        if Path.cwd().is_relative_to(here.resolve()):  # which would then move along
+            raise ValueError("it is the current folder, or one above")
+        aside = next(p for i in count(1) if not (p := here.with_name(f"{here.name}.{i}")).exists())
+        here.rename(aside)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--out {out}: holds an earlier run and cannot be renamed ({reason(error)}). Want "
+            "--resume, or another --out."
+        ) from error
+    print(f"{out} held an earlier run, now kept as {aside}")
 
 
 def run_method(config: Config, data: ImageData, out: Path) -> tuple[Row, Row, list[dict]]:
@@ -107,10 +165,8 @@ def run_method(config: Config, data: ImageData, out: Path) -> tuple[Row, Row, li
     history of kNN evaluations.
     """
     if not config.resume and (out / "checkpoint.pt").exists():
-        aside = next(p for i in count(1) if not (p := out.with_name(f"{out.name}.{i}")).exists())
-        out.rename(aside)
-        print(f"{out} held an earlier run, now kept as {aside}")
-    out.mkdir(parents=True, exist_ok=True)
+        set_aside(out)
+    make_folder(out)
 
     trainer = Trainer(config, data, out)
     untrained = score("untrained encoder", config, data, *trainer.features())
@@ -119,6 +175,8 @@ def run_method(config: Config, data: ImageData, out: Path) -> tuple[Row, Row, li
         trainer.resume()
         print(f"{config.method}: resumed at step {trainer.step} of {trainer.total_steps}")
     else:
+        if config.resume:
+            print(f"{config.method}: no checkpoint in {out}, so it begins at step 0")
         trainer.start()
     trainer.run()
 
@@ -184,4 +242,6 @@ def table(rows: list[Row], metric: str) -> str:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

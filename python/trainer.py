@@ -18,17 +18,15 @@ from tqdm import tqdm
 import checkpoint
 import evaluate
 from augment import draw_examples, multi_crop
-from config import METHODS, RESUME_MAY_CHANGE, Config
+from config import METHODS, RESUME_MAY_CHANGE, Config, check_batch
 from data import ImageData
-from encoder import build_encoder, feature_dim
-from errors import UserError
+from encoder import blamed_on, build_encoder, probe_encoder
+from errors import Interrupted, UserError, reason, writing
+from interrupt import Interruption
 from logo_kernels import LoGoTerms, block_cosine_similarity, logo_loss
+from metrics import CSV_COLUMNS, read_metrics
 from model import FRAMEWORKS, Embedded
 from repulsion import Affinity, Repulsion
-
-CSV_COLUMNS = (
-    "step", "epoch", "lr", "total", "gg", "lg", "ll", "objective", "z_std", "z_rank", "ms_per_step",
-)  # fmt: skip
 
 # channel_std is 1 when embeddings point everywhere and 0 when they all point the same way.
 COLLAPSED_BELOW = 0.2
@@ -40,12 +38,8 @@ class Trainer:
     def __init__(self, config: Config, data: ImageData, out: Path) -> None:
         self.config, self.data, self.out = config, data, out
         self.device = torch.device(config.device)
+        check_batch(config, len(data.train_images))
         self.steps_per_epoch = len(data.train_images) // config.batch_size
-        if self.steps_per_epoch == 0:
-            raise UserError(
-                f"--batch-size: got {config.batch_size} for {len(data.train_images)} training "
-                "images; want at most as many"
-            )
         self.total_steps = self.steps_per_epoch * config.epochs
         method = METHODS[config.method]
         self.local_crops = config.local_crops if method.local_crops else 0
@@ -54,9 +48,10 @@ class Trainer:
         np.random.seed(config.seed)
         torch.manual_seed(config.seed)  # All methods start from the same encoder.
         encoder = build_encoder(config.encoder, data.channels)
-        features = feature_dim(encoder, data.channels, config.global_size)
-        self.network = FRAMEWORKS[method.framework].build(config, encoder, features)
-        self.network.to(self.device)
+        features = probe_encoder(encoder, config.encoder, data.channels, config.crop_sizes)
+        with blamed_on(config.encoder, f"cannot be copied, or not moved to {self.device}"):
+            self.network = FRAMEWORKS[method.framework].build(config, encoder, features)
+            self.network.to(self.device)
         self.augment = multi_crop(config, data, self.local_crops)
         self.examples = draw_examples(config, data, self.device)
         lr = self.network.default_lr if config.lr is None else config.lr
@@ -138,16 +133,25 @@ class Trainer:
         return self.data.train_images[index].to(self.device)
 
     def features(self) -> tuple[Tensor, Tensor]:
-        encoder = self.network.encoder
-        train = evaluate.embed(encoder, self.data, self.data.train_images, self.device)
-        test = evaluate.embed(encoder, self.data, self.data.test_images, self.device)
+        """Of the training and of the test images, [N, F] and [M, F]."""
+        encoder, data = self.network.encoder, self.data
+        with blamed_on(self.config.encoder, "fails on whole images"):
+            train, test = (
+                evaluate.embed(encoder, data, images, self.device)
+                for images in (data.train_images, data.test_images)
+            )
+        if not (train.isfinite().all() and test.isfinite().all()):
+            raise UserError(
+                f"step {self.step}: the encoder's features are not finite; try a lower --lr, or "
+                "another --encoder"
+            )
         return train, test
 
     def example_similarity(self) -> Tensor:
         """Cosines of z between the example crops, image by image: [N*V, N*V], in block form."""
         dim, count = self.config.dim, len(self.examples.images)
         self.network.eval()
-        with torch.no_grad():
+        with torch.no_grad(), blamed_on(self.config.encoder, "fails on crops of a few images"):
             z = [self.network.body(v).view(-1, count, dim) for v in self.examples.views]
         self.network.train()
         by_image = torch.cat(z).transpose(0, 1)  # [N, V, D]
@@ -175,22 +179,32 @@ class Trainer:
 
     def start(self) -> None:
         """Begin at step 0."""
-        self.csv_path.write_text(",".join(CSV_COLUMNS) + "\n")
+        with writing(self.csv_path):
+            self.csv_path.write_text(",".join(CSV_COLUMNS) + "\n")
         torch.manual_seed(self.config.seed)  # The same crops whatever was evaluated before.
 
     def run(self) -> None:
-        """Train from `self.step` to the end, with rows, evaluations and checkpoints on the way."""
+        """Train from `self.step` to the end, with rows, evaluations and checkpoints on the way.
+
+        Ctrl-C ends it after a step, with a checkpoint.
+        """
         config = self.config
         self.network.train()
         bar = tqdm(
             total=self.total_steps, initial=self.step, desc=config.method, unit="step", disable=None
         )
         since, since_step = time.perf_counter(), self.step
-        with self.csv_path.open("a", newline="") as file, bar:
+        with (
+            writing(self.csv_path),
+            self.csv_path.open("a", newline="") as file,
+            bar,
+            Interruption() as interruption,
+        ):
             writer = csv.writer(file, lineterminator="\n")
             while self.step < self.total_steps:
                 lr = self.set_lr()
-                terms, z = self.train_step(self.batch())
+                with blamed_on(config.encoder, f"fails at step {self.step + 1}"):
+                    terms, z = self.train_step(self.batch())
                 self.step += 1
                 bar.update()
                 epoch_ends = self.step % self.steps_per_epoch == 0
@@ -198,27 +212,17 @@ class Trainer:
 
                 if self.step % config.log_every == 0 or epoch_ends:
                     # Reading a value waits for the GPU, hence not at every step.
-                    total, gg, lg, ll = (term.item() for term in terms)
-                    if not math.isfinite(total):
-                        raise UserError(f"step {self.step}: the loss is {total}; try a lower --lr")
+                    total, gg, lg, ll = self.finite(terms)
                     z_std, z_rank = evaluate.channel_std(z), evaluate.effective_rank(z)
                     now = time.perf_counter()
                     self.seconds += now - since
                     ms = (now - since) / (self.step - since_step) * 1e3
                     epoch = self.step / self.steps_per_epoch
+                    objective = float(self.repulsion.objective) if self.repulsion else math.nan
                     writer.writerow(
                         [
-                            self.step,
-                            f"{epoch:.4f}",
-                            lr,
-                            total,
-                            gg,
-                            lg,
-                            ll,
-                            float(self.repulsion.objective) if self.repulsion else math.nan,
-                            z_std,
-                            z_rank,
-                            f"{ms:.2f}",
+                            *(self.step, f"{epoch:.4f}", lr, total, gg, lg, ll, objective),
+                            *(z_std, z_rank, f"{ms:.2f}"),
                         ]
                     )
                     file.flush()
@@ -234,14 +238,31 @@ class Trainer:
                         )
                         since += time.perf_counter() - paused  # not part of ms_per_step
                         bar.write(self.progress_line())
-                if self.step % config.checkpoint_every == 0 or last:
+                stops = interruption.requested and not last
+                if self.step % config.checkpoint_every == 0 or last or stops:
+                    self.finite(terms)  # A checkpoint is worth going back to.
                     self.save(file)
+                if stops:
+                    raise Interrupted(
+                        f"interrupted at step {self.step} of {self.total_steps}. Repeat the "
+                        "command with --resume to go on from there."
+                    )
+
+    def finite(self, terms: LoGoTerms) -> list[float]:
+        values = [term.item() for term in terms]
+        if not math.isfinite(values[0]):
+            parts = ", ".join(f"{n} {v:.4g}" for n, v in zip(terms._fields, values, strict=True))
+            raise UserError(
+                f"step {self.step}: the loss is {values[0]} ({parts}); try a lower --lr"
+            )
+        return values
 
     def save(self, csv_file: IO[str]) -> None:
         csv_file.flush()
         os.fsync(csv_file.fileno())  # Rows that the checkpoint counts must be as safe as itself.
         state = {
             "config": self.comparable_config(),
+            "images": self.data.fingerprint,
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
@@ -256,6 +277,17 @@ class Trainer:
     def resume(self) -> None:
         """Continue where the checkpoint stands. Call it last: it sets the random states."""
         state = checkpoint.load(self.checkpoint_path)
+        try:
+            self.restore(state)
+        except (UserError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # What a checkpoint holds may be anything.
+            raise UserError(
+                f"--resume: {self.checkpoint_path} does not fit ({reason(error)}): it was changed, "
+                "or the --encoder was. Start again with another --out."
+            ) from error
+
+    def restore(self, state: dict[str, Any]) -> None:
         saved, asked = state["config"], self.comparable_config()
         different = [
             f"{name} was {saved.get(name)}, is {asked.get(name)}"
@@ -267,18 +299,26 @@ class Trainer:
                 f"--resume: {self.checkpoint_path} belongs to another configuration: "
                 f"{'; '.join(different)}. Repeat its settings, or choose another --out."
             )
+        if state.get("images", self.data.fingerprint) != self.data.fingerprint:
+            raise UserError(
+                f"--resume: {self.checkpoint_path} belongs to other images ({state['images'][0]} "
+                f"to train on, now {len(self.data.train_images)}). Bring them back, or choose "
+                "another --out."
+            )
         have = self.csv_path.stat().st_size if self.csv_path.exists() else 0
         if have < state["csv_bytes"]:
             raise UserError(
                 f"--resume: {self.csv_path} has {have} bytes, the checkpoint counts "
                 f"{state['csv_bytes']}: it was changed. Start again with another --out."
             )
-        os.truncate(self.csv_path, state["csv_bytes"])  # Rows after the checkpoint come again.
+        read_metrics(self.csv_path, state["csv_bytes"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name, part in self.repulsion_parts().items():
             part.load_state_dict(state["repulsion"][name])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        with writing(self.csv_path):
+            os.truncate(self.csv_path, state["csv_bytes"])  # Rows after the checkpoint come again.
         checkpoint.restore_random_states(state["random"])
 
     def repulsion_parts(self) -> dict[str, Any]:
@@ -288,10 +328,3 @@ class Trainer:
         """The settings that a resumed run must share, as plain values."""
         values = json.loads(json.dumps(asdict(self.config), default=str))
         return {name: value for name, value in values.items() if name not in RESUME_MAY_CHANGE}
-
-
-def read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """The columns of metrics.csv."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: np.array([float(row[name]) for row in rows]) for name in CSV_COLUMNS}

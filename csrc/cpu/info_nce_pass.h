@@ -4,6 +4,8 @@
 // packs a tile of unit negatives once and takes its queries past it, band by band: cosines, their
 // softmax weights in place, the weights' product with the same tile. Parts are combined in order,
 // so that results do not depend on the number of threads.
+//
+// info_nce.cpp, which includes this, is compiled once per instruction set; dispatch.cpp chooses.
 #pragma once
 
 #include <cmath>

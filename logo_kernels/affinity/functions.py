@@ -61,10 +61,10 @@ class Affinity(torch.autograd.Function):
         if constants is not None:
             mlp, needed = constants, NONE_NEEDED
         unit, factors = to_units(UnitCall(z, dtype), backend)
-        a, c, weight, second = halves(unit, mlp)
+        a, c, u, v, second = halves(unit, mlp)
         value, ctx.seen, kept = forward(a, c, second, mlp, states, 0, "softplus", needed, backend)
-        ctx.save_for_backward(unit, factors, weight, second, *kept)
-        ctx.inputs = references(z, *parameters)
+        ctx.save_for_backward(unit, factors, u, v, second, *kept)
+        ctx.inputs = *references(z), *parameters
         ctx.backend, ctx.dtype, ctx.view_major = backend, z.dtype, is_view_major(z)
         return value
 
@@ -74,7 +74,7 @@ class Affinity(torch.autograd.Function):
 
 
 def affinity_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    unit, factors, weight, second, *kept = ctx.saved_tensors
+    unit, factors, u, v, second, *kept = ctx.saved_tensors
     of_z, _, _, *of_parameters = ctx.needs_input_grad
     needed = of_parameters or NONE_NEEDED
     to_z = to_weight = None
@@ -85,11 +85,10 @@ def affinity_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         assert grad_c is not None
         to_a, to_c = rows_of(grad_a), rows_of(grad_c)
     if needed[0]:
-        to_weight = torch.empty_like(weight)
+        to_weight = u.new_empty(len(u), 2 * u.shape[1])
         for half, to_half in zip(to_weight.chunk(2, 1), (to_a, to_c), strict=True):
             products.weight_gradient(to_half, rows_of(unit), half)
     if of_z:
-        u, v = weight.chunk(2, 1)
         to_unit = products.input_gradient(to_a, u)
         products.add_input_gradient(to_c, v, to_unit)
         call = UnitBackwardCall(to_unit.view(unit.shape), unit, factors, ctx.dtype, ctx.view_major)
@@ -118,11 +117,10 @@ class Objective(torch.autograd.Function):
     ) -> Tensor:
         dtype, *states, backend = settings
         unit, _ = to_units(UnitCall(z, dtype), backend)
-        a, c, weight, second = halves(unit, mlp)
+        a, c, u, v, second = halves(unit, mlp)
         near, far = ("identity", "identity") if noise is None else ("softplus_negated", "softplus")
         noisy_a, noisy_c = a, c
         if noise is not None:  # a product of B rows instead of B·L
-            u, v = weight.chunk(2, 1)
             of_a, of_c = (
                 products.linear(rows_of(noise[0]), u),
                 products.linear(rows_of(noise[1]), v),
@@ -132,8 +130,9 @@ class Objective(torch.autograd.Function):
         needed = ctx.needs_input_grad[4:]
         alike, seen, kept = forward(noisy_a, noisy_c, second, mlp, states, 0, near, needed, backend)
         unlike, far_seen, far_kept = forward(a, c, second, mlp, states, 1, far, needed, backend)
-        ctx.save_for_backward(unit, noise, weight, second, *kept, *far_kept)
-        ctx.inputs = references(*mlp)
+        ctx.save_for_backward(unit, noise, second, *kept, *far_kept)
+        ctx.shape = len(u), 2 * u.shape[1]
+        ctx.inputs = mlp
         ctx.seen, ctx.backend, ctx.deviation = (seen, far_seen), backend, deviation
         return (unlike - alike if noise is None else unlike + alike).mean()
 
@@ -143,7 +142,7 @@ class Objective(torch.autograd.Function):
 
 
 def objective_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    unit, noise, weight, second, *kept = ctx.saved_tensors
+    unit, noise, second, *kept = ctx.saved_tensors
     needed = ctx.needs_input_grad[4:]
     images, backend = unit.shape[0], ctx.backend
     share = grad / images
@@ -154,7 +153,7 @@ def objective_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
     to_weight = None
     if needed[0]:
-        to_weight = torch.empty_like(weight)
+        to_weight = second.new_empty(ctx.shape)
         for k, half in enumerate(to_weight.chunk(2, 1)):
             of_near, of_far = near[k], far[k]
             assert of_near is not None
@@ -180,8 +179,8 @@ def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def halves(unit: Tensor, mlp: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """a = U·ẑ and c = V·ẑ + b₁, [B, L, H]; and W₁ and W₂; all in the dtype of ẑ [B, L, D].
+def halves(unit: Tensor, mlp: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """a = U·ẑ and c = V·ẑ + b₁, [B, L, H]; U, V and W₂; all in the dtype of ẑ [B, L, D].
 
     W₁ = [U, V].
     """
@@ -190,7 +189,7 @@ def halves(unit: Tensor, mlp: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor,
     u, v = weight.chunk(2, 1)
     rows, shape = rows_of(unit), (images, crops, weight.shape[0])
     a, c = products.linear(rows, u), products.linear(rows, v, as_dtype(mlp[1], dtype))
-    return a.view(shape), c.view(shape), weight, second
+    return a.view(shape), c.view(shape), u, v, second
 
 
 def forward(

@@ -41,13 +41,18 @@ def has_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
     return backend_for(backend, key_of(device, dtype)).fuses_affinity
 
 
-def _is_plain(layer: Any, kinds: tuple[type, ...]) -> bool:
-    """Whether a layer is of one of these very types, with no hook and no forward of its own."""
-    if type(layer) not in kinds or layer._forward_hooks or layer._forward_pre_hooks:
+def _are_plain(layers: tuple[Any, ...]) -> bool:
+    """Whether these are the very types expected, with no hook and no forward of their own."""
+    if len(layers) != len(LAYERS):
         return False
-    if layer._backward_hooks or layer._backward_pre_hooks:
-        return False
-    return torch.compiler.is_compiling() or "forward" not in layer.__dict__
+    for layer, kinds in zip(layers, LAYERS, strict=True):
+        if type(layer) not in kinds or layer._forward_hooks or layer._forward_pre_hooks:
+            return False
+        if layer._backward_hooks or layer._backward_pre_hooks:
+            return False
+        if not torch.compiler.is_compiling() and "forward" in layer.__dict__:
+            return False
+    return True
 
 
 def _fit(first: Any, norm: Any, _: Any, second: Any, other: Any, __: Any, last: Any) -> bool:
@@ -232,12 +237,7 @@ class LocalAffinity(nn.Sequential):
     def _is_fused(self, z: Tensor, dtype: torch.dtype) -> bool:
         """Whether kernels replace the layers: all are as they were made, and none is hooked."""
         layers = tuple(self._modules.values())
-        return (
-            len(layers) == len(LAYERS)
-            and all(map(_is_plain, layers, LAYERS))
-            and _fit(*layers)
-            and has_kernels(self.backend, z.device, dtype)
-        )
+        return _are_plain(layers) and _fit(*layers) and has_kernels(self.backend, z.device, dtype)
 
     def _units(self, z: Tensor) -> Tensor:
         """ẑ for the plain form; autocast rounds it there."""

@@ -54,24 +54,34 @@ def _wide(like: Tensor, *shape: int) -> Tensor:
 
 
 def _of_pairs(record: Any) -> Any:
-    """Adds to a Call of the hidden layer the properties that backends read, from a [B, L, H]."""
-    record.images = property(lambda call: call.a.shape[0])
-    record.crops = property(lambda call: call.a.shape[1])
-    record.width = property(lambda call: call.a.shape[2])
-    record.dtype = property(lambda call: call.a.dtype)
+    """Adds to a Call of the hidden layer the facts that backends read, of a [B, L, H]."""
+
+    def sizes(call: Any) -> dict[str, Any]:
+        images, crops, width = call.a.shape
+        return {"images": images, "crops": crops, "width": width, "dtype": call.a.dtype}
+
+    record.sizes = sizes
     record.key = lambda call: key_of(call.a.device, call.a.dtype)
     return record
 
 
 def _of_products(record: Any) -> Any:
-    """Gives a Call of the output what backends read of its y [P, H']."""
+    """Adds to a Call of the output the facts that backends read, of y [P, H']."""
     if "pairs" not in record._fields:
         record.pairs = 1  # rows for themselves
-    if "grad" in record._fields:
-        record.grad_stride = property(lambda call: call.grad.stride(0))
-    record.images = property(lambda call: call.y.shape[0] // call.pairs)
-    record.width = property(lambda call: call.y.shape[1])
-    record.dtype = property(lambda call: call.y.dtype)
+    upstream, gradient = "grad" in record._fields, hasattr(record, "summed")
+
+    def sizes(call: Any) -> dict[str, Any]:
+        rows, width = call.y.shape
+        found = {"images": rows // call.pairs, "pairs": call.pairs, "width": width}
+        found["dtype"] = call.y.dtype
+        if upstream:
+            found["grad_stride"] = call.grad.stride(0)
+        if gradient:
+            found["summed"] = call.summed
+        return found
+
+    record.sizes = sizes
     record.key = lambda call: key_of(call.y.device, call.y.dtype)
     return record
 

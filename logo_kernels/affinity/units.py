@@ -26,13 +26,9 @@ class UnitCall(NamedTuple):
     z: Tensor  # [B, L, D] of any strides
     dtype: torch.dtype  # of the unit vectors
 
-    @property
-    def images(self) -> int:
-        return self.z.shape[0]
-
-    @property
-    def dim(self) -> int:
-        return self.z.shape[2]
+    def sizes(self) -> dict[str, Any]:
+        images, _, dim = self.z.shape
+        return {"images": images, "dim": dim, "wide": self.wide}
 
     @property
     def wide(self) -> bool:
@@ -64,13 +60,9 @@ class UnitBackwardCall(NamedTuple):
     dtype: torch.dtype  # of the gradient to z
     view_major: bool  # whether z lies in memory as [L, B, D]
 
-    @property
-    def images(self) -> int:
-        return self.unit.shape[0]
-
-    @property
-    def dim(self) -> int:
-        return self.unit.shape[2]
+    def sizes(self) -> dict[str, Any]:
+        images, _, dim = self.unit.shape
+        return {"images": images, "dim": dim, "wide": self.wide}
 
     @property
     def wide(self) -> bool:

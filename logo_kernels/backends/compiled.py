@@ -52,16 +52,12 @@ def pairs(upstream: Tensor | None) -> RowsArgument:
     return upstream.data_ptr(), DTYPES[upstream.dtype], 1, image, crop, element
 
 
-def address(array: Tensor | None) -> int:
-    return 0 if array is None else array.data_ptr()
-
-
 # The conversion of a value by the kind of its field; None: the value as it is.
 CONVERT: dict[str, Callable[[Any], Any] | None] = {
     "rows": rows,
     "matrix": matrix,
     "pairs": pairs,
-    "address": address,
+    "address": None,  # of a tensor, 0 where it is absent
     "dtype": DTYPES.__getitem__,
     "reduction": REDUCTIONS.__getitem__,
     "pair_reduction": PAIR_REDUCTIONS.__getitem__,
@@ -72,39 +68,65 @@ CONVERT: dict[str, Callable[[Any], Any] | None] = {
 
 _ABSENT: dict[str, Any] = {"rows": NO_ROWS, "matrix": NO_ROWS, "pairs": NO_ROWS}
 
-# (place among the arguments, place in a record, conversion)
-_Field = tuple[int, int, Callable[[Any], Any] | None]
+# Of a field: its place among the arguments, its place in a record, its conversion.
+_Field = tuple[int, int, Callable[[Any], Any]]
+
+
+class _Record:
+    """The fields of one record among a launcher's arguments, by what becomes of their values."""
+
+    def __init__(self) -> None:
+        self.addresses: list[tuple[int, int]] = []
+        self.as_they_are: list[tuple[int, int]] = []
+        self.converted: list[_Field] = []
+
+    def add(self, place: int, index: int, kind: str) -> None:
+        convert = CONVERT[kind]
+        if kind == "address":
+            self.addresses.append((place, index))
+        elif convert is None:
+            self.as_they_are.append((place, index))
+        else:
+            self.converted.append((place, index, convert))
+
+    def put(self, record: Any, arguments: list[Any]) -> None:
+        for place, index in self.addresses:
+            array = record[index]
+            if array is not None:
+                arguments[place] = array.data_ptr()
+        for place, index in self.as_they_are:
+            arguments[place] = record[index]
+        for place, index, convert in self.converted:
+            arguments[place] = convert(record[index])
 
 
 class Arguments:
-    """The positional arguments of one launcher, from records of these types.
+    """The positional arguments of one launcher, from records of the types of these.
 
-    Where both have a name, the Result's value is taken: of `grad_global` the gradient, and not
-    whether it is wanted.
+    Of a name that both have, as `grad_global`, whether it is wanted and the gradient, the Result's
+    counts.
     """
 
     def __init__(self, fields: list[tuple[str, str]], call: Any, result: Any) -> None:
         self.absent = [_ABSENT.get(kind, 0) for _, kind in fields]
-        self.of_call: list[_Field] = []
-        self.of_result: list[_Field] = []
-        self.derived: list[tuple[int, str, Callable[[Any], Any] | None]] = []
+        self.of_call, self.of_result = _Record(), _Record()
+        self.of_sizes: list[tuple[int, str, Callable[[Any], Any] | None]] = []
+        sizes = call.sizes()
         for place, (name, kind) in enumerate(fields):
-            convert = CONVERT[kind]
             if name in result._fields:
-                self.of_result.append((place, result._fields.index(name), convert))
+                self.of_result.add(place, result._fields.index(name), kind)
             elif name in call._fields:
-                self.of_call.append((place, call._fields.index(name), convert))
-            elif hasattr(call, name):
-                self.derived.append((place, name, convert))
+                self.of_call.add(place, call._fields.index(name), kind)
+            elif name in sizes:
+                self.of_sizes.append((place, name, CONVERT[kind]))
 
     def __call__(self, call: Any, result: Any) -> list[Any]:
         arguments = self.absent.copy()
-        for record, fields in ((call, self.of_call), (result, self.of_result)):
-            for place, index, convert in fields:
-                value = record[index]
-                arguments[place] = value if convert is None else convert(value)
-        for place, name, convert in self.derived:
-            value = getattr(call, name)
+        self.of_call.put(call, arguments)
+        self.of_result.put(result, arguments)
+        sizes = call.sizes()
+        for place, name, convert in self.of_sizes:
+            value = sizes[name]
             arguments[place] = value if convert is None else convert(value)
         return arguments
 
@@ -129,13 +151,12 @@ class CompiledBackend(Backend):
 
     def filler(self, operation: str) -> Callable[[Any, Any], None]:
         """(call, result) -> None by the launcher of that name."""
-        known: dict[type, Arguments] = {}
+        arguments: Arguments | None = None  # an operation has one type of Call
 
         def fill(call: Any, result: Any) -> None:
-            arguments = known.get(type(call))
+            nonlocal arguments
             if arguments is None:
-                fields = self.library.fields[operation]
-                arguments = known[type(call)] = Arguments(fields, type(call), type(result))
+                arguments = Arguments(self.library.fields[operation], call, result)
             self.launch(operation, call, result, arguments(call, result))
 
         return fill

@@ -163,14 +163,14 @@ class CudaBackend(CompiledBackend):
         images, crops = result.lse.shape
         seen = call.positives if call.negatives is None else call.negatives
         size = self._info_nce_bytes(
-            like.device.index or 0, images * crops, seen.numel() // call.dim, call.dim,
+            like.device.index or 0, images * crops, seen.numel() // seen.shape[-1], seen.shape[-1],
             DTYPES[call.queries.dtype], DTYPES[seen.dtype],
         )  # fmt: skip
         return like.new_empty(size, dtype=torch.uint8)
 
     def _for_sums(self, call: Any, result: Any, like: Tensor) -> Tensor:
         """Memory for the sums of blocks over columns; once freed, for this stream alone again."""
-        size = self.library.affinity_workspace_bytes(like.device.index or 0, call.width)
+        size = self.library.affinity_workspace_bytes(like.device.index or 0, call.sizes()["width"])
         return like.new_empty(size, dtype=torch.uint8)
 
     def _for_statistics(self, call: Any, result: Any, like: Tensor) -> Tensor | None:

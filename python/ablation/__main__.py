@@ -20,22 +20,25 @@ from ablation import report
 from ablation.plan import QUICK, Sweep, plan
 from ablation.runs import carry_out, read_runs
 from config import validate
-from errors import UserError
+from errors import in_words, writing
+from train import make_folder
 
 
 def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, before they load torch
-    sweep = tyro.cli(Sweep, description=__doc__)
-    if sweep.quick:
-        # The same words again, on top of the quick settings: what the user asked for wins.
-        sweep = tyro.cli(Sweep, default=QUICK)
+    with in_words():
+        sweep = tyro.cli(Sweep, description=__doc__)
+        if sweep.quick:
+            # The same words again, on top of the quick settings: what the user asked for wins.
+            sweep = tyro.cli(Sweep, default=QUICK)
+        run(sweep)
+
+
+def run(sweep: Sweep) -> None:
     planned = plan(sweep)
-    try:
-        for run in planned:
-            validate(run.config)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    sweep.out.mkdir(parents=True, exist_ok=True)
+    for each in planned:
+        validate(each.config)
+    make_folder(sweep.out)
     path = sweep.out / "runs.jsonl"
     if not sweep.report:
         finished = {result["key"] for result in read_runs(path)}
@@ -47,7 +50,8 @@ def main() -> None:
     results = {result["key"]: result for result in read_runs(path) if result["key"] in keys}
     expected = [(r.framework, r.arm, r.config.local_crops, r.config.seed) for r in planned]
     command = " ".join(["python python/ablation", *sys.argv[1:]])
-    report.write(list(results.values()), expected, sweep.trainer, command, sweep.out)
+    with writing(sweep.out / "README.md"):
+        report.write(list(results.values()), expected, sweep.trainer, command, sweep.out)
     print(f"the report is in {sweep.out / 'README.md'}")
 
 

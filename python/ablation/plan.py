@@ -1,17 +1,19 @@
 """The arms, and every run of a sweep in its order."""
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from config import Config
+from config import LEAST_IMAGES, MOST, Config
+from errors import UserError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "ablation"
 # Nothing of these changes what a run measures.
-NOT_KEYED = {"data", "out", "resume", "export", "preset", "knn_every", "checkpoint_every"}
+NOT_KEYED = {
+    "data", "skip_unreadable", "out", "resume", "export", "preset", "knn_every", "checkpoint_every",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,26 @@ class Run(NamedTuple):
         return json.dumps(settings, sort_keys=True, default=str)
 
 
+def check(sweep: Sweep) -> None:
+    for name in ("workers", "seeds"):
+        if not 1 <= getattr(sweep, name) <= MOST:
+            raise UserError(f"--{name}: got {getattr(sweep, name)}; want at least 1")
+    for name in ("frameworks", "local_crops"):
+        if not getattr(sweep, name):
+            raise UserError(f"--{name.replace('_', '-')}: got none; want at least one")
+    if min(sweep.local_crops) < 2:
+        raise UserError(f"--local-crops: got {min(sweep.local_crops)}; want at least 2, a pair")
+    if sweep.trainer.dataset == "scenes" and sweep.trainer.scenes[0] < 10 * LEAST_IMAGES:
+        raise UserError(
+            f"--trainer.scenes: got {sweep.trainer.scenes[0]} to train on; want at least "
+            f"{10 * LEAST_IMAGES}, since a probe has a tenth of the labels"
+        )
+
+
 def plan(sweep: Sweep) -> list[Run]:
     """Every run of the sweep, in the order in which they start."""
-    shared = replace(sweep.trainer, knn_every=sweep.trainer.epochs, checkpoint_every=sys.maxsize)
+    check(sweep)
+    shared = replace(sweep.trainer, knn_every=sweep.trainer.epochs, checkpoint_every=MOST)
 
     def runs(arms: list[Arm], local_crops: int) -> Iterator[Run]:
         for seed in range(sweep.seeds):

@@ -7,9 +7,11 @@ import math
 import multiprocessing
 import os
 import platform
+import signal
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,12 @@ import evaluate
 from ablation.plan import Run
 from config import Config
 from data import ImageData
+from errors import UserError, writing
 from train import load_data
 from trainer import Trainer, read_metrics
+
+# What the report reads of every run.
+NEEDED = {"framework", "arm", "local_crops", "seed", "knn", "linear", "linear_10", "torch", "key"}
 
 
 @lru_cache(maxsize=1)
@@ -82,16 +88,20 @@ def measure(run: Run) -> dict[str, Any]:
 def read_runs(path: Path) -> list[dict[str, Any]]:
     """The finished runs; a line torn off by a kill is none."""
     runs = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            runs.append(json.loads(line))
-        except json.JSONDecodeError:
+            run = json.loads(line)
+        except (ValueError, RecursionError):
+            run = None
+        if isinstance(run, dict) and run.keys() >= NEEDED:
+            runs.append(run)
+        else:
             print(f"{path}: skipped a line that is not whole: {line[:60]}")
     return runs
 
 
 def append(path: Path, result: dict[str, Any]) -> None:
-    with path.open("a+b") as file:
+    with writing(path), path.open("a+b") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":  # the torn line
@@ -119,11 +129,23 @@ def carry_out(todo: list[Run], workers: int, path: Path) -> None:
             done(count, measure(run))
         return
     spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_at_ctrl_c) as pool:
         futures = [pool.submit(measure, run) for run in todo]
         try:
             for count, future in enumerate(as_completed(futures), 1):
                 done(count, future.result())
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(
+                    "a worker was ended from outside, perhaps for want of memory. Repeat the "
+                    "command, with fewer --workers: it goes on with the runs that are not done."
+                ) from error
             raise
+
+
+def end_at_ctrl_c() -> None:
+    """In a worker: the parent alone says that the sweep was interrupted."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

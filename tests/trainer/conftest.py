@@ -1,4 +1,5 @@
-"""The trainer is plain scripts that import each other: its folder goes on sys.path."""
+"""The trainer is plain scripts that import each other: its folder goes on sys.path, and this one,
+for the scripts beside the tests."""
 
 import sys
 from pathlib import Path
@@ -7,14 +8,9 @@ import pytest
 import torch
 
 TRAINER = Path(__file__).resolve().parents[2] / "python"
-sys.path.insert(0, str(TRAINER))
+sys.path[:0] = [str(TRAINER), str(Path(__file__).parent)]
 
 
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="session")
-def trainer_folder() -> Path:
-    return TRAINER

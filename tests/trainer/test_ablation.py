@@ -72,6 +72,41 @@ def test_arms_of_a_seed_differ_in_what_they_are_named_for_alone():
     assert len(steps) == 1
 
 
+def test_the_published_runs_are_those_that_the_command_would_skip():
+    """A setting that comes later must not turn them into others: see NOT_KEYED."""
+    planned = arms.plan(arms.Sweep(trainer=Config(epochs=10)))
+    finished = {run["key"] for run in read_runs(arms.RESULTS / "runs.jsonl")}
+    assert finished == {run.key for run in planned}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--workers", "0"), "--workers: got 0"),
+        (("--seeds", "0"), "--seeds: got 0"),
+        (("--local-crops", "1"), "--local-crops: got 1; want at least 2"),
+        (
+            ("--trainer.scenes", "40", "24"),
+            "--trainer.scenes: got 40 to train on; want at least 50",
+        ),
+        (("--trainer.epochs", "0"), "--epochs: got 0"),
+        (("--out", "/dev/null"), "--out /dev/null: a file"),
+    ],
+)
+def test_a_slip_is_one_line(sweep, words, message):
+    with pytest.raises(SystemExit) as caught:
+        sweep(*words)
+    assert caught.value.code.startswith("error: ")
+    assert message in caught.value.code
+
+
+def test_lines_of_runs_that_are_none_are_skipped(tmp_path, capsys):
+    path = tmp_path / "runs.jsonl"
+    path.write_bytes(b'[1]\n{"key": "x"}\n\xff\xfe\n' + b"[" * 100_000 + b"\n")
+    assert read_runs(path) == []
+    assert capsys.readouterr().out.count("skipped a line") == 4
+
+
 @pytest.mark.parametrize(
     ("gaps", "verdict"),
     [

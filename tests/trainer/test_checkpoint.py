@@ -2,6 +2,7 @@
 
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +69,53 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=r"c\.pt is not a readable checkpoint"):
         checkpoint.load(path)
+
+
+def test_a_checkpoint_cut_anywhere_is_refused(tmp_path):
+    whole, cut = tmp_path / "whole.pt", tmp_path / "cut.pt"
+    checkpoint.save(whole, {"config": {}, "network": {str(i): torch.randn(20) for i in range(4)}})
+    content = whole.read_bytes()
+    for size in [*range(0, len(content), 41), len(content) - 1]:
+        cut.write_bytes(content[:size])
+        with pytest.raises(UserError, match=r"cut\.pt is not a readable checkpoint"):
+            checkpoint.load(cut)
+
+
+def test_a_bit_that_fell_over_is_refused_or_not_in_the_numbers(tmp_path):
+    """The file's own checksums see to it: what loads is what was saved."""
+    whole, changed = tmp_path / "whole.pt", tmp_path / "changed.pt"
+    weights = torch.randn(50)
+    checkpoint.save(whole, {"weights": weights})
+    content = whole.read_bytes()
+    refused = 0
+    for place in range(0, len(content), 23):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        changed.write_bytes(damaged)
+        try:
+            state = checkpoint.load(changed)
+        except UserError:
+            refused += 1
+        else:
+            assert torch.equal(state["weights"], weights), place
+    assert refused > 20
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: None, os.mkfifo])
+def test_what_is_no_file_is_refused(tmp_path, make):
+    make(tmp_path / "c.pt")
+    with pytest.raises(UserError, match=r"c\.pt is not a readable checkpoint"):
+        checkpoint.load(tmp_path / "c.pt")
+
+
+def test_a_failed_write_leaves_no_half_file(tmp_path):
+    def fail(file):
+        file.write(b"x" * 100)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.write_atomically(tmp_path / "c.pt", fail)
+    assert os.listdir(tmp_path) == []
 
 
 def test_another_format_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import cifar as cifar_file
 import data
 from errors import UserError
 
@@ -95,6 +96,74 @@ def test_cifar10_reads_channels_rows_columns(tmp_path):
     assert cifar.train_labels.argmax(1).tolist() == [0, 1, 2, 3] * 5
     assert not cifar.multi_label
     assert cifar.colour
+
+
+def rewrite(root: Path, change, protocol: int = 2) -> None:
+    """Every batch, with other content, by another protocol."""
+    for path in root.iterdir():
+        batch = pickle.loads(path.read_bytes())
+        path.write_bytes(pickle.dumps(change(batch), protocol=protocol))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda batch: batch,
+        lambda batch: {key.decode(): value for key, value in batch.items()},
+        lambda batch: batch | {b"labels": np.array(batch[b"labels"])},
+        lambda batch: batch | {b"labels": list(np.array(batch[b"labels"]))},
+        lambda batch: batch | {b"labels": [float(label) for label in batch[b"labels"]]},
+        lambda batch: batch | {b"data": batch[b"data"].astype(np.int64)},
+        lambda batch: batch | {b"data": batch[b"data"].astype(np.float32)},
+        lambda batch: batch | {b"data": np.asfortranarray(batch[b"data"])},
+        lambda batch: batch | {b"data": batch[b"data"].reshape(-1, 3, 32, 32)},
+        lambda batch: batch | {b"batch_label": b"", b"filenames": [b"a.png"]},
+    ],
+    ids=[
+        "as it is", "text keys", "label array", "label scalars", "float labels", "int64", "float32",
+        "columns", "4-d", "empty bytes",
+    ],
+)  # fmt: skip
+def test_cifar10_by_any_protocol_and_type(tmp_path, protocol, change):
+    rows = write_cifar(tmp_path / "c")
+    rewrite(tmp_path / "c", change, protocol)
+    cifar = data.load_cifar10(tmp_path / "c")
+    assert (cifar.train_images[:4].reshape(4, -1).numpy() == rows).all()
+    assert cifar.train_labels.argmax(1).tolist() == [0, 1, 2, 3] * 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: b | {b"data": b[b"data"] / 255}, "data with fractions"),
+        (lambda b: b | {b"data": b[b"data"].astype(int) - 1}, "data from -1 to"),
+        (lambda b: b | {b"data": b[b"data"].astype(int) + 1}, "data from .* to 256"),
+        (lambda b: b | {b"data": b[b"data"] * np.nan}, "data from nan"),
+        (lambda b: b | {b"data": b[b"data"].astype(str)}, "data of type <U"),
+        (lambda b: b | {b"data": b[b"data"].reshape(-1, 32, 32, 3)}, r"data of shape \(4, 32, 32"),
+        (lambda b: b | {b"data": b[b"data"].T.copy()}, "data of shape"),
+        (lambda b: b | {b"labels": [0.5] * 4}, "labels with fractions"),
+        (lambda b: b | {b"labels": [-1] * 4}, "labels from -1 to -1"),
+        (lambda b: b | {b"labels": np.eye(4)}, r"labels of shape \(4, 4\)"),
+        (lambda b: {b"data": b[b"data"][:0], b"labels": []}, "no image"),
+    ],
+)
+def test_cifar10_with_other_numbers_is_refused(tmp_path, change, message):
+    write_cifar(tmp_path / "c")
+    rewrite(tmp_path / "c", change)
+    with pytest.raises(UserError, match=rf"data_batch_1: not a batch of CIFAR-10's .*{message}"):
+        data.load_cifar10(tmp_path / "c")
+
+
+def test_a_cifar10_batch_cut_anywhere_is_refused(tmp_path):
+    write_cifar(tmp_path / "c", per_batch=1)
+    file = tmp_path / "c" / "test_batch"
+    content = file.read_bytes()
+    for size in [*range(60), *range(60, len(content), 97), len(content) - 1]:
+        file.write_bytes(content[:size])
+        with pytest.raises(UserError, match="test_batch: not a batch of CIFAR-10"):
+            cifar_file.read_batch(file)
 
 
 def test_cifar10_names_the_missing_files(tmp_path):

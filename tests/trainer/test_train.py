@@ -1,18 +1,13 @@
 """The command as a user runs it: what it writes, what it refuses, and that a kill costs nothing."""
 
-import csv
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from kills import difference, finish, kill_once, rows, rows_without_time
 
 import train
 from config import METHODS, MOCO_METHODS, SIMSIAM_METHODS, Config
@@ -21,11 +16,6 @@ from encoder import load_encoder
 from errors import UserError
 from trainer import CSV_COLUMNS, Trainer, read_metrics
 
-TINY = {
-    "--scenes": "64 24", "--image-size": "32", "--batch-size": "16", "--epochs": "6", "--dim": "16",
-    "--bottleneck": "8", "--global-size": "16", "--local-size": "8", "--local-crops": "2",
-    "--knn-every": "2", "--log-every": "1", "--checkpoint-every": "3", "--queue-size": "200",
-}  # fmt: skip
 STEPS = 24  # 64 / 16 steps in each of 6 epochs
 TINY_CONFIG = Config(
     scenes=(64, 24), image_size=32, batch_size=16, epochs=1, dim=16, bottleneck=8, global_size=16,
@@ -33,27 +23,9 @@ TINY_CONFIG = Config(
 )  # fmt: skip
 
 
-def command(folder: Path, out: Path, *more: str) -> list[str]:
-    settings = [word for name, value in TINY.items() for word in (name, *value.split())]
-    return [sys.executable, str(folder / "train.py"), *settings, "--out", str(out), *more]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def rows_without_time(path: Path) -> list[list[str]]:
-    """metrics.csv but for ms_per_step, the one column that no two runs share."""
-    with path.open(newline="") as file:
-        return [row[:-1] for row in csv.reader(file)]
-
-
-def test_all_methods_write_all_files_and_one_table(trainer_folder, tmp_path):
+def test_all_methods_write_all_files_and_one_table(tmp_path):
     out = tmp_path / "run"
-    done = subprocess.run(
-        command(trainer_folder, out, "--method", "all", "--epochs", "2", "--export"),
-        capture_output=True, text=True, env=environment(), check=False,
-    )  # fmt: skip
+    done = finish(out, "--method", "all", "--epochs", "2", "--export")
     assert done.returncode == 0, done.stderr
     for name in ("raw pixels", "untrained encoder", *METHODS, "kNN mAP", "linear mAP"):
         assert name in done.stdout
@@ -87,68 +59,65 @@ def test_all_methods_write_all_files_and_one_table(trainer_folder, tmp_path):
         ),
     ],
 )
-def test_a_killed_run_continues_bit_for_bit(trainer_folder, tmp_path, method, more, saved):
-    """SIGKILL at random moments; weights (MoCo: momentum encoder, queue and its place, too; θd and
-    its batch norm), optimisers, CSV and history are those of a run that nobody stopped.
-    """
+def test_a_killed_run_continues_bit_for_bit(tmp_path, method, more, saved):
+    """The short form of kills.py: what `difference` compares is all that a run leaves."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    resume = ("--method", method, *more, "--resume")
-    subprocess.run(
-        command(trainer_folder, whole, "--method", method, *more),
-        check=True, capture_output=True, env=environment(),
-    )  # fmt: skip
+    words = ("--method", method, *more)
+    assert finish(whole, *words).returncode == 0
     wall = random.Random()  # Other moments at every run of the test; the message names them.
-    moments, kills = [], 0
+    moments, count = [], 0
     for target in sorted(wall.sample(range(2, STEPS), 3 if not saved else 1)):
-        process = subprocess.Popen(
-            command(trainer_folder, killed, *resume),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
-        )  # fmt: skip
-        metrics = killed / "metrics.csv"
-        while process.poll() is None:
-            if metrics.exists() and metrics.read_text().count("\n") > target:
-                time.sleep(wall.uniform(0, 0.05))
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        moments.append((target, metrics.read_text().count("\n")))
-        kills += process.wait() == -signal.SIGKILL
-    assert kills >= 1, moments
-    done = subprocess.run(
-        command(trainer_folder, killed, *resume),
-        capture_output=True, text=True, env=environment(), check=False,
-    )  # fmt: skip
+        wait = wall.uniform(0, 0.05)
+        reached = []
+
+        def when(elapsed, target=target, wait=wait, reached=reached):
+            if not reached and rows(killed) > target:
+                reached.append(elapsed)
+            return bool(reached) and elapsed > reached[0] + wait
+
+        count += kill_once(killed, (*words, "--resume"), when)
+        moments.append((target, rows(killed)))
+    assert count >= 1, moments
+    done = finish(killed, *words, "--resume")
     assert done.returncode == 0, (moments, done.stderr)
 
-    expected, got = (
-        torch.load(run / "checkpoint.pt", weights_only=True) for run in (whole, killed)
-    )
+    assert difference(whole, killed) is None, moments
+    expected = torch.load(whole / "checkpoint.pt", weights_only=True)
     if method == "moco-logo":
         assert {"queue.keys", "queue.pointer", "momentum.1.0.weight"} < expected["network"].keys()
         # 200 keys are no multiple of a step's 2 x 16: writes have wrapped.
         assert expected["network"]["queue.pointer"] == STEPS * 32 % 200
-    for key, value in expected["network"].items():
-        assert torch.equal(value, got["network"][key]), (moments, key)
-    optimizers = [(expected["optimizer"], got["optimizer"])]
-    repulsion = expected["repulsion"]
-    assert repulsion.keys() == got["repulsion"].keys() == saved
-    for key, value in repulsion.get("affinity", {}).items():
-        assert torch.equal(value, got["repulsion"]["affinity"][key]), (moments, key)
-    optimizers += [
-        (state, got["repulsion"][name])
-        for name, state in repulsion.items()
-        if name.endswith("optimizer")
-    ]
-    for one, other in optimizers:
-        assert one["state"].keys() == other["state"].keys() != set()
-        for key, value in one["state"].items():
-            assert torch.equal(value["momentum_buffer"], other["state"][key]["momentum_buffer"])
-    assert torch.equal(expected["random"]["torch"], got["random"]["torch"]), moments
-    assert expected["history"] == got["history"], moments
-    rows = rows_without_time(whole / "metrics.csv")
-    assert len(rows) == STEPS + 1
-    assert rows == rows_without_time(killed / "metrics.csv"), moments
-    assert not (killed / "checkpoint.pt.tmp").exists()
+    assert expected["repulsion"].keys() == saved
+    optimizers = [expected["optimizer"]]
+    optimizers += [s for name, s in expected["repulsion"].items() if name.endswith("optimizer")]
+    for optimizer in optimizers:
+        assert all("momentum_buffer" in state for state in optimizer["state"].values())
+        assert optimizer["state"]
+    assert len(rows_without_time(whole / "metrics.csv")) == STEPS + 1
+
+
+def test_two_runs_that_differ_are_told_apart(tmp_path):
+    """What the comparison of a killed run with a whole one rests on."""
+    state = {
+        "network": {"w": torch.zeros(3)},
+        "seconds": 1.0,
+        "csv_bytes": 9,
+        "history": [{"a": 1}],
+    }
+    changes = ({"w": torch.zeros(4)}, {"w": torch.tensor([0.0, 0.0, 1e-30])}, {"v": torch.zeros(3)})
+    others = [state | {"network": change} for change in changes]
+    others += [state | {"history": [{"a": 2}]}, state | {"history": []}]
+    for name, content in (("one", state), ("two", state | {"seconds": 2.0, "csv_bytes": 8})):
+        (tmp_path / name).mkdir()
+        torch.save(content, tmp_path / name / "checkpoint.pt")
+        (tmp_path / name / "metrics.csv").write_text(f"step,ms\n1,{name}\n")
+    assert difference(tmp_path / "one", tmp_path / "two") is None
+    for other in others:
+        torch.save(other, tmp_path / "two" / "checkpoint.pt")
+        assert difference(tmp_path / "one", tmp_path / "two")
+    torch.save(state, tmp_path / "two" / "checkpoint.pt")
+    (tmp_path / "two" / "metrics.csv").write_text("step,ms\n2,5\n")
+    assert difference(tmp_path / "one", tmp_path / "two") == "metrics.csv"
 
 
 @pytest.fixture
@@ -314,11 +283,8 @@ def test_bad_settings_are_refused_in_words(changes, message, tmp_path):
     assert message in str(caught.value)
 
 
-def test_an_error_of_the_user_is_one_line_without_a_traceback(trainer_folder, tmp_path):
-    done = subprocess.run(
-        command(trainer_folder, tmp_path, "--dataset", "cifar10", "--data", "no/such/folder"),
-        capture_output=True, text=True, env=environment(), check=False,
-    )  # fmt: skip
+def test_an_error_of_the_user_is_one_line_without_a_traceback(tmp_path):
+    done = finish(tmp_path, "--dataset", "cifar10", "--data", "no/such/folder")
     assert done.returncode == 1
     assert done.stderr.startswith("error: --data no/such/folder: no file data_batch_1")
     assert "Traceback" not in done.stderr

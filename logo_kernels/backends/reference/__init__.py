@@ -43,7 +43,7 @@ class ReferenceBackend(Backend):
 
     @torch.no_grad()
     def cosine(self, call: CosineCall, result: CosineResult) -> None:
-        dtype, images = call.dtype, call.images
+        dtype, images = call.dtype, call.online.shape[0]
         with full_precision(call.online.device.type):
             gg = lg = ll = call.online.new_zeros(images, dtype=dtype)
             total = torch.zeros_like(gg)

@@ -1,10 +1,10 @@
-"""The wheel, as a stranger gets it: built, installed in an empty environment, used from outside.
+"""The package as a stranger gets it: alone in an empty environment, used from outside.
 
-Built without CUDA, as on a machine without nvcc, and with it where there is one; neither needs a
-GPU. The package that the other tests import was built with what is there, for all architectures of
-the default; for the wheel, one will do, since each takes minutes.
+Without CUDA it is a wheel that is built here, as on a machine without nvcc. With CUDA it is what is
+installed, since its kernels take minutes to compile. Neither needs a GPU.
 """
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -12,6 +12,7 @@ import sys
 import venv
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,8 +20,10 @@ import torch
 from cuda_kernels.nvcc import DEFAULT_ARCHITECTURES, embedded
 from logo_kernels.backends.extension import extension
 
+# One worker of pytest-xdist builds the wheel and runs the tests of it.
+pytestmark = pytest.mark.xdist_group("packaging")
+
 ROOT = Path(__file__).parents[1]
-ARCHITECTURE = "80-real"
 SOURCES = ("csrc", "logo_kernels", "CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml",
            "setup.py")  # fmt: skip
 
@@ -40,26 +43,46 @@ print(logo_kernels.__file__)
 """
 
 
-@pytest.fixture(scope="module", params=["off", "on"], ids=["without CUDA", "with CUDA"])
-def cuda(request):
-    """The build's switch."""
-    if request.param == "on" and shutil.which("nvcc") is None:
-        pytest.skip("no nvcc on the PATH")
-    return request.param
+class Package(NamedTuple):
+    site: Path  # what pip puts into site-packages, and nothing else
+    wheel: Path | None  # of which it is, where there is one
+    architectures: str  # of its CUDA kernels; empty without
+
+    @property
+    def names(self) -> list[str]:
+        return [str(path.relative_to(self.site)) for path in self.site.rglob("*") if path.is_file()]
+
+    @property
+    def library(self) -> Path:
+        """The extension inside."""
+        (name,) = (name for name in self.names if name.startswith("logo_kernels/_C."))
+        return self.site / name
 
 
-@pytest.fixture(scope="module")
-def wheel(cuda, tmp_path_factory):
+@pytest.fixture(scope="module", params=["without CUDA", "with CUDA"])
+def package(request, tmp_path_factory):
+    site = tmp_path_factory.mktemp("site")
+    if request.param == "without CUDA":
+        wheel = built_wheel(tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel"))
+        zipfile.ZipFile(wheel).extractall(site)
+        return Package(site, wheel, "")
+    for installed in files_installed_with_cuda():
+        (site / installed).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(installed.locate(), site / installed)
+    return Package(site, None, extension.cuda.architectures)
+
+
+def built_wheel(source: Path, out: Path) -> Path:
     pytest.importorskip("pybind11", reason="building without isolation needs pybind11")
     # A copy, since pip builds in the source tree: what lies in build/ there is another's.
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         if (ROOT / name).is_dir():
             ignored = shutil.ignore_patterns("*.so", "__pycache__")
             shutil.copytree(ROOT / name, source / name, ignore=ignored)
         else:
             shutil.copy(ROOT / name, source)
-    environment = {**os.environ, "CUDAARCHS": ARCHITECTURE, "LOGO_KERNELS_CUDA": cuda}
+    # Not optimised, which takes a third of the time: how fast it is, is another question.
+    environment = {**os.environ, "LOGO_KERNELS_CUDA": "off", "CMAKE_BUILD_TYPE": "None"}
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
          "-w", str(out), str(source)],
@@ -69,15 +92,22 @@ def wheel(cuda, tmp_path_factory):
     return built
 
 
-@pytest.fixture
-def library(wheel, tmp_path):
-    """The extension inside."""
-    (name,) = (n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("logo_kernels/_C."))
-    return zipfile.ZipFile(wheel).extract(name, tmp_path)
+def files_installed_with_cuda() -> list[importlib.metadata.PackagePath]:
+    """Those of the package that the tests import, without what Python itself has put beside."""
+    if extension is None or not extension.cuda.architectures:
+        pytest.skip("the package that the tests import was built without CUDA")
+    try:
+        files = importlib.metadata.files("logo_kernels") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    if Path(extension.__file__) not in [Path(file.locate()) for file in files]:
+        pytest.skip("the package that the tests import was built in place, and not installed")
+    left_out = ("__pycache__", "..")
+    return [file for file in files if not any(part in left_out for part in file.parts)]
 
 
-def test_contents(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
+def test_contents(package):
+    names = package.names
     assert "logo_kernels/py.typed" in names
     assert "logo_kernels/backends/triton/__init__.py" in names
     assert sum(name.startswith("logo_kernels/_C.") for name in names) == 1
@@ -85,30 +115,33 @@ def test_contents(wheel):
     assert all(folder.startswith("logo_kernels") for folder in folders)  # no tests, no trainer
     assert any("LICENSE" in name for name in names)
     metadata = next(name for name in names if name.endswith("METADATA"))
-    text = zipfile.ZipFile(wheel).read(metadata).decode()
+    text = (package.site / metadata).read_text()
     needs = [line for line in text.splitlines() if line.startswith("Requires-Dist")]
     assert [line for line in needs if "extra ==" not in line] == ["Requires-Dist: torch>=2.8"]
 
 
-def test_works_in_an_empty_environment(wheel, cuda, tmp_path):
-    """Only this wheel in a new environment; torch and what it needs are lent from this one."""
+def test_works_in_an_empty_environment(package, tmp_path):
+    """Nothing else in a new environment; torch and what it needs are lent from this one."""
+    outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment = tmp_path / "env"
-    venv.create(environment, with_pip=True)
+    venv.create(environment, with_pip=package.wheel is not None)
     python = environment / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True)
     site = next((environment / "lib").glob("python*/site-packages"))
+    if package.wheel is not None:
+        install = [python, "-m", "pip", "install", "-q", "--no-deps", package.wheel]
+        subprocess.run(install, check=True, env=outside)
+    else:
+        shutil.copytree(package.site, site, dirs_exist_ok=True)
     torch_home = Path(torch.__file__).parents[1]
-    for package in ("torch", "torchgen", "functorch", "typing_extensions.py", "sympy", "mpmath",
-                    "networkx", "jinja2", "markupsafe", "fsspec", "filelock", "numpy"):  # fmt: skip
-        source = torch_home / package
+    for needed in ("torch", "torchgen", "functorch", "typing_extensions.py", "sympy", "mpmath",
+                   "networkx", "jinja2", "markupsafe", "fsspec", "filelock", "numpy"):  # fmt: skip
+        source = torch_home / needed
         if source.exists():
-            (site / package).symlink_to(source)
+            (site / needed).symlink_to(source)
     for libraries in torch_home.glob("*.libs"):
         (site / libraries.name).symlink_to(libraries)
-    architectures = ARCHITECTURE if cuda == "on" else ""
 
     def run(*arguments):
-        outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         done = subprocess.run(
             [python, *arguments], cwd=tmp_path, capture_output=True, text=True, env=outside,
             check=False,
@@ -116,16 +149,16 @@ def test_works_in_an_empty_environment(wheel, cuda, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert run("-c", USE, architectures).strip().startswith(str(environment))
-    told = architectures or "none (built without nvcc)"
+    assert run("-c", USE, package.architectures).strip().startswith(str(environment))
+    told = package.architectures or "none (built without nvcc)"
     assert f"CUDA architectures {told}" in run("-m", "logo_kernels")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
-def test_links_neither_libtorch_nor_cuda(library):
+def test_links_neither_libtorch_nor_cuda(package):
     """The CUDA runtime is inside, and takes the driver when it is first used: none is needed."""
     listed = subprocess.run(
-        ["readelf", "-d", library], check=True, capture_output=True, text=True
+        ["readelf", "-d", package.library], check=True, capture_output=True, text=True
     ).stdout
     needed = [line.split("[")[1].rstrip("]") for line in listed.splitlines() if "NEEDED" in line]
     assert not [n for n in needed if "torch" in n or "c10" in n or "cuda" in n]
@@ -133,17 +166,34 @@ def test_links_neither_libtorch_nor_cuda(library):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
-def test_carries_kernels_only_when_built_with_cuda(library, cuda):
-    code, ptx = embedded(library)
-    assert code == ({"sm_80"} if cuda == "on" else set())
-    assert not ptx
+def test_carries_kernels_only_when_built_with_cuda(package):
+    """Machine code for each architecture, and PTX of the last one, for what is newer."""
+    code, ptx = embedded(package.library)
+    if not package.architectures:
+        assert not code
+        assert not ptx
+        return
+    named = [name.strip() for name in package.architectures.split(",")]
+    assert code == {f"sm_{name.removesuffix('-real')}" for name in named}
+    assert ptx == {f"sm_{name}" for name in named if not name.endswith("-real")}
+    if package.architectures == DEFAULT_ARCHITECTURES:
+        assert code == {"sm_80", "sm_90a", "sm_100"}
+        assert ptx == {"sm_100"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
-def test_the_default_serves_what_is_newer():
-    """Of the package that is installed: code for three architectures, and PTX of the last one."""
-    if extension is None or extension.cuda.architectures != DEFAULT_ARCHITECTURES:
-        pytest.skip("the installed package was not built for the default architectures")
-    code, ptx = embedded(Path(extension.__file__))
-    assert code == {"sm_80", "sm_90a", "sm_100"}
-    assert ptx == {"sm_100"}
+def test_architectures_are_those_asked_for(tmp_path):
+    """By CUDAARCHS, as CMake has it: of the smallest kernel, and in what the extension says."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc on the PATH")
+    pybind11 = pytest.importorskip("pybind11")
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+    environment = {**os.environ, "PATH": path, "CUDAARCHS": "80-real"}
+    objects = [f"CMakeFiles/_C.dir/csrc/cuda/{name}.cu.o" for name in ("scale", "device")]
+    configure = [
+        "cmake", "-S", ROOT, "-B", tmp_path, "-G", "Ninja", "-DLOGO_KERNELS_CUDA=on",
+        f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+    ]  # fmt: skip
+    for command in (configure, ["cmake", "--build", tmp_path, "--target", *objects]):
+        subprocess.run(command, check=True, env=environment)
+    assert embedded(tmp_path / objects[0]) == ({"sm_80"}, set())
+    assert b"80-real\0" in (tmp_path / objects[1]).read_bytes()

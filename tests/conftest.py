@@ -24,6 +24,14 @@ CPU_VARIANTS = [f"cpu-{simd}" for simd in (extension.simds() if extension else (
 EMULATED_VARIANTS = ["emulated-80", "emulated-90"]
 
 
+# Begun before all others, so that no long test is left to run alone at the end.
+LONG = ("test_packaging", "test_bounds", "test_aot", "test_static", "trainer/", "test_verify")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
+
+
 @pytest.fixture(autouse=True)
 def poisoned():
     """Fresh memory is full of NaN, whoever asks torch for it: what nobody writes shows.

@@ -20,9 +20,6 @@ import torch
 from cuda_kernels.nvcc import DEFAULT_ARCHITECTURES, embedded
 from logo_kernels.backends.extension import extension
 
-# One worker of pytest-xdist builds the wheel and runs the tests of it.
-pytestmark = pytest.mark.xdist_group("packaging")
-
 ROOT = Path(__file__).parents[1]
 SOURCES = ("csrc", "logo_kernels", "CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml",
            "setup.py")  # fmt: skip

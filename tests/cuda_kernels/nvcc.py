@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +27,16 @@ def tool(name: str) -> str:
     if found is None:
         pytest.skip(f"needs {name}, from the CUDA toolkit or Triton's wheel")
     return found
+
+
+def report_of_all(folder: Path) -> dict[str, Any]:
+    """static_report.report(), made by the first of pytest-xdist's workers that share the folder."""
+    kept = folder / "static_report.json"
+    with open(folder / "static_report.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            kept.write_text(json.dumps(static_report.report()))
+    return json.loads(kept.read_text())
 
 
 def embedded(library: Path | str) -> tuple[set[str], set[str]]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
-from cuda_kernels.nvcc import DEFAULT_ARCHITECTURES, static_report, tool
+from cuda_kernels.nvcc import DEFAULT_ARCHITECTURES, report_of_all, static_report, tool
 from logo_kernels.backends.extension import extension
-
-# One worker of pytest-xdist makes the report and runs the tests of it.
-pytestmark = pytest.mark.xdist_group("static")
 
 COSINE = "_ZN4logo4cuda41_GLOBAL__N__a1fb1a30_9_cosine_cu_b0fa5f9913cosine_kernel"
 BF16 = COSINE + "INS_4bf16EEEvNS1_15CosineArgumentsE"
@@ -141,12 +139,14 @@ def test_rows_read_are_those_of_the_layout() -> None:
 
 
 @pytest.fixture(scope="module")
-def report():
+def report(tmp_path_factory):
     if extension is None or extension.cuda.architectures != DEFAULT_ARCHITECTURES:
         pytest.skip("the installed extension was not built with CUDA for the default architectures")
     for name in ("cuobjdump", "nvdisasm"):
         tool(name)
-    return static_report.report()
+    folder = tmp_path_factory.getbasetemp()
+    in_worker = "PYTEST_XDIST_WORKER" in os.environ  # then the run's folder is one up
+    return report_of_all(folder.parent if in_worker else folder)
 
 
 OF_ROWS = ("cosine", "similarity", "similarity_backward")

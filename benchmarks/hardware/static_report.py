@@ -3,10 +3,10 @@
     python benchmarks/static_report.py           prints the tables
     python benchmarks/static_report.py --write   files them in benchmarks/results/static
 
-Registers and spills are ptxas' own report; instructions are counted in the disassembly; threads,
-stages and shared memory are the launcher's plan, through the extension. The rest is
-computed from data sheets. It needs nvcc, and cuobjdump's companion nvdisasm, which Triton's wheel
-has too; no GPU. Nothing here is a measured speed.
+Of the extension as it is installed: its machine code tells registers, local and shared memory, and
+the instructions; threads, stages and shared memory at launch are the launcher's plan. The rest is
+computed from data sheets. It needs cuobjdump and nvdisasm, which Triton's wheel has too; no GPU,
+and no compiler. Nothing here is a measured speed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from harness import tables
 from . import ledger
 
 RESULTS = ledger.ROOT / "benchmarks/results/static"
-FLAGS = ("-O3", "-std=c++17", "-Xptxas", "-v")
 
 # Assumed, not measured: from a load's issue to its data, on a device whose DRAM is busy.
 LATENCY = 800e-9
 
+DEFAULT_ARCHITECTURES = "80-real, 90a-real, 100"  # of CMakeLists.txt
+
 DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes
-FRAME = ("stack", "spill_stores", "spill_loads")  # bytes of a thread, as ptxas lists them
 TENSOR_CORE = {"HMMA", "HGMMA", "QMMA", "OMMA", "UTCHMMA", "UTCQMMA", "UTCOMMA"}
 
 
@@ -124,28 +124,22 @@ def identity(symbol: str) -> tuple[str, str]:
     return name, {"f": "fp32", "f16": "fp16", "bf16": "bf16"}[match[2] or match[3]]
 
 
-def parse_ptxas(report: str) -> dict[tuple[str, str], dict[str, int]]:
-    """Of `ptxas -v`. Stack and spills of functions that a kernel calls count as its own."""
-    found: dict[tuple[str, str], dict[str, int]] = {}
-    facts: dict[str, int] | None = None
-    for line in report.splitlines():
-        if entry := re.search(r"Compiling entry function '(\w+)'", line):
-            none = {"registers": 0, "static_shared": 0} | dict.fromkeys(FRAME, 0)
-            facts = found.setdefault(identity(entry[1]), none)
-        elif facts is None:
-            continue
-        elif used := re.search(r"Used (\d+) registers", line):
-            facts["registers"] = int(used[1])
-            if static := re.search(r"(\d+) bytes smem", line):
-                facts["static_shared"] = int(static[1])
-        elif frame := re.search(
-            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
-        ):
-            for key, value in zip(FRAME, frame.groups(), strict=True):
-                facts[key] += int(value)
-    for (kernel, dtype), facts in found.items():
-        if facts["registers"] == 0:
-            raise ValueError(f"ptxas does not say how many registers {kernel} {dtype} has")
+def parse_usage(listed: str, architecture: str) -> dict[tuple[str, str], dict[str, int]]:
+    """Of `cuobjdump -res-usage`; stack and local memory in bytes of a thread."""
+    found = {}
+    for symbol, facts in re.findall(r"^ *Function (\w+):\n(.*)$", listed, re.MULTILINE):
+        used = {name: int(count) for name, count in re.findall(r"\b([A-Z]+):(\d+)", facts)}
+        if not used.get("REG"):
+            raise ValueError(f"cuobjdump does not say how many registers {symbol} has: {facts!r}")
+        shared = used["SHARED"]
+        if shared and architecture != "sm_80":  # it counts what the system takes of a block
+            shared -= Architecture.reserved
+        found[identity(symbol)] = {
+            "registers": used["REG"],
+            "static_shared": shared,
+            "stack": used["STACK"],
+            "local": used["LOCAL"],
+        }
     return found
 
 
@@ -220,54 +214,52 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name) or next((str(path) for path in bundled if path.is_file()), None)
 
 
-def nvcc_version() -> str:
-    text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    match = re.search(r"release [\d.]+, V([\d.]+)", text)
-    return match[1] if match else text.strip()
-
-
-def compile_kernels(source: Path, architecture: str) -> list[dict[str, Any]]:
-    """One row for each kernel instantiation in a .cu file."""
-    nvdisasm = find_tool("nvdisasm")
-    if nvdisasm is None:
-        raise SystemExit("nvdisasm is neither on the PATH nor in a Triton wheel")
+def kernels_of(library: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The compiler's version, and one row for each kernel and architecture in its machine code."""
     with tempfile.TemporaryDirectory() as folder:
-        cubin = f"{folder}/kernels.cubin"
-        include = ledger.ROOT / "csrc"
-        compiled = subprocess.run(
-            ["nvcc", *FLAGS, f"-I{include}", f"-I{include / 'include'}",
-             f"-arch={architecture}", "-cubin", "-o", cubin, str(source)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if compiled.returncode != 0:
-            raise RuntimeError(f"nvcc failed on {source.name}:\n{compiled.stderr}")
-        said = parse_ptxas(compiled.stderr + compiled.stdout)
-        code = subprocess.run([nvdisasm, "-c", cubin], capture_output=True, text=True, check=True)
-    counted = parse_sass(code.stdout)
-    if said.keys() != counted.keys():
-        raise RuntimeError(f"ptxas names {sorted(said)}, the disassembly {sorted(counted)}")
+        _run("cuobjdump", "-xelf", "all", library, cwd=folder)
+        cubins = sorted(Path(folder).glob("*.cubin"))
+        with ThreadPoolExecutor(2) as pool:
+            parts = list(pool.map(_kernels_of_cubin, cubins))
+        versions = {
+            version.decode()
+            for cubin in cubins
+            for version in re.findall(rb"release [\d.]+, V([\d.]+)", cubin.read_bytes())
+        }
+    if len(versions) != 1:
+        raise SystemExit(f"{library} was compiled by one nvcc, says itself by {sorted(versions)}")
+    names = [architecture.name for architecture in ARCHITECTURES]
+    rows = [row for part in parts for row in part]
+    rows.sort(key=lambda k: (k["kernel"], names.index(k["architecture"]), k["dtype"]))
+    return versions.pop(), rows
+
+
+def _kernels_of_cubin(cubin: Path) -> list[dict[str, Any]]:
+    architecture = cubin.name.split(".")[-2]
+    used = parse_usage(_run("cuobjdump", "-res-usage", cubin), architecture)
+    counted = parse_sass(_run("nvdisasm", "-c", cubin)) if used else {}
+    if used.keys() != counted.keys():
+        raise RuntimeError(f"cuobjdump names {sorted(used)}, the disassembly {sorted(counted)}")
     return [
         {"kernel": kernel, "dtype": dtype, "architecture": architecture}
-        | said[kernel, dtype]
+        | used[kernel, dtype]
         | counted[kernel, dtype]
-        for kernel, dtype in sorted(said)
+        for kernel, dtype in used
     ]
 
 
-def compile_all() -> list[dict[str, Any]]:
-    sources = [files[0] for files in ledger.kernels().values() if files[0].suffix == ".cu"]
-    jobs = [(source, arch.name) for source in sources for arch in ARCHITECTURES]
-    with ThreadPoolExecutor(2) as pool:  # a compiler each for the two cores of a small machine
-        parts = list(pool.map(lambda job: compile_kernels(*job), jobs))
-    return [row for part in parts for row in part]
+def _run(name: str, *arguments: str | Path, cwd: str | None = None) -> str:
+    tool = find_tool(name)
+    if tool is None:
+        raise SystemExit(f"{name} is neither on the PATH nor in a Triton wheel")
+    command = [tool, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd).stdout
 
 
 def lay_out(kernels: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every problem on every architecture."""
-    from harness.package import extension, reason
+    from harness.package import extension
 
-    if extension is None:
-        raise SystemExit(reason)
     registers = {(k["kernel"], k["dtype"], k["architecture"]): k["registers"] for k in kernels}
     rows = []
     for case in PROBLEMS:
@@ -306,8 +298,18 @@ def _row(
 
 
 def report() -> dict[str, Any]:
-    kernels = compile_all()
-    return {"nvcc": nvcc_version(), "kernels": kernels, "problems": lay_out(kernels)}
+    from harness.package import extension, reason
+
+    if extension is None:
+        raise SystemExit(reason)
+    if extension.cuda.architectures != DEFAULT_ARCHITECTURES:
+        built = extension.cuda.architectures or "none"
+        raise SystemExit(
+            f"the package was built for CUDA architectures {built}, and the report is of "
+            f"{DEFAULT_ARCHITECTURES}: build it with nvcc on the PATH and without CUDAARCHS"
+        )
+    version, kernels = kernels_of(Path(extension.__file__))
+    return {"nvcc": version, "kernels": kernels, "problems": lay_out(kernels)}
 
 
 def markdown(facts: dict[str, Any]) -> str:
@@ -315,11 +317,11 @@ def markdown(facts: dict[str, Any]) -> str:
         "\n\n".join(
             [
                 "# What nvcc makes of the CUDA kernels",
-                f"nvcc {facts['nvcc']}, flags `{' '.join(FLAGS)}`. Compiled, not run: **nothing "
-                "here is a measured speed.** From `python benchmarks/static_report.py --write`.",
+                f"nvcc {facts['nvcc']}, as the package is built. Compiled, not run: **nothing here "
+                "is a measured speed.** From `python benchmarks/static_report.py --write`.",
                 "## Registers and instructions",
-                "Stack and spills in bytes; instructions as they stand in the code, not as often "
-                "as they are executed.",
+                "Stack and local memory in bytes of a thread; instructions, those on local memory "
+                "among them, as they stand in the code, not as often as they are executed.",
                 _kernels_table(facts["kernels"]),
                 *(
                     part
@@ -334,9 +336,9 @@ def markdown(facts: dict[str, Any]) -> str:
 
 def _kernels_table(kernels: list[dict[str, Any]]) -> str:
     header = {
-        "registers": "registers", "stack": "stack", "spill_stores": "spill stores",
-        "spill_loads": "spill loads", "local_memory": "local memory", "tensor_core": "tensor cores",
-        "stores_128": "128-bit stores", "copies_16": "cp.async", "copies_bulk": "bulk copies",
+        "registers": "registers", "stack": "stack", "local": "local memory",
+        "local_memory": "on it", "tensor_core": "tensor cores", "stores_128": "128-bit stores",
+        "copies_16": "cp.async", "copies_bulk": "bulk copies",
     }  # fmt: skip
     body = [
         [f"{k['kernel']} {k['dtype']}", k["architecture"], *(str(k[key]) for key in header)]
@@ -396,8 +398,6 @@ def main() -> int:
     )
     parser.add_argument("--write", action="store_true", help="file it in benchmarks/results/static")
     options = parser.parse_args()
-    if shutil.which("nvcc") is None:
-        raise SystemExit("nvcc is not on the PATH")
     facts = report()
     print(markdown(facts))
     if options.write:

@@ -1,14 +1,11 @@
-"""What nvcc makes of the kernels, for tests: compiled once for all of them, and tools to look."""
+"""What nvcc has made of the kernels, for tests: tools that look into the extension."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +15,7 @@ if str(BENCHMARKS) not in sys.path:  # their modules lie beside the package, not
 
 from hardware import static_report  # noqa: E402
 
-DEFAULT_ARCHITECTURES = "80-real, 90a-real, 100"  # of CMakeLists.txt
+DEFAULT_ARCHITECTURES = static_report.DEFAULT_ARCHITECTURES
 
 
 def tool(name: str) -> str:
@@ -27,16 +24,6 @@ def tool(name: str) -> str:
     if found is None:
         pytest.skip(f"needs {name}, from the CUDA toolkit or Triton's wheel")
     return found
-
-
-def report_of_all(folder: Path) -> dict[str, Any]:
-    """static_report.report(), made by the first of pytest-xdist's workers that share the folder."""
-    kept = folder / "static_report.json"
-    with open(folder / "static_report.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not kept.exists():
-            kept.write_text(json.dumps(static_report.report()))
-    return json.loads(kept.read_text())
 
 
 def embedded(library: Path | str) -> tuple[set[str], set[str]]:

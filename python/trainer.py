@@ -241,7 +241,7 @@ class Trainer:
                         )
                         since += time.perf_counter() - paused  # not part of ms_per_step
                         bar.write(self.progress_line())
-                stops = interruption.requested and not last
+                stops = interruption.requested
                 if self.step % config.checkpoint_every == 0 or last or stops:
                     self.finite(terms)  # A checkpoint is worth going back to.
                     self.save(file)

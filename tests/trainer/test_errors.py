@@ -264,6 +264,28 @@ def test_ctrl_c_ends_after_the_step_and_costs_nothing(
     assert difference(whole, tmp_path / "out") is None
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["in the last step", "after it"])
+def test_ctrl_c_at_the_end_of_a_method_does_not_begin_the_next(command, monkeypatch, late):
+    step, save = Trainer.train_step, Trainer.save
+
+    def step_and_press(self, images):
+        if self.step == 2 and not late:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, images)
+
+    def save_and_press(self, file):
+        save(self, file)
+        if self.step == 3 and late:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "train_step", step_and_press)
+    monkeypatch.setattr(Trainer, "save", save_and_press)
+    ended = command(method="all-simsiam")
+    assert ended.status == 130
+    assert "simsiam-multicrop" not in ended.out
+    assert "--resume" in ended.err
+
+
 def test_a_second_ctrl_c_ends_at_once(command, tmp_path, monkeypatch):
     def press_twice(self, images):
         os.kill(os.getpid(), signal.SIGINT)

@@ -199,9 +199,10 @@ AT_LEAST = {
     # The exponent cosine / temperature has to be a float32.
     "knn_temperature": 1e-6,
 }  # fmt: skip
-# NumPy's seeds end there; the others are beyond use, and sums of them stay far from int64's end.
+# Numbers beyond these have no use, and products of them stay within a float32, or an int64. NumPy's
+# seeds end earlier.
+MOST, MOST_REAL = 2**31 - 1, 1e6
 AT_MOST = {"seed": 2**32 - 1}
-MOST = 2**31 - 1
 # A fifth of the training images chooses the linear probe's L2.
 LEAST_IMAGES = 5
 
@@ -218,9 +219,9 @@ def validate(config: Config) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
                 refuse(name, "a finite number")
-            most = AT_MOST.get(name, MOST)
-            if isinstance(number, int) and number > most:
-                refuse(name, f"at most {most}")
+            most = MOST_REAL if isinstance(number, float) else AT_MOST.get(name, MOST)
+            if isinstance(number, int | float) and number > most:
+                refuse(name, f"at most {most:g}" if most == MOST_REAL else f"at most {most}")
     for name, least in AT_LEAST.items():
         value = getattr(config, name)
         if value is not None and value < least:

@@ -30,6 +30,8 @@ class Interruption:
     ) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if self.requested and error is None:  # it came too late for a step to see it
+            raise KeyboardInterrupt
 
     def request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

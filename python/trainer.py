@@ -30,6 +30,8 @@ from repulsion import Affinity, Repulsion
 
 # channel_std is 1 when embeddings point everywhere and 0 when they all point the same way.
 COLLAPSED_BELOW = 0.2
+# What an entry of the history has.
+HISTORY = {"step", "epoch", "knn", "feature_rank", "loss", "z_std", "z_rank"}
 
 
 class Trainer:
@@ -140,10 +142,11 @@ class Trainer:
                 evaluate.embed(encoder, data, images, self.device)
                 for images in (data.train_images, data.test_images)
             )
-        if not (train.isfinite().all() and test.isfinite().all()):
+        # Squares, since what follows takes norms and deviations.
+        if not all(part.square().mean().isfinite() for part in (train, test)):
             raise UserError(
-                f"step {self.step}: the encoder's features are not finite; try a lower --lr, or "
-                "another --encoder"
+                f"step {self.step}: the encoder's features are not finite, or beyond 1e19; try a "
+                "lower --lr, or another --encoder"
             )
         return train, test
 
@@ -238,7 +241,7 @@ class Trainer:
                         )
                         since += time.perf_counter() - paused  # not part of ms_per_step
                         bar.write(self.progress_line())
-                stops = interruption.requested and not last
+                stops = interruption.requested
                 if self.step % config.checkpoint_every == 0 or last or stops:
                     self.finite(terms)  # A checkpoint is worth going back to.
                     self.save(file)
@@ -312,11 +315,18 @@ class Trainer:
                 f"{state['csv_bytes']}: it was changed. Start again with another --out."
             )
         read_metrics(self.csv_path, state["csv_bytes"])
+        step, seconds, history = state["step"], float(state["seconds"]), state["history"]
+        if type(step) is not int or not 0 <= step <= self.total_steps:
+            raise ValueError(f"step {step!r} of {self.total_steps}")
+        if not all(entry.keys() >= HISTORY for entry in history):
+            raise ValueError(f"an evaluation lacks one of {', '.join(sorted(HISTORY))}")
+        if step == self.total_steps and not history:
+            raise ValueError("no evaluation at its last step")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name, part in self.repulsion_parts().items():
             part.load_state_dict(state["repulsion"][name])
-        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.step, self.seconds, self.history = step, seconds, history
         with writing(self.csv_path):
             os.truncate(self.csv_path, state["csv_bytes"])  # Rows after the checkpoint come again.
         checkpoint.restore_random_states(state["random"])

@@ -9,8 +9,13 @@ report says which arms still lack seeds.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
+
+# As in train.py: Ctrl-C while the libraries load.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the trainer's modules
 
@@ -20,7 +25,7 @@ from ablation import report
 from ablation.plan import QUICK, Sweep, plan
 from ablation.runs import carry_out, read_runs
 from config import validate
-from errors import in_words, writing
+from errors import Interrupted, in_words, writing
 from train import make_folder
 
 
@@ -44,7 +49,12 @@ def run(sweep: Sweep) -> None:
         finished = {result["key"] for result in read_runs(path)}
         todo = [run for run in planned if run.key not in finished]
         print(f"{len(planned)} runs, {len(planned) - len(todo)} of them done")
-        carry_out(todo, sweep.workers, path)
+        try:
+            carry_out(todo, sweep.workers, path)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "interrupted. Repeat the command: it goes on with the runs that are not done."
+            ) from None
     keys = {run.key for run in planned}
     # An interrupted sweep may have left a run twice; the last one counts.
     results = {result["key"]: result for result in read_runs(path) if result["key"] in keys}
@@ -56,4 +66,6 @@ def run(sweep: Sweep) -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

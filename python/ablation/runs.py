@@ -129,8 +129,13 @@ def carry_out(todo: list[Run], workers: int, path: Path) -> None:
             done(count, measure(run))
         return
     spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_at_ctrl_c) as pool:
-        futures = [pool.submit(measure, run) for run in todo]
+    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        # Workers inherit that they ignore Ctrl-C: this process ends them, and it alone says so.
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            futures = [pool.submit(measure, run) for run in todo]
+        finally:
+            signal.signal(signal.SIGINT, heard)
         try:
             for count, future in enumerate(as_completed(futures), 1):
                 done(count, future.result())
@@ -144,8 +149,3 @@ def carry_out(todo: list[Run], workers: int, path: Path) -> None:
                     "command, with fewer --workers: it goes on with the runs that are not done."
                 ) from error
             raise
-
-
-def end_at_ctrl_c() -> None:
-    """In a worker: the parent alone says that the sweep was interrupted."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

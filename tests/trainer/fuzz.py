@@ -8,6 +8,7 @@ Each is made from (seed, number) alone, so `--only NUMBER` repeats one. A test r
 """
 
 import argparse
+import contextlib
 import io
 import os
 import pickle
@@ -22,6 +23,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -31,9 +33,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 
+import checkpoint
+import data
 import plots
 import train
+from cifar import read_batch
 from config import METHODS, Config
+from errors import UserError
 from trainer import Trainer
 
 SMALL = (
@@ -465,6 +471,33 @@ def tries(
     return ends
 
 
+def cuts() -> int:
+    """Every kind of file that is read, cut at every length: whole or refused in words."""
+    count = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder, chance = Path(name), random.Random(0)
+        path = folder / "file"
+        checkpoint.save(path, {"network": {str(i): torch.randn(20) for i in range(4)}})
+        cifar(chance, folder)
+        readers: list[tuple[bytes, Callable[[], Any]]] = [
+            (path.read_bytes(), lambda: checkpoint.load(path)),
+            *(((folder / "cifar" / f"data_batch_{i}").read_bytes(), lambda: read_batch(path))
+              for i in range(1, 4)),
+        ]  # fmt: skip
+        for suffix in ("png", "jpg", "gif", "bmp", "tif", "webp"):
+            for _ in range(5):
+                files = {"a": [path]}
+                read = partial(data._read_images, files, ("a", "b"), 8)
+                readers.append((image(chance, suffix), read))
+        for content, read in readers:
+            for size in range(len(content)):
+                path.write_bytes(content[:size])
+                with contextlib.suppress(UserError):
+                    read()
+                count += 1
+    return count
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tries", type=int, default=2000)
@@ -475,6 +508,8 @@ def main() -> None:
     ends = tries(numbers, chosen.seed, show=chosen.only is not None)
     said = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
     print(f"{len(numbers)} tries, seed {chosen.seed}: {said}")
+    if chosen.only is None:
+        print(f"{cuts()} files cut, one at every length of every kind: whole or refused")
     sys.exit(not ends.keys() <= {f"status {status}" for status in RIGHT})
 
 

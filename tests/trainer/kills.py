@@ -1,6 +1,7 @@
 """Kills a run at random moments, resumes it, and compares it with one that nobody stopped.
 
     python tests/trainer/kills.py --kills 50
+    python tests/trainer/kills.py --kills 20 --signal INT    Ctrl-C: without a traceback, besides
 
 SIGKILL cannot be caught: whatever is half written stays so. Weights (MoCo: momentum encoder, queue
 and its place, too; θd and its batch norm), optimisers, random states, CSV and history have to be
@@ -55,24 +56,33 @@ def rows(out: Path) -> int:
     return metrics.read_text().count("\n") if metrics.exists() else 0
 
 
-def kill_once(out: Path, words: Sequence[str], when: Callable[[float], bool]) -> bool:
-    """Start or resume the run; kill it once when(seconds since the start) says so.
+def kill_once(
+    out: Path,
+    words: Sequence[str],
+    when: Callable[[float], bool],
+    how: signal.Signals = signal.SIGKILL,
+) -> bool:
+    """Start or resume the run; signal it once when(seconds since the start) says so.
 
     False if it came to its end before.
     """
-    began = time.monotonic()
-    process = subprocess.Popen(
-        command(out, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=environment(),
-    )  # fmt: skip
-    while process.poll() is None:
-        if when(time.monotonic() - began):
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    status = process.wait()
-    assert status in (0, -signal.SIGKILL), f"the run ended by itself with status {status}"
-    return status == -signal.SIGKILL
+    began, sent = time.monotonic(), False
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            command(out, *words), stdout=subprocess.DEVNULL, stderr=stderr, env=environment()
+        )
+        while process.poll() is None:
+            if not sent and when(time.monotonic() - began):
+                process.send_signal(how)
+                sent = True
+            time.sleep(0.002)
+        stderr.seek(0)
+        said = stderr.read().decode()
+    # 130: it said what to do. By the signal itself: it could not, or had not begun to listen.
+    ends = (0, -how) if how == signal.SIGKILL else (0, -how, 130)
+    assert process.returncode in ends, f"it ended with status {process.returncode}: {said}"
+    assert "Traceback" not in said, said
+    return process.returncode != 0
 
 
 def rows_without_time(path: Path) -> list[list[str]]:
@@ -134,7 +144,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the moments, not of the training")
     parser.add_argument("--epochs", type=int, default=40, help="4 steps each")
+    parser.add_argument("--signal", default="KILL", choices=("KILL", "INT", "TERM"))
     options = parser.parse_args()
+    how = signal.Signals[f"SIG{options.signal}"]
     chance, kills, ends = random.Random(options.seed), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for i, method in enumerate(METHODS):
@@ -143,9 +155,11 @@ def main() -> None:
             assert finish(whole, *words).returncode == 0
             share = options.kills * (i + 1) // len(METHODS)
             while kills < share:
-                kills += (alive := kill_once(killed, (*words, "--resume"), moment(chance, killed)))
+                when = moment(chance, killed)
+                killed_it = kill_once(killed, (*words, "--resume"), when, how)
+                kills += killed_it
                 print(f"{kills} kills; {' '.join(method)} at row {rows(killed)}", flush=True)
-                if not alive:
+                if not killed_it:
                     ends += 1
                     check(whole, killed)
                     shutil.rmtree(killed)
@@ -153,7 +167,10 @@ def main() -> None:
             assert done.returncode == 0, done.stderr
             ends += 1
             check(whole, killed)
-    print(f"{kills} kills, seed {options.seed}: {ends} runs to the end, each as one never stopped")
+    print(
+        f"{kills} kills by {how.name}, seed {options.seed}: {ends} runs to the end, each as one "
+        "never stopped"
+    )
 
 
 def check(whole: Path, killed: Path) -> None:

@@ -102,6 +102,8 @@ def whole(tmp_path_factory) -> Path:
         ({"lr": float("nan")}, "--lr: got nan"),
         ({"lr": -1.0}, "--lr: got -1.0"),
         ({"predictor_lr": -1.0}, "--predictor-lr: got -1.0"),
+        ({"lr": 1e300}, "--lr: got 1e+300; want at most 1e+06"),
+        ({"predictor_lr": 1e39}, "--predictor-lr: got 1e+39; want at most 1e+06"),
         ({"affinity_lr": float("inf")}, "--affinity-lr: got inf"),
         ({"repulsion_clip": float("nan")}, "--repulsion-clip: got nan"),
         ({"ema": float("nan")}, "--ema: got nan"),
@@ -262,6 +264,28 @@ def test_ctrl_c_ends_after_the_step_and_costs_nothing(
     assert difference(whole, tmp_path / "out") is None
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["in the last step", "after it"])
+def test_ctrl_c_at_the_end_of_a_method_does_not_begin_the_next(command, monkeypatch, late):
+    step, save = Trainer.train_step, Trainer.save
+
+    def step_and_press(self, images):
+        if self.step == 2 and not late:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, images)
+
+    def save_and_press(self, file):
+        save(self, file)
+        if self.step == 3 and late:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "train_step", step_and_press)
+    monkeypatch.setattr(Trainer, "save", save_and_press)
+    ended = command(method="all-simsiam")
+    assert ended.status == 130
+    assert "simsiam-multicrop" not in ended.out
+    assert "--resume" in ended.err
+
+
 def test_a_second_ctrl_c_ends_at_once(command, tmp_path, monkeypatch):
     def press_twice(self, images):
         os.kill(os.getpid(), signal.SIGINT)
@@ -320,10 +344,22 @@ def test_features_that_are_not_finite_are_said(command, tmp_path, factory):
     assert "features are not finite" in ended.err or "the loss is nan" in ended.err
 
 
-def test_a_loss_that_is_not_finite_is_said_with_its_terms(command):
-    ended = command(lr=1e30, epochs=3)
+def test_a_loss_that_is_not_finite_is_said_with_its_terms_and_not_saved(
+    command, tmp_path, monkeypatch
+):
+    set_lr = Trainer.set_lr
+
+    def poison(self):
+        if self.step == 1:
+            self.network.predictor[0].weight.data.fill_(float("nan"))
+        return set_lr(self)
+
+    monkeypatch.setattr(Trainer, "set_lr", poison)
+    ended = command(log_every=MOST)  # the step of a checkpoint, not of a row
     assert ended.status == 1
+    assert "step 2: the loss is nan (total nan, gg nan, lg nan, ll " in ended.err
     assert "try a lower --lr" in ended.err
+    assert not (tmp_path / "out" / "checkpoint.pt").exists()
 
 
 @pytest.fixture
@@ -352,6 +388,13 @@ def drop(key: str) -> Callable[[dict], None]:
         lambda state: state.update(config=[1]),
         lambda state: state["network"].popitem(),
         lambda state: state.update(csv_bytes=None),
+        lambda state: state.update(step=[]),
+        lambda state: state.update(step=4),
+        lambda state: state.update(step=-1),
+        lambda state: state.update(step=3),  # the last, but there is no evaluation
+        lambda state: state.update(seconds="x"),
+        lambda state: state.update(history=[{"knn": 0.5}]),
+        lambda state: state.update(history=[0.5]),
         lambda state: state["random"].update(torch=torch.zeros(3)),
         lambda state: state["optimizer"].update(param_groups=[]),
     ],

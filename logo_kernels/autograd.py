@@ -7,7 +7,7 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -78,13 +78,26 @@ def reverse_mode_only(name: str, *tensors: Tensor | None) -> None:
             f"which its kernels do not serve; call it on plain tensors, and differentiate by "
             f"backward() or torch.autograd.grad"
         )
-    if forward_ad._current_level >= 0:
-        for tensor in tensors:
-            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-                raise RuntimeError(
-                    f"{name} has no forward-mode derivative, and got a dual tensor; differentiate "
-                    f"by backward() or torch.autograd.grad"
-                )
+    no_tangents(name, tensors)
+
+
+def no_tangents(name: str, tensors: Iterable[Tensor | None]) -> None:
+    """Refuses dual tensors; in backward, of an upstream gradient that carries a tangent."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(
+                f"{name} has no forward-mode derivative, and got a dual tensor; differentiate "
+                f"by backward() or torch.autograd.grad"
+            )
+
+
+def primal(constant: Tensor | None) -> Tensor | None:
+    """`constant` without a tangent: a dual tensor has one, which a constant passes on to nobody."""
+    if constant is None or torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return constant
+    return constant.detach()
 
 
 def kept(constant: Tensor | None) -> Tensor | None:
@@ -96,6 +109,8 @@ def kept(constant: Tensor | None) -> Tensor | None:
 
 def batched(upstream: Tensor) -> bool:
     """Whether backward runs for many upstream gradients at once (is_grads_batched, vmap)."""
+    if torch.compiler.is_compiling():
+        return False
     return is_legacy_batchedtensor(upstream) or peek_interpreter_stack() is not None
 
 

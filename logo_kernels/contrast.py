@@ -4,13 +4,20 @@ operators and its place in the graph.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .autograd import kept, need_gradients, once, reverse_mode_only
+from .autograd import (
+    kept,
+    need_gradients,
+    no_tangents,
+    once,
+    primal,
+    reverse_mode_only,
+)
 from .backends import AUTO, BACKENDS, Key
 from .buffers import compute_dtype, gradient_for
 from .operators import Operator
@@ -255,7 +262,9 @@ def contrast(
 
     A single global crop has no positives: it is no query, and its gradient is zero.
     """
-    reverse_mode_only("InfoNCE", global_crops, local_crops)
+    learned = temperature if isinstance(temperature, Tensor) else None
+    reverse_mode_only("InfoNCE", global_crops, local_crops, learned)
+    positives, negatives = cast(Tensor, primal(positives)), primal(negatives)
     tensor, number = None, 1.0
     if isinstance(temperature, Tensor):
         tensor = temperature.to(compute_dtype(global_crops, local_crops, positives, negatives))
@@ -317,6 +326,7 @@ class InfoNCE(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 10
+        no_tangents("InfoNCE", (upstream,))
         to_global, to_local, _, _, _, to_temperature = ctx.needs_input_grad[:6]
         wanted = to_global and ctx.unasked is None, to_local, to_temperature
         saved = ctx.saved_tensors

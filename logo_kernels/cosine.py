@@ -16,7 +16,9 @@ from .autograd import (
     graph_is_kept,
     has_value,
     need_gradients,
+    no_tangents,
     once,
+    primal,
     references,
     reverse_mode_only,
 )
@@ -154,7 +156,7 @@ def cosine_loss(
         like = y if x is None else x
         tensor = cast(Tensor, like).new_ones((), dtype=compute_dtype(x, y, t, r)) * weight
         weight = 1.0
-    arguments = x, y, t, r, weight, tensor, repulsion, pair_reduction, reduction
+    arguments = x, y, primal(t), r, weight, tensor, repulsion, pair_reduction, reduction
     if torch.is_grad_enabled() and need_gradients(x, y, r):
         made = Cosine.apply(*arguments, backend, with_terms)
         return made if with_terms else (made, None)
@@ -205,6 +207,7 @@ class Cosine(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 11
+        no_tangents("logo_loss", (upstream,))
         to_x, to_y, to_r, row_scale = ctx.saved_tensors
         found = scaled([to_x, to_y, to_r], upstream, row_scale, ctx.first_rows)
         to_x, to_y, to_r = once(found, upstream, *ctx.inputs)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .autograd import reverse_mode_only
 from .units import UnitRows
 
 
@@ -70,6 +71,8 @@ class NegativeQueue(nn.Module):
             raise ValueError(
                 f"keys must be [B, {dim}] or [B, P, {dim}], got shape {list(keys.shape)}"
             )
+        reverse_mode_only("NegativeQueue.enqueue")
+        self._leave_inference_mode()
         rows = keys.detach().reshape(-1, dim)
         count = len(rows)
         kept = rows[-size:] if count > size else rows
@@ -78,6 +81,13 @@ class NegativeQueue(nn.Module):
         places = torch.arange(count - len(kept), count, device=self.keys.device)
         self.keys.index_copy_(0, (self.pointer + places) % size, units)
         self.pointer.copy_((self.pointer + count) % size)
+
+    def _leave_inference_mode(self) -> None:
+        """Keys made under torch.inference_mode cannot be written outside: copies can."""
+        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+            return
+        if self.keys.is_inference():
+            self.keys, self.pointer = self.keys.clone(), self.pointer.clone()
 
     def extra_repr(self) -> str:
         size, dim = self.keys.shape

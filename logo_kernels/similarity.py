@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .autograd import kept, need_gradients, once, reverse_mode_only
+from .autograd import kept, need_gradients, no_tangents, once, reverse_mode_only
 from .backends import AUTO, BACKENDS, Key
 from .buffers import gradient_for
 from .operators import Operator
@@ -129,6 +129,7 @@ class Similarity(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        no_tangents("block_cosine_similarity", (grad,))
         to_a, to_b, _ = ctx.needs_input_grad
         a, b = ctx.saved_tensors
         call = SimilarityBackwardCall(grad, a, b, to_a, to_b)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..autograd import once, references
+from ..autograd import batched, no_tangents, once, references
 from ..buffers import compute_dtype
 from . import norm as layers
 from . import products
@@ -65,6 +65,7 @@ class Affinity(torch.autograd.Function):
         value, ctx.seen, kept = forward(a, c, second, mlp, states, 0, "softplus", needed, backend)
         ctx.save_for_backward(unit, factors, u, v, second, *kept)
         ctx.inputs = *references(z), *parameters
+        ctx.shared = any(map(layers.is_shared, states))
         ctx.backend, ctx.dtype, ctx.view_major = backend, z.dtype, is_view_major(z)
         return value
 
@@ -133,6 +134,7 @@ class Objective(torch.autograd.Function):
         ctx.save_for_backward(unit, noise, second, *kept, *far_kept)
         ctx.shape = len(u), 2 * u.shape[1]
         ctx.inputs = mlp
+        ctx.shared = any(map(layers.is_shared, states))
         ctx.seen, ctx.backend, ctx.deviation = (seen, far_seen), backend, deviation
         return (unlike - alike if noise is None else unlike + alike).mean()
 
@@ -285,8 +287,42 @@ def guarded(
     gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]], ctx: Any, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients that are found, once differentiable."""
+    no_tangents("LocalAffinity", (grad,))
+    if batched(grad):
+        gradients = one_by_one(gradients)
     if not torch.is_grad_enabled():
         return gradients(ctx, grad)
     with torch.no_grad():
         found = gradients(ctx, grad)
     return tuple(once(found, grad, *ctx.inputs))
+
+
+def one_by_one(
+    gradients: Callable[[Any, Tensor], tuple[Tensor | None, ...]],
+) -> Callable[[Any, Tensor], tuple[Tensor | None, ...]]:
+    """`gradients` of a batched upstream gradient, [] or [B]: they are linear in it.
+
+    Products write in place, which torch refuses for batched tensors, so each image's share is found
+    for an upstream gradient of one, and then weighed.
+    """
+
+    def summed(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.shared:
+            raise RuntimeError(
+                "LocalAffinity with SyncBatchNorm over several ranks takes no batched gradients "
+                "(is_grads_batched, vmap); loop over the upstream gradients"
+            )
+        total: list[Tensor | None] = []
+        for image in range(grad.numel()):
+            one = torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)
+            one.view(-1)[image] = 1
+            weight = grad if grad.ndim == 0 else grad[image]
+            shares = [None if g is None else (g * weight).to(g.dtype) for g in gradients(ctx, one)]
+            total = [added(*both) for both in zip(total, shares, strict=True)] if total else shares
+        return tuple(total)
+
+    return summed
+
+
+def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else a + b

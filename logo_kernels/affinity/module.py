@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import checks
-from ..autograd import reverse_mode_only
+from ..autograd import need_gradients, no_tangents, reverse_mode_only
 from ..backends import AUTO, BACKENDS, backend_for
 from ..buffers import compute_dtype
 from ..units import autocast_dtype
@@ -223,7 +223,21 @@ class LocalAffinity(nn.Sequential):
         if z.device != first.device:
             raise ValueError(f"local is on {z.device}, the affinity on {first.device}; move one")
         reverse_mode_only("LocalAffinity", z)
+        no_tangents("LocalAffinity", self.parameters())
+        if not torch.compiler.is_compiling() and first.is_inference():
+            self._check_inference(z, first)
         return z
+
+    def _check_inference(self, z: Tensor, first: Tensor) -> None:
+        """Inference tensors can be read; neither written nor saved for backward."""
+        if torch.is_inference_mode_enabled():
+            return
+        if self.training or (torch.is_grad_enabled() and need_gradients(z, first)):
+            raise RuntimeError(
+                "this LocalAffinity was made under torch.inference_mode, so that autograd cannot "
+                "save its parameters and training cannot write its statistics; make it outside, or "
+                "take copy.deepcopy of it"
+            )
 
     def _first_parameter(self, z: Tensor) -> Tensor:
         """For what all parameters have in common; the crops', should there be none."""

@@ -45,6 +45,11 @@ def _group(norm: BatchNorm) -> Any:
     return group if dist.get_world_size(group) > 1 else None
 
 
+def is_shared(of: State) -> bool:
+    """Whether ranks share the statistics."""
+    return of[6] is not None
+
+
 def _in_parts(of: State, wide: torch.dtype) -> bool:
     mean, _, _, batch, _, _, group = of
     return group is not None or (batch and mean is not None and mean.dtype != wide)

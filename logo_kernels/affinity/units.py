@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..autograd import once, references
+from ..autograd import batched, no_tangents, once, references
 from ..backends import Key
 from ..operators import Operator
 from .pairs import key_of
@@ -105,9 +105,10 @@ class Unit(torch.autograd.Function):
         return units
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        no_tangents("LocalAffinity", (upstream,))
         units, factors = ctx.saved_tensors
-        call = UnitBackwardCall(
-            grad.detach().contiguous(), units, factors, ctx.dtype, ctx.view_major
-        )
-        return *once(unit_backward(call, ctx.backend), grad, *ctx.inputs), None, None
+        grad = upstream if batched(upstream) else upstream.detach()  # a batched one cannot
+        given = grad.contiguous(), units, factors, ctx.dtype, ctx.view_major
+        found = unit_backward(UnitBackwardCall(*given), ctx.backend)
+        return *once(found, upstream, *ctx.inputs), None, None

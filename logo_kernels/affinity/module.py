@@ -25,6 +25,8 @@ LAYERS = (
     (nn.Linear,), _NORMS, (nn.ReLU,), (nn.Linear,), _NORMS, (nn.ReLU,), (nn.Linear,)
 )  # fmt: skip
 
+_WHOLE = (nn.Parameter, Tensor, type(None))  # no parts of a tensor on several ranks
+
 OBJECTIVES = ("logistic", "difference")
 
 # Standard deviation of a positive's noise, times √D (the authors' code).
@@ -53,6 +55,15 @@ def _are_plain(layers: tuple[Any, ...]) -> bool:
         if not torch.compiler.is_compiling() and "forward" in layer.__dict__:
             return False
     return True
+
+
+def _check_whole(weight: Any) -> None:
+    if hasattr(weight, "full_tensor"):
+        raise RuntimeError(
+            "the parameters of this LocalAffinity are sharded (fully_shard); only a call of the "
+            "module gathers them: call affinity(local, objective=...) instead of "
+            "affinity.objective(local)"
+        )
 
 
 def _fit(first: Any, norm: Any, _: Any, second: Any, other: Any, __: Any, last: Any) -> bool:
@@ -175,6 +186,9 @@ class LocalAffinity(nn.Sequential):
         normal with standard deviation 0.3/√D, drawn once per image for each place of the pair (the
         authors' code). Positives and negatives pass batch norm as two batches.
 
+        On an affinity inside DistributedDataParallel, this method (``ddp.module.objective``) would
+        leave each rank its own gradient: ``ddp(local, objective=form)`` averages them.
+
         Args:
             local: as for ``forward``, B ≥ 2; detached: no gradient flows to it.
             form: "logistic" (the authors' code) or "difference" (the paper).
@@ -251,7 +265,11 @@ class LocalAffinity(nn.Sequential):
     def _is_fused(self, z: Tensor, dtype: torch.dtype) -> bool:
         """Whether kernels replace the layers: all are as they were made, and none is hooked."""
         layers = tuple(self._modules.values())
-        return _are_plain(layers) and _fit(*layers) and has_kernels(self.backend, z.device, dtype)
+        if not _are_plain(layers):
+            return False
+        if type(layers[0]._parameters["weight"]) not in _WHOLE:
+            _check_whole(layers[0]._parameters["weight"])
+        return _fit(*layers) and has_kernels(self.backend, z.device, dtype)
 
     def _units(self, z: Tensor) -> Tensor:
         """ẑ for the plain form; autocast rounds it there."""

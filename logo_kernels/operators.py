@@ -43,6 +43,7 @@ _SCHEMA = {
 }
 
 _library = torch.library.Library("logo_kernels", "DEF")
+OPERATORS: dict[str, Operator[Any, Any]] = {}  # by name, all that are made
 
 
 C = TypeVar("C")  # a Call: its `key` tells the facts by which a backend is chosen
@@ -64,6 +65,7 @@ class Operator(Generic[C, R]):
         _library.impl(name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"logo_kernels::{name}", self._fake, lib=_library)
         self.registered = getattr(torch.ops.logo_kernels, name).default
+        OPERATORS[name] = self
 
     def __call__(self, call: C, backend: str) -> R:
         """Fills a result, past torch's dispatcher if nothing but the kernel would see the call.

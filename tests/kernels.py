@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from logo_kernels import contrast, cosine, similarity
-from logo_kernels.affinity import pairs, units
 from logo_kernels.backends import BACKENDS, Backend
-from logo_kernels.operators import Operator
-
-OPERATORS: dict[str, Operator] = {
-    one.name: one
-    for room in (cosine, similarity, contrast, pairs, units)
-    for one in vars(room).values()
-    if isinstance(one, Operator)
-}
+from logo_kernels.operators import OPERATORS
 
 
 class Kernels:

@@ -17,7 +17,7 @@ Key = tuple[str, torch.device, tuple[torch.dtype, ...], int, int]
 class Request(NamedTuple):
     """The facts of a call, by which a backend says whether it serves it."""
 
-    operation: str  # "cosine" | "similarity" | "scale" | "info_nce" | "affinity"
+    operation: str  # as preference.py names them
     device: str  # torch.device.type
     dtypes: frozenset[torch.dtype]
     crops: int  # rows of one image that are read: crops, targets and features, V + W, or 0

@@ -74,7 +74,7 @@ def test_rows_survive_an_interrupt(tmp_path):
         "    benchmark.extra_info['case'] = 'whole'\n"
         "    take_turns(benchmark, {'ours': lambda: None}, time.perf_counter, PACE)\n\n"
         "def test_second(benchmark):\n"
-        "    left = iter([None] * 4)\n"
+        "    left = iter([None] * 2)\n"
         "    def step():\n"
         "        if next(left, 'none') == 'none':\n            raise KeyboardInterrupt\n"
         "    take_turns(benchmark, {'ours': step}, time.perf_counter, PACE)\n"

@@ -64,6 +64,17 @@ def references(*inputs: Tensor | None) -> tuple[ReferenceType[Tensor], ...]:
     return tuple(ref(one) for one in inputs if one is not None and one.requires_grad)
 
 
+def outputs(
+    ctx: Any, total: Tensor, terms: Tensor | None, with_terms: bool
+) -> Tensor | tuple[Tensor, Tensor | None]:
+    """What a loss's Function returns: its total, and the detached terms for those who ask."""
+    if not with_terms:  # a second output costs the host more than its allocation
+        return total
+    ctx.mark_non_differentiable(terms)
+    ctx.set_materialize_grads(False)  # no zeros for the gradient of terms
+    return total, terms
+
+
 def need_gradients(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 

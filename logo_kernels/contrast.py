@@ -15,6 +15,7 @@ from .autograd import (
     need_gradients,
     no_tangents,
     once,
+    outputs,
     primal,
     reverse_mode_only,
 )
@@ -316,11 +317,7 @@ class InfoNCE(torch.autograd.Function):
         if global_crops is not None and call.global_crops is None and ctx.needs_input_grad[0]:
             ctx.unasked = global_crops.shape, global_crops.dtype
         ctx.temperature, ctx.backend = temperature, backend
-        if not with_terms:  # a second output costs the host more than its allocation
-            return total
-        ctx.mark_non_differentiable(terms)
-        ctx.set_materialize_grads(False)  # no zeros for the gradient of terms
-        return total, terms
+        return outputs(ctx, total, terms, with_terms)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:

@@ -18,13 +18,14 @@ from .autograd import (
     need_gradients,
     no_tangents,
     once,
+    outputs,
     primal,
     references,
     reverse_mode_only,
 )
 from .backends import AUTO, Key, backend_for
 from .backends.protocol import scale_factor
-from .buffers import compute_dtype, gradient_like, present
+from .buffers import compute_dtype, gradient_for, present
 from .operators import Operator
 from .weights import attraction_weights, repulsion_weight
 
@@ -113,12 +114,11 @@ class CosineResult(NamedTuple):
     @classmethod
     def empty(cls, call: CosineCall) -> CosineResult:
         """Uninitialised buffers."""
-        x, y, t, r = call[:4]
-        online = call.online
-        dtype = compute_dtype(x, y, t, r)
-        to_x = gradient_like(x) if call.grad_global and x is not None else None
-        to_y = gradient_like(y) if call.grad_local and y is not None else None
-        to_r = gradient_like(r) if call.grad_features and r is not None else None
+        x, y, _, r = call[:4]
+        online, dtype = call.online, call.dtype
+        to_x = gradient_for(x, call.grad_global)
+        to_y = gradient_for(y, call.grad_local)
+        to_r = gradient_for(r, call.grad_features)
         row_scale = None
         for gradient in (to_x, to_y, to_r):
             if gradient is not None and gradient.dtype == torch.float16:
@@ -188,7 +188,7 @@ class Cosine(torch.autograd.Function):
         t: Tensor | None,
         r: Tensor | None,
         *options: Any,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
         *numbers, backend, with_terms = options
         to_x, to_y, _, to_r = ctx.needs_input_grad[:4]
         call = CosineCall(x, y, t, r, *numbers, to_x, to_y, to_r)  # type: ignore[call-arg]
@@ -197,11 +197,7 @@ class Cosine(torch.autograd.Function):
         ctx.inputs = references(x, y, r)
         globals_, locals_ = 0 if x is None else x.shape[1], 0 if y is None else y.shape[1]
         ctx.first_rows = 0, globals_, globals_ + locals_
-        if not with_terms:  # a second output costs the host more than its allocation
-            return total
-        ctx.mark_non_differentiable(terms)
-        ctx.set_materialize_grads(False)  # no zeros for the gradient of terms
-        return total, terms
+        return outputs(ctx, total, terms, with_terms)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:

@@ -1,9 +1,9 @@
 """The backends of the compiled extension: how records become the arguments of a launcher.
 
 The extension tells the name and the kind of each field of a launcher, from the list of its problem
-(csrc/include/logo/problem.h). A field takes the value of the Call or the Result under its name; it
-is absent if neither has it. So no operation is written out here; cuda.py names those that need
-memory of their own.
+(csrc/include/logo/problem.h). A field takes the value of the Result, the Call or the Call's `sizes`
+under its name; it is absent if none has it. So no operation is written out here; cuda.py names
+those that need memory of their own.
 """
 
 from __future__ import annotations

@@ -74,16 +74,18 @@ def test_rows_survive_an_interrupt(tmp_path):
         "    benchmark.extra_info['case'] = 'whole'\n"
         "    take_turns(benchmark, {'ours': lambda: None}, time.perf_counter, PACE)\n\n"
         "def test_second(benchmark):\n"
-        "    left = iter([None] * 2)\n"
+        "    left = iter([None] * 4)\n"
         "    def step():\n"
         "        if next(left, 'none') == 'none':\n            raise KeyboardInterrupt\n"
         "    take_turns(benchmark, {'ours': step}, time.perf_counter, PACE)\n"
     )
     folder = Path(bench_cosine.__file__).parent
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # In what it takes for a worker of pytest-xdist, pytest-benchmark times and files nothing.
+    inherited = {name: value for name, value in os.environ.items() if "XDIST" not in name}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "test_them.py", "--benchmark-json=rows.json"],
-        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
+        cwd=tmp_path, capture_output=True, text=True, env={**inherited, "PYTHONPATH": path},
     )  # fmt: skip
     assert done.returncode == 2, done.stdout + done.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())["benchmarks"]

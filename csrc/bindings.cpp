@@ -89,6 +89,13 @@ PYBIND11_MODULE(_C, m) {
       "For tests: the instruction set of all later calls.");
   py::module_ of_cuda = m.def_submodule("cuda", "The CUDA kernels, if the build found nvcc.");
   bind_cuda(of_cuda);
+  // MKL, which torch takes for products, is slow on the processors of others.
+  m.attr("intel") =
+#if defined(__x86_64__)
+      bool(__builtin_cpu_is("intel"));
+#else
+      false;
+#endif
   m.attr("openmp") =
 #if defined(_OPENMP)
       true;

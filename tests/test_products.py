@@ -1,5 +1,7 @@
 """The affinity's products against float64, by oneDNN and without it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -32,6 +34,7 @@ def by(request, monkeypatch):
             return fast(*arguments)
 
         monkeypatch.setattr(products, "onednn", lambda: counted)
+        monkeypatch.setattr(products, "onednn_is_ahead", lambda: True)
     else:
         monkeypatch.setattr(products, "onednn", lambda: None)
     return request.param, calls
@@ -76,13 +79,25 @@ def test_other_dtypes_go_to_torch(by, dtype):
 
 
 @needs_onednn
-def test_the_users_switch():
+def test_the_users_switch(monkeypatch):
     """torch.backends.mkldnn.flags(enabled=False) leaves torch's own choice."""
+    monkeypatch.setattr(products, "onednn_is_ahead", lambda: True)
     x, weight = torch.randn(512, 128), torch.randn(256, 128)
     with torch.backends.mkldnn.flags(enabled=False):
         assert torch.equal(products.linear(x, weight), torch.nn.functional.linear(x, weight))
         assert products._fast(x, 256) is None
     assert products._fast(x, 256) is not None
+
+
+@needs_onednn
+def test_mkl_serves_its_makers_processors(monkeypatch):
+    x = torch.randn(512, 128)
+    for intel in (True, False):
+        monkeypatch.setattr(products, "extension", SimpleNamespace(intel=intel))
+        products.onednn_is_ahead.cache_clear()
+        assert (products._fast(x, 256) is None) == intel
+    monkeypatch.undo()
+    products.onednn_is_ahead.cache_clear()
 
 
 @needs_onednn

@@ -291,8 +291,9 @@ __global__ void __launch_bounds__(kAffinityThreads, 4)
       float a[N], c[N], to_a[N], to_c[N];
       load<T>(p.a, at_a + crop * p.width, a);
       load<T>(p.c, at_c + crop * p.width, c);
-      load_floats(p.to_a, at_a + crop * p.width, to_a);
-      load_floats(p.to_c, at_c + crop * p.width, to_c);
+      // They may lie where the gradients are written: one thread reads and writes a number.
+      load_written_floats(p.to_a, at_a + crop * p.width, to_a);
+      load_written_floats(p.to_c, at_c + crop * p.width, to_c);
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         const float d = a[k] - first_a[k], e = c[k] - first_c[k];

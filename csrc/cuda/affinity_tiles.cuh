@@ -143,6 +143,14 @@ __device__ __forceinline__ void load(const void* from, int64_t index, float (&va
 }
 
 template <int N>
+__device__ __forceinline__ void put_floats(const float4& four, float (&values)[N], int k) {
+  values[k] = four.x;
+  values[k + 1] = four.y;
+  values[k + 2] = four.z;
+  values[k + 3] = four.w;
+}
+
+template <int N>
 __device__ __forceinline__ void load_floats(const void* from, int64_t index, float (&values)[N]) {
   const float* const at = static_cast<const float*>(from) + index;
   if constexpr (N == 1) {
@@ -150,11 +158,22 @@ __device__ __forceinline__ void load_floats(const void* from, int64_t index, flo
   } else {
 #pragma unroll
     for (int k = 0; k < N; k += 4) {
-      const float4 four = __ldg(reinterpret_cast<const float4*>(at + k));
-      values[k] = four.x;
-      values[k + 1] = four.y;
-      values[k + 2] = four.z;
-      values[k + 3] = four.w;
+      put_floats(__ldg(reinterpret_cast<const float4*>(at + k)), values, k);
+    }
+  }
+}
+
+// Of memory that this kernel may write to: __ldg reads past the coherent caches.
+template <int N>
+__device__ __forceinline__ void load_written_floats(const void* from, int64_t index,
+                                                    float (&values)[N]) {
+  const float* const at = static_cast<const float*>(from) + index;
+  if constexpr (N == 1) {
+    values[0] = *at;
+  } else {
+#pragma unroll
+    for (int k = 0; k < N; k += 4) {
+      put_floats(*reinterpret_cast<const float4*>(at + k), values, k);
     }
   }
 }

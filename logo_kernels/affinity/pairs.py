@@ -50,7 +50,9 @@ def key_of(device: torch.device, dtype: torch.dtype) -> Key:
 
 def _wide(like: Tensor, *shape: int) -> Tensor:
     """Uninitialised, of the dtype in which `like` is summed."""
-    return like.new_empty(shape, dtype=compute_dtype(like))
+    dtype = compute_dtype(like)
+    # torch takes half as long where it keeps the dtype
+    return like.new_empty(shape) if like.dtype is dtype else like.new_empty(shape, dtype=dtype)
 
 
 def _of_pairs(record: Any) -> Any:
@@ -139,16 +141,17 @@ class HiddenGradientResult(NamedTuple):
     grad_a: Tensor  # [B, L, H] T
     grad_c: Tensor
     facts: Tensor  # [5, H]
-    to_a: Tensor  # [B, L, H], scratch, as `HiddenSums` has them
-    to_c: Tensor
+    to_a: Tensor | None  # [B, L, H], scratch, as `HiddenSums` has them
+    to_c: Tensor | None  # None: the gradients are scratch first, their dtype being that of sums
 
     @classmethod
     def empty(cls, call: HiddenGradientCall) -> HiddenGradientResult:
         a = call.a
-        wide = compute_dtype(a)
-        facts = a.new_empty((5, a.shape[2]), dtype=wide)
-        to_a, to_c = torch.empty_like(a, dtype=wide), torch.empty_like(a, dtype=wide)
-        return cls(torch.empty_like(a), torch.empty_like(a), facts, to_a, to_c)
+        facts, grad_a, grad_c = _wide(a, 5, a.shape[2]), torch.empty_like(a), torch.empty_like(a)
+        if facts.dtype == a.dtype:
+            return cls(grad_a, grad_c, facts, None, None)
+        scratch = (torch.empty_like(a, dtype=facts.dtype) for _ in range(2))
+        return cls(grad_a, grad_c, facts, *scratch)
 
 
 @_of_products

@@ -1,9 +1,10 @@
 """The affinity's products, [N, K] with a weight [M, K] and the two of its gradient.
 
 The products are torch's. On a CPU, torch's float32 products go to MKL, which takes AVX2 on
-processors that are not Intel's, at half the rate of oneDNN. torch has oneDNN too and compiles to
-it, but by an operator without a public name. That operator is taken if it exists with the expected
-schema, for sizes at which it was measured to be faster, and never while torch traces.
+processors that are not Intel's, at half the rate of oneDNN; on Intel's it is the faster one. torch
+has oneDNN too and compiles to it, but by an operator without a public name. That operator is taken
+if it exists with the expected schema, on other processors than Intel's, for sizes at which it was
+measured to be faster, and never while torch traces.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..backends.extension import extension
 
 # Multiplications, and the least of N, K and M: below either, its call costs what it saves.
 LEAST_WORK, LEAST_SIDE = 1 << 22, 16
@@ -34,6 +37,12 @@ def onednn() -> Callable[..., Tensor] | None:
     if [argument.name for argument in operator.default._schema.arguments] != _SCHEMA:
         return None
     return lambda x, w, b=None: operator.default(x, w, b, "none", [], "")
+
+
+@functools.cache
+def onednn_is_ahead() -> bool:
+    """Whether this processor is another maker's than MKL; False where nothing tells."""
+    return extension is not None and not extension.intel
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -82,4 +91,4 @@ def _fast(rows: Tensor, others: int) -> Callable[..., Tensor] | None:
         return None
     if min(*rows.shape, others) < LEAST_SIDE or torch.compiler.is_compiling():
         return None
-    return onednn() if torch.backends.mkldnn.enabled else None
+    return onednn() if onednn_is_ahead() and torch.backends.mkldnn.enabled else None

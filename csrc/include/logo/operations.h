@@ -41,11 +41,16 @@ Status layer(Launcher moments, Launcher forward, const Problem& problem, const W
   return status == Status::ok ? forward(problem, where...) : status;
 }
 
-// The correction is the first rows of the facts.
+// The correction is the first rows of the facts. Where there is no scratch, the sums take the place
+// of the gradients that follow from them, number by number.
 template <class Launcher, class... Where>
 Status hidden_gradient(Launcher sums, Launcher backward, AffinityHiddenProblem problem,
                        const Where&... where) {
   problem.correction = problem.facts;
+  if (problem.to_a == nullptr) {
+    problem.to_a = problem.grad_a;
+    problem.to_c = problem.grad_c;
+  }
   return layer(sums, backward, problem, where...);
 }
 template <class Launcher, class... Where>

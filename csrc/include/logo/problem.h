@@ -201,7 +201,8 @@ struct InfoNCEProblem {
   FIELD(const void*, correction) /* [2, H] */                                                    \
   FIELD(void*, moments)          /* [2, H] */                                                    \
   FIELD(void*, x)                /* [P, H] T */                                                  \
-  FIELD(void*, to_a)             /* [B, L, H]: written by the sums, read by the backward */      \
+  FIELD(void*, to_a)             /* [B, L, H]: written by the sums, read by the backward; of */  \
+                                 /* both in turn null where T is their dtype: then grad_a */     \
   FIELD(void*, to_c)             /* [B, L, H] likewise */                                        \
   FIELD(void*, sums)             /* [2, H] */                                                    \
   FIELD(void*, grad_a)           /* [B, L, H] T */                                               \

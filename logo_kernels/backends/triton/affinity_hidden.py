@@ -268,14 +268,15 @@ def hidden_sums(call: HiddenSumsCall, result: HiddenSums) -> None:
 
 
 def hidden_gradient(call: HiddenGradientCall, result: HiddenGradientResult) -> None:
-    """Fills the gradients to a and c, and facts [5, H]; to_a and to_c are scratch."""
-    parts = _launch_hidden_sums(call, result.to_a, result.to_c)
+    """Fills the gradients to a and c, and facts [5, H]."""
+    grad_a, grad_c, _, to_a, to_c = result
+    to_a, to_c = grad_a if to_a is None else to_a, grad_c if to_c is None else to_c
+    parts = _launch_hidden_sums(call, to_a, to_c)
     with launching(call.a):
         values = call.grad_x.shape[0]
         combine_facts(parts, call.norm, None, call.batch, values, result.facts)
     _launch_hidden_backward(
-        result.to_a, result.to_c, call.a, call.c, call.norm, result.facts, call.roll,
-        result.grad_a, result.grad_c,
+        to_a, to_c, call.a, call.c, call.norm, result.facts, call.roll, grad_a, grad_c,
     )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ class AffinityCase(Case):
     dtype: str
     why: str
     hidden: int = 256  # of both layers
+    frozen: bool = False
 
     operation = "affinity"
 
@@ -93,7 +94,10 @@ CASES = {
 
 
 def inputs_of(case: AffinityCase, device: str) -> Inputs:
-    """Crops and θd as leaves, all but the two biases that batch norm takes away again."""
+    """Crops and θd as leaves, all but the two biases that batch norm takes away again.
+
+    Where θd is frozen, the crops alone.
+    """
     (z,) = crops([case.local_crops], case, device)
     torch.manual_seed(1)
     hidden = case.hidden
@@ -111,8 +115,9 @@ def inputs_of(case: AffinityCase, device: str) -> Inputs:
     w1, b1 = uniform(hidden, 2 * case.dim)
     w2, b2 = uniform(hidden, hidden)
     leaves = [z, w1, *norm(), w2, *norm(), *uniform(1, hidden)]
-    leaves = [leaf.to(z.dtype).requires_grad_() for leaf in leaves]
-    return Inputs(leaves, [b1.to(z.dtype), b2.to(z.dtype)])
+    learned = 1 if case.frozen else len(leaves)
+    given = [one.to(z.dtype) for one in (*leaves, b1, b2)]
+    return Inputs([leaf.requires_grad_() for leaf in given[:learned]], given[learned:])
 
 
 def loss_by(case: AffinityCase, device: str, backend: str = "auto") -> Function:

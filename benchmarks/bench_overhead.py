@@ -3,8 +3,9 @@
 With 16 numbers per crop the kernel's own work vanishes: argument checks, dispatch, autograd and
 allocation are left. The empty Function takes the cosine's tensors and allocates its gradients,
 whatever it stands beside; what ours takes beyond it is checks, dispatch and the launches. A step is
-forward and backward to all that learns: the crops and, of the affinity, every parameter. Ratios
-are of ours called eagerly, round by round, and the goals are for their median.
+forward and backward to all that learns: the crops; of the affinity in an encoder's step, which
+freezes it, the crops, and in a step of its own every parameter too. Ratios are of ours called
+eagerly, round by round, and the goals are for their median.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ CASES: dict[str, tuple[Case, ...]] = {
     device: (
         COSINE,
         bench_info_nce.InfoNCECase(8, 2, 2, 64, 16, "float32", "host overhead alone"),
+        bench_affinity.AffinityCase(
+            8, 2, 16, "float32", "host overhead alone of an encoder's step", hidden=16, frozen=True
+        ),
         bench_affinity.AffinityCase(
             8, 2, 16, "float32", "host overhead alone, all parameters learned", hidden=16
         ),
@@ -65,6 +69,7 @@ def contest(case: Case, device: str) -> Contest:
 def test_overhead(benchmark, case, device) -> None:
     rounds = compare(benchmark, case, device, contest(case, device))
     info = benchmark.extra_info
-    info |= {"operation": "overhead", "of": case.operation, "goal": GOALS[case.operation]}
+    of = f"{case.operation}, frozen" if case.frozen else case.operation
+    info |= {"operation": "overhead", "of": of, "goal": GOALS[case.operation]}
     if rounds.seconds:
         info["times_of_empty"] = rounds.ratio(OURS, EMPTY)

@@ -21,6 +21,8 @@ except ImportError:
     is_legacy_batchedtensor = lambda tensor: True  # noqa: E731
     peek_interpreter_stack = lambda: None  # type: ignore[assignment,return-value]  # noqa: E731
 
+# Whether a backward runs with retain_graph, so that saved tensors are needed again.
+_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
 
 REFUSED = (
     "logo_kernels: this loss can be differentiated once; its gradient, obtained with "
@@ -61,14 +63,12 @@ def references(*inputs: Tensor | None) -> tuple[ReferenceType[Tensor], ...]:
     """For `once`, of inputs that need gradients, so that none is kept for its sake."""
     if torch.compiler.is_compiling():
         return ()
-    return tuple(ref(one) for one in inputs if one is not None and one.requires_grad)
+    return tuple([ref(one) for one in inputs if one is not None and one.requires_grad])
 
 
-def outputs(
-    ctx: Any, total: Tensor, terms: Tensor | None, with_terms: bool
-) -> Tensor | tuple[Tensor, Tensor | None]:
-    """What a loss's Function returns: its total, and the detached terms for those who ask."""
-    if not with_terms:  # a second output costs the host more than its allocation
+def outputs(ctx: Any, total: Tensor, terms: Tensor | None) -> Tensor | tuple[Tensor, Tensor | None]:
+    """What a loss's Function returns: its total, and the detached terms where there are any."""
+    if terms is None:
         return total
     ctx.mark_non_differentiable(terms)
     ctx.set_materialize_grads(False)  # no zeros for the gradient of terms
@@ -76,7 +76,7 @@ def outputs(
 
 
 def need_gradients(*tensors: Tensor | None) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    return any([tensor is not None and tensor.requires_grad for tensor in tensors])
 
 
 def reverse_mode_only(name: str, *tensors: Tensor | None) -> None:
@@ -89,7 +89,8 @@ def reverse_mode_only(name: str, *tensors: Tensor | None) -> None:
             f"which its kernels do not serve; call it on plain tensors, and differentiate by "
             f"backward() or torch.autograd.grad"
         )
-    no_tangents(name, tensors)
+    if forward_ad._current_level >= 0:
+        no_tangents(name, tensors)
 
 
 def no_tangents(name: str, tensors: Iterable[Tensor | None]) -> None:
@@ -127,9 +128,9 @@ def batched(upstream: Tensor) -> bool:
 
 def has_value(tensor: Tensor) -> bool:
     """Whether looking at it is free, and breaks no graph: on the CPU, neither traced nor fake."""
-    if torch.compiler.is_compiling() or not tensor.is_cpu:
+    if torch.compiler.is_compiling() or type(tensor) is not Tensor or not tensor.is_cpu:
         return False
-    return type(tensor) is Tensor and not batched(tensor)
+    return not batched(tensor)
 
 
 def graph_is_kept() -> bool:
@@ -137,5 +138,4 @@ def graph_is_kept() -> bool:
 
     Torch tells this only through a private function; where it is missing, assume so.
     """
-    tell = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return tell is None or tell()
+    return _graph_is_kept is None or _graph_is_kept()

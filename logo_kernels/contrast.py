@@ -98,6 +98,7 @@ class InfoNCECall(NamedTuple):
     temperature_tensor: Tensor | None  # [] of `dtype`, on the device of the queries
     pair_reduction: str  # "sum" | "mean"
     reduction: str  # over images: "mean" | "sum" | "none"; "pairs": no sum at all
+    terms: bool = True  # whether they are wanted beside the total; of pairs there are none
 
     @property
     def queries(self) -> Tensor:
@@ -153,7 +154,7 @@ class InfoNCEResult(NamedTuple):
     """
 
     total: Tensor  # [], [B] ("none"), or the loss of each pair [B, V, P] ("pairs")
-    terms: Tensor | None  # [2] or [2, B]: gg, lg, means over pairs, reduced like total; not "pairs"
+    terms: Tensor | None  # [2] or [2, B]: gg, lg, means over their pairs, reduced like total
     lse: Tensor  # [B, V] log Σ_k e^{q̂·n̂_k / τ}
     pull: Tensor  # [B, V, P] d(Σ total)/dℓ times 1 − σ: 0 where global crop and positive are one
     mean: Tensor  # [B, V, D] Σ_k softmax_k n̂_k
@@ -170,13 +171,13 @@ class InfoNCEResult(NamedTuple):
             return torch.empty(shape, dtype=dtype, device=device)
 
         pairs, terms = (images, crops, positives), None
+        of_total: tuple[int, ...] = (images,) if call.reduction == "none" else ()
         if call.reduction == "pairs":
-            total = made(*pairs)
-        elif call.reduction == "none":
-            total, terms = made(images), made(2, images)
-        else:
-            total, terms = made(), made(2)
-        return cls(total, terms, made(images, crops), made(*pairs), made(images, crops, dim))
+            of_total = pairs
+        elif call.terms:
+            terms = made(2, *of_total)
+        lse, pull, mean = made(images, crops), made(*pairs), made(images, crops, dim)
+        return cls(made(*of_total), terms, lse, pull, mean)
 
 
 class InfoNCEBackwardCall(NamedTuple):
@@ -280,7 +281,7 @@ def contrast(
     if torch.is_grad_enabled() and need_gradients(global_crops, local_crops, tensor):
         made = InfoNCE.apply(*arguments, backend, with_terms)
         return made if with_terms else (made, None)
-    return forward(_call(*arguments), backend)[:2]
+    return forward(_call(*arguments, with_terms), backend)[:2]
 
 
 def _call(global_crops: Tensor | None, *others: Any) -> InfoNCECall:
@@ -308,7 +309,8 @@ class InfoNCE(torch.autograd.Function):
         *options: Any,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
         *others, backend, with_terms = options
-        call = _call(global_crops, local_crops, positives, negatives, temperature, tensor, *others)
+        numbers = temperature, tensor, *others, with_terms
+        call = _call(global_crops, local_crops, positives, negatives, *numbers)
         total, terms, _, pull, mean = forward(call, backend)
         constants = kept(positives), kept(tensor), pull, mean
         ctx.save_for_backward(kept(call.global_crops), kept(local_crops), *constants)
@@ -317,7 +319,7 @@ class InfoNCE(torch.autograd.Function):
         if global_crops is not None and call.global_crops is None and ctx.needs_input_grad[0]:
             ctx.unasked = global_crops.shape, global_crops.dtype
         ctx.temperature, ctx.backend = temperature, backend
-        return outputs(ctx, total, terms, with_terms)
+        return outputs(ctx, total, terms)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:

@@ -14,7 +14,6 @@ from torch import Tensor
 from .autograd import (
     batched,
     graph_is_kept,
-    has_value,
     need_gradients,
     no_tangents,
     once,
@@ -25,7 +24,7 @@ from .autograd import (
 )
 from .backends import AUTO, Key, backend_for
 from .backends.protocol import scale_factor
-from .buffers import compute_dtype, gradient_for, present
+from .buffers import compute_dtype, empty, gradient_for, present
 from .operators import Operator
 from .weights import attraction_weights, repulsion_weight
 
@@ -50,6 +49,7 @@ class CosineCall(NamedTuple):
     grad_global: bool  # whether the gradient to x is wanted
     grad_local: bool
     grad_features: bool
+    terms: bool = True  # whether they are wanted beside the total
 
     @property
     def online(self) -> Tensor:
@@ -105,7 +105,7 @@ class CosineResult(NamedTuple):
     """
 
     total: Tensor  # [] or, for reduction "none", [B]
-    terms: Tensor  # [3] or [3, B]: gg, lg, ll, each the mean over its pairs, reduced like total
+    terms: Tensor | None  # [3] or [3, B]: gg, lg, ll, means over their pairs, reduced like total
     grad_global: Tensor | None  # [B, G, D]
     grad_local: Tensor | None  # [B, L, D]
     grad_features: Tensor | None  # [B, L, D]
@@ -116,22 +116,18 @@ class CosineResult(NamedTuple):
         """Uninitialised buffers."""
         x, y, _, r = call[:4]
         online, dtype = call.online, call.dtype
-        to_x = gradient_for(x, call.grad_global)
-        to_y = gradient_for(y, call.grad_local)
-        to_r = gradient_for(r, call.grad_features)
+        gradients = (
+            gradient_for(x, call.grad_global),
+            gradient_for(y, call.grad_local),
+            gradient_for(r, call.grad_features),
+        )
         row_scale = None
-        for gradient in (to_x, to_y, to_r):
-            if gradient is not None and gradient.dtype == torch.float16:
-                rows = sum(block.shape[1] for block in present(x, y, r))
-                row_scale = online.new_empty([online.shape[0], rows], dtype=torch.float32)
-                break
-        if call.reduction == "none":
-            images = online.shape[0]
-            total = online.new_empty(images, dtype=dtype)
-            terms = online.new_empty([3, images], dtype=dtype)
-        else:
-            total, terms = online.new_empty((), dtype=dtype), online.new_empty(3, dtype=dtype)
-        return cls(total, terms, to_x, to_y, to_r, row_scale)
+        if any([one is not None and one.dtype is torch.float16 for one in gradients]):
+            rows = sum(block.shape[1] for block in present(x, y, r))
+            row_scale = empty(online, (online.shape[0], rows), torch.float32)
+        of_images = (online.shape[0],) if call.reduction == "none" else ()
+        terms = empty(online, (3, *of_images), dtype) if call.terms else None
+        return cls(empty(online, of_images, dtype), terms, *gradients, row_scale)
 
 
 cosine = Operator("cosine", CosineCall, CosineResult)
@@ -150,17 +146,19 @@ def cosine_loss(
     with_terms: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """(total, terms) of `CosineResult`; part of the graph only if an input needs a gradient."""
-    reverse_mode_only("logo_loss", x, y, r)
     tensor = None
     if torch.compiler.is_compiling():  # a number among an operator's arguments would be a constant
         like = y if x is None else x
         tensor = cast(Tensor, like).new_ones((), dtype=compute_dtype(x, y, t, r)) * weight
         weight = 1.0
-    arguments = x, y, primal(t), r, weight, tensor, repulsion, pair_reduction, reduction
+    else:
+        reverse_mode_only("logo_loss", x, y, r)
+        t = primal(t)
+    options = weight, tensor, repulsion, pair_reduction, reduction
     if torch.is_grad_enabled() and need_gradients(x, y, r):
-        made = Cosine.apply(*arguments, backend, with_terms)
+        made = Cosine.apply(x, y, t, r, options, backend, with_terms)
         return made if with_terms else (made, None)
-    return cosine(CosineCall(*arguments, False, False, False), backend)[:2]
+    return cosine(CosineCall(x, y, t, r, *options, False, False, False, with_terms), backend)[:2]
 
 
 def repulsion_loss(
@@ -187,27 +185,30 @@ class Cosine(torch.autograd.Function):
         y: Tensor | None,
         t: Tensor | None,
         r: Tensor | None,
-        *options: Any,
+        numbers: tuple[float, Tensor | None, bool, str, str],  # one, since torch looks at each
+        backend: str,
+        with_terms: bool,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
-        *numbers, backend, with_terms = options
-        to_x, to_y, _, to_r = ctx.needs_input_grad[:4]
-        call = CosineCall(x, y, t, r, *numbers, to_x, to_y, to_r)  # type: ignore[call-arg]
+        to_x, to_y, _, to_r, *_ = ctx.needs_input_grad
+        call = CosineCall(x, y, t, r, *numbers, to_x, to_y, to_r, with_terms)
         total, terms, *saved = cosine(call, backend)
         ctx.save_for_backward(*saved)
         ctx.inputs = references(x, y, r)
-        globals_, locals_ = 0 if x is None else x.shape[1], 0 if y is None else y.shape[1]
-        ctx.first_rows = 0, globals_, globals_ + locals_
-        return outputs(ctx, total, terms, with_terms)
+        if saved[-1] is not None:
+            globals_, locals_ = call.counts
+            ctx.first_rows = 0, globals_, globals_ + locals_
+        return outputs(ctx, total, terms)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return (None,) * 11
+            return (None,) * 7
         no_tangents("logo_loss", (upstream,))
-        to_x, to_y, to_r, row_scale = ctx.saved_tensors
-        found = scaled([to_x, to_y, to_r], upstream, row_scale, ctx.first_rows)
+        *gradients, row_scale = ctx.saved_tensors
+        first_rows = (0, 0, 0) if row_scale is None else ctx.first_rows
+        found = scaled(gradients, upstream, row_scale, first_rows)
         to_x, to_y, to_r = once(found, upstream, *ctx.inputs)
-        return to_x, to_y, None, to_r, None, None, None, None, None, None, None
+        return to_x, to_y, None, to_r, None, None, None
 
 
 def scaled(
@@ -223,8 +224,8 @@ def scaled(
     backward.
     """
     kept = torch.compiler.is_compiling() or batched(upstream) or graph_is_kept()
-    looked_at = not kept and row_scale is None and upstream.ndim == 0 and has_value(upstream)
-    if looked_at and upstream.item() == 1:
+    plain = not kept and row_scale is None and type(upstream) is Tensor
+    if plain and upstream.is_cpu and upstream.ndim == 0 and upstream.item() == 1:
         return gradients
     found: list[Tensor | None] = [None] * len(gradients)
     work, scales = [], []

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .autograd import is_legacy_batchedtensor, peek_interpreter_stack
-from .backends import backend_for
+from .backends import Backend, Key, backend_for
 
 try:  # Private names alone tell whether a call is observed; without one of them, assume it is.
     from torch._C import _is_tracing, _len_torch_dispatch_stack, _len_torch_function_stack
@@ -67,15 +67,18 @@ class Operator(Generic[C, R]):
         self.registered = getattr(torch.ops.logo_kernels, name).default
         OPERATORS[name] = self
 
-    def __call__(self, call: C, backend: str) -> R:
+    def __call__(self, call: C, backend: str | Backend) -> R:
         """Fills a result, past torch's dispatcher if nothing but the kernel would see the call.
 
-        On a small batch the dispatcher costs the host as much as the kernel.
+        On a small batch the dispatcher costs the host as much as the kernel. A backend that is none
+        by name was `settled`.
         """
+        if not isinstance(backend, str):
+            return self._fill(call, backend)
         if torch.compiler.is_compiling():
             return self._registered(call, backend)
         if not _observed(call):
-            return self._fill(call, backend)
+            return self._fill(call, backend_for(backend, cast(Any, call).key()))
         with torch.no_grad():  # a constant that requires a gradient gets none
             return self._registered(call, backend)
 
@@ -84,9 +87,9 @@ class Operator(Generic[C, R]):
         made = (made,) if isinstance(made, Tensor) else made
         return self.result(*(one if one.numel() else None for one in made))
 
-    def _fill(self, call: Any, backend: str) -> Any:
+    def _fill(self, call: Any, backend: Backend) -> Any:
         result = self.result.empty(call)
-        getattr(backend_for(backend, call.key()), self.name)(call, result)
+        getattr(backend, self.name)(call, result)
         if self.writes and (written := call.written()):
             torch.autograd.graph.increment_version(written)
         return result
@@ -94,11 +97,21 @@ class Operator(Generic[C, R]):
     def _run(self, *arguments: Any) -> Any:
         *given, backend = arguments
         call = self.call(*given)
-        return _outputs(call, self._fill(call, backend))
+        return _outputs(call, self._fill(call, backend_for(backend, call.key())))
 
     def _fake(self, *arguments: Any) -> Any:
         call = self.call(*arguments[:-1])
         return _outputs(call, self.result.empty(call))
+
+
+def settled(arguments: tuple[Any, ...], key: Key, backend: str) -> str | Backend:
+    """The backend for several calls on these arguments and on what follows from them.
+
+    By its name only if torch may see the calls: then each of them asks anew.
+    """
+    if torch.compiler.is_compiling() or _observed(arguments):
+        return backend
+    return backend_for(backend, key)
 
 
 def _argument(name: str, annotation: Any) -> str:

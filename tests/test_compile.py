@@ -21,7 +21,7 @@ def test_opcheck_cosine(backend, dtype, reduction):
             x, y = (v.transpose(0, 1).contiguous().transpose(0, 1) for v in (x, y))
         torch.library.opcheck(
             cosine.registered,
-            (x, y, t, r, 0.1, None, True, "sum", reduction, True, True, features, backend),
+            (x, y, t, r, 0.1, None, True, "sum", reduction, True, True, features, targets, backend),
         )
 
 

@@ -29,6 +29,7 @@ class Case:
     why: str  # it is measured
     view_major = False  # crops as one forward pass of a network gives them: [V, B, D]
     features = False  # repulsion features of their own, as SimSiam passes them
+    frozen = False  # parameters are constants: only the crops learn
     smoke = False
 
     def shape(self) -> tuple[int | str, ...]:
@@ -42,7 +43,9 @@ class Case:
     @property
     def id(self) -> str:
         parts = [self.operation, "x".join(map(str, self.shape())), self.dtype]
-        return "-".join(parts + ["view_major"] * self.view_major + ["features"] * self.features)
+        for fact in ("view_major", "features", "frozen"):
+            parts += [fact] * getattr(self, fact)
+        return "-".join(parts)
 
 
 @dataclass

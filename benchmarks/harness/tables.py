@@ -17,7 +17,8 @@ from .timing import OURS
 PRODUCT, EMPTY = "matrix product", "empty Function"
 BESIDE = (OURS, "copy", EMPTY, PRODUCT)  # contestants that are no peers
 WALL, GPU = "wall", "GPU"  # the clocks
-STEPS = {"affinity": "affinity, all parameters learned"}  # which step, where it is not plain
+# Which step, where it is not plain.
+STEPS = {"affinity": "affinity, all parameters learned", "affinity, frozen": "affinity, θd frozen"}
 
 Row = dict[str, Any]
 Columns = dict[str, Callable[[Row], str]]  # title -> cell

@@ -7,12 +7,12 @@ namespace logo {
 namespace cpu {
 namespace {
 
-// per_image [1 + count, B]: totals, then `count` terms. Summed in the order of the images: the same
-// on every run and for any number of threads.
+// per_image [1 + count, B]: totals, then `count` terms, which are left out where `terms` is null.
+// Summed in the order of the images: the same on every run and for any number of threads.
 template <class T>
 void reduce(const double* per_image, int64_t images, int count, Reduction reduction, void* total,
             void* terms) {
-  for (int k = 0; k <= count; ++k) {
+  for (int k = 0; k <= (terms == nullptr ? 0 : count); ++k) {
     const double* const from = per_image + k * images;
     const int64_t width = reduction == Reduction::none ? images : 1;
     T* const to = k == 0 ? static_cast<T*>(total) : static_cast<T*>(terms) + (k - 1) * width;

@@ -319,6 +319,7 @@ class CosineKernel {
 
   __device__ void store(const CosineTerms& terms, int64_t at, int64_t count) {
     static_cast<float*>(a_.p.total)[at] = float(terms.total);
+    if (a_.p.terms == nullptr) return;
     float* const to = static_cast<float*>(a_.p.terms) + at;
     to[0] = float(terms.gg);
     to[count] = float(terms.lg);

@@ -88,6 +88,7 @@ struct LossSums {
 
   __device__ __forceinline__ void write(const InfoNCEArguments& a, int64_t at, int64_t stride) {
     a.total()[at] = float(a.gg_weight * gg + a.lg_weight * lg);
+    if (a.terms() == nullptr) return;
     a.terms()[at] = float(a.gg_mean * gg);
     a.terms()[stride + at] = float(a.lg_mean * lg);
   }

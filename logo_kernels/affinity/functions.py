@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..autograd import batched, no_tangents, once, references
+from ..backends import Backend
 from ..buffers import compute_dtype
+from ..operators import settled
 from . import norm as layers
 from . import products
-from .pairs import LINKS
+from .pairs import LINKS, key_of
 from .units import UnitBackwardCall, UnitCall, is_view_major, unit_backward
 from .units import unit as to_units
 
@@ -60,13 +62,14 @@ class Affinity(torch.autograd.Function):
         mlp, needed = parameters, ctx.needs_input_grad[3:]
         if constants is not None:
             mlp, needed = constants, NONE_NEEDED
-        unit, factors = to_units(UnitCall(z, dtype), backend)
+        ctx.backend, by = backend, settled_for(z, dtype, mlp, states, backend)
+        unit, factors = to_units(UnitCall(z, dtype), by)
         a, c, u, v, second = halves(unit, mlp)
-        value, ctx.seen, kept = forward(a, c, second, mlp, states, 0, "softplus", needed, backend)
+        value, ctx.seen, kept = forward(a, c, second, mlp, states, 0, "softplus", needed, by)
         ctx.save_for_backward(unit, factors, u, v, second, *kept)
         ctx.inputs = *references(z), *parameters
         ctx.shared = any(map(layers.is_shared, states))
-        ctx.backend, ctx.dtype, ctx.view_major = backend, z.dtype, is_view_major(z)
+        ctx.dtype, ctx.view_major = z.dtype, is_view_major(z)
         return value
 
     @staticmethod
@@ -75,11 +78,12 @@ class Affinity(torch.autograd.Function):
 
 
 def affinity_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    unit, factors, u, v, second, *kept = ctx.saved_tensors
+    unit, factors, u, v, second, *kept = saved = ctx.saved_tensors
     of_z, _, _, *of_parameters = ctx.needs_input_grad
     needed = of_parameters or NONE_NEEDED
     to_z = to_weight = None
-    found = backward(grad, kept, second, ctx.seen, 0, of_z, needed, ctx.backend)
+    backend = settled((grad, *saved), key_of(unit.device, unit.dtype), ctx.backend)
+    found = backward(grad, kept, second, ctx.seen, 0, of_z, needed, backend)
     if of_z or needed[0]:
         grad_a, grad_c = found[:2]
         assert grad_a is not None
@@ -93,7 +97,7 @@ def affinity_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         to_unit = products.input_gradient(to_a, u)
         products.add_input_gradient(to_c, v, to_unit)
         call = UnitBackwardCall(to_unit.view(unit.shape), unit, factors, ctx.dtype, ctx.view_major)
-        to_z = unit_backward(call, ctx.backend).grad_z
+        to_z = unit_backward(call, backend).grad_z
     if not of_parameters:
         return to_z, None, None
     return to_z, None, None, *to_parameters(needed, to_weight, *found[2:])
@@ -117,7 +121,8 @@ class Objective(torch.autograd.Function):
         *mlp: Tensor,
     ) -> Tensor:
         dtype, *states, backend = settings
-        unit, _ = to_units(UnitCall(z, dtype), backend)
+        ctx.backend, by = backend, settled_for(z, dtype, mlp, states, backend)
+        unit, _ = to_units(UnitCall(z, dtype), by)
         a, c, u, v, second = halves(unit, mlp)
         near, far = ("identity", "identity") if noise is None else ("softplus_negated", "softplus")
         noisy_a, noisy_c = a, c
@@ -129,13 +134,13 @@ class Objective(torch.autograd.Function):
             noisy_a = torch.add(a, of_a.unsqueeze(1), alpha=deviation)
             noisy_c = torch.add(c, of_c.unsqueeze(1), alpha=deviation)
         needed = ctx.needs_input_grad[4:]
-        alike, seen, kept = forward(noisy_a, noisy_c, second, mlp, states, 0, near, needed, backend)
-        unlike, far_seen, far_kept = forward(a, c, second, mlp, states, 1, far, needed, backend)
+        alike, seen, kept = forward(noisy_a, noisy_c, second, mlp, states, 0, near, needed, by)
+        unlike, far_seen, far_kept = forward(a, c, second, mlp, states, 1, far, needed, by)
         ctx.save_for_backward(unit, noise, second, *kept, *far_kept)
         ctx.shape = len(u), 2 * u.shape[1]
         ctx.inputs = mlp
         ctx.shared = any(map(layers.is_shared, states))
-        ctx.seen, ctx.backend, ctx.deviation = (seen, far_seen), backend, deviation
+        ctx.seen, ctx.deviation = (seen, far_seen), deviation
         return (unlike - alike if noise is None else unlike + alike).mean()
 
     @staticmethod
@@ -144,9 +149,9 @@ class Objective(torch.autograd.Function):
 
 
 def objective_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    unit, noise, second, *kept = ctx.saved_tensors
-    needed = ctx.needs_input_grad[4:]
-    images, backend = unit.shape[0], ctx.backend
+    unit, noise, second, *kept = saved = ctx.saved_tensors
+    needed, images = ctx.needs_input_grad[4:], unit.shape[0]
+    backend = settled((grad, *saved), key_of(unit.device, unit.dtype), ctx.backend)
     share = grad / images
     of_alike = (-share if noise is None else share).expand(images)
     near = backward(of_alike, kept[:KEPT], second, ctx.seen[0], 0, False, needed, backend)
@@ -169,6 +174,18 @@ def objective_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     last = near[5] + far[5] if near[5] is not None and far[5] is not None else None
     to_mlp = to_parameters(needed, to_weight, facts, other_facts, far[4], last)
     return None, None, None, None, *to_mlp
+
+
+def settled_for(
+    z: Tensor,
+    dtype: torch.dtype,
+    mlp: Sequence[Tensor],
+    states: Sequence[layers.State],
+    backend: str,
+) -> str | Backend:
+    """`settled`, of a forward pass."""
+    statistics = (*states[0][:3], *states[1][:3])
+    return settled((z, *mlp, *statistics), key_of(z.device, dtype), backend)
 
 
 def rows_of(crops: Tensor) -> Tensor:
@@ -203,7 +220,7 @@ def forward(
     roll: int,
     link: str,
     needed: Sequence[bool],
-    backend: str,
+    backend: str | Backend,
 ) -> tuple[Tensor, tuple[layers.Seen, layers.Seen], tuple[Tensor | None, ...]]:
     """(value [B], what was seen, what is kept) of one pass over pairs."""
     _, _, weight, bias, _, second_bias, other_weight, other_bias, last, last_bias = mlp
@@ -232,7 +249,7 @@ def backward(
     roll: int,
     of_z: bool,
     needed: Sequence[bool],
-    backend: str,
+    backend: str | Backend,
     to_second: Tensor | None = None,
 ) -> Found:
     """The gradients that z and the `needed` parameters want, from grad [B].
@@ -274,11 +291,10 @@ def to_parameters(
     if not any(needed):
         return (None,) * PARAMETERS
     _, _, to_norm, to_norm_bias, to_bias = (None,) * 5 if facts is None else facts.unbind()
-    _, _, to_other, to_other_bias, to_second_bias, to_last_weight = other_facts.unbind()
+    _, _, to_other, to_other_bias, to_second_bias, _ = other_facts.unbind()
     found = (
         to_weight, to_bias, to_norm, to_norm_bias, to_second, to_second_bias,
-        to_other, to_other_bias, to_last_weight.unsqueeze(0),
-        None if to_last is None else to_last.unsqueeze(0),
+        to_other, to_other_bias, other_facts[5:], None if to_last is None else to_last.view(1),
     )  # fmt: skip
     return tuple(v if wants else None for v, wants in zip(found, needed, strict=True))
 

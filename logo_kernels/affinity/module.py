@@ -47,12 +47,13 @@ def _are_plain(layers: tuple[Any, ...]) -> bool:
     """Whether these are the very types expected, with no hook and no forward of their own."""
     if len(layers) != len(LAYERS):
         return False
+    compiling = torch.compiler.is_compiling()
     for layer, kinds in zip(layers, LAYERS, strict=True):
         if type(layer) not in kinds or layer._forward_hooks or layer._forward_pre_hooks:
             return False
         if layer._backward_hooks or layer._backward_pre_hooks:
             return False
-        if not torch.compiler.is_compiling() and "forward" in layer.__dict__:
+        if not compiling and "forward" in layer.__dict__:
             return False
     return True
 
@@ -166,7 +167,7 @@ class LocalAffinity(nn.Sequential):
         dtype = self._dtype(z)
         if self._is_fused(z, dtype):
             settings, parameters = functions.of_module(self, dtype, self.backend)
-            if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+            if torch.is_grad_enabled() and need_gradients(*parameters):
                 return functions.Affinity.apply(z, settings, None, *parameters)
             return functions.Affinity.apply(z, settings, parameters)
         units = self._units(z)
@@ -255,8 +256,9 @@ class LocalAffinity(nn.Sequential):
 
     def _first_parameter(self, z: Tensor) -> Tensor:
         """For what all parameters have in common; the crops', should there be none."""
-        weight = getattr(self._modules.get("0"), "weight", None)
-        return weight if isinstance(weight, Tensor) else next(self.parameters(), z)
+        layer = self._modules.get("0")
+        weight = None if layer is None else layer._parameters.get("weight")
+        return next(self.parameters(), z) if weight is None else weight
 
     def _dtype(self, z: Tensor) -> torch.dtype:
         """Of ẑ and of the products: autocast's where it is on, else the parameters'."""

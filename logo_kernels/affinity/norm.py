@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from ..backends import Backend
 from ..buffers import compute_dtype
 from . import pairs as ops
 
@@ -56,7 +57,7 @@ def _in_parts(of: State, wide: torch.dtype) -> bool:
 
 
 def hidden_layer(
-    a: Tensor, c: Tensor, weight: Tensor, bias: Tensor, of: State, roll: int, backend: str
+    a: Tensor, c: Tensor, weight: Tensor, bias: Tensor, of: State, roll: int, backend: str | Backend
 ) -> tuple[Tensor, Tensor, Seen]:
     """(X [P, H], norm [4, H], what its gradient needs to know) from a, c [B, L, H].
 
@@ -79,7 +80,7 @@ def hidden_layer(
 
 
 def hidden_gradient(
-    grad: Tensor, a: Tensor, c: Tensor, norm: Tensor, seen: Seen, roll: int, backend: str
+    grad: Tensor, a: Tensor, c: Tensor, norm: Tensor, seen: Seen, roll: int, backend: str | Backend
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to a and c, and facts [5, H]."""
     batch, total, group = seen
@@ -104,7 +105,7 @@ def output_layer(
     last_bias: Tensor,
     pairs: int,
     link: int,
-    backend: str,
+    backend: str | Backend,
 ) -> tuple[Tensor, Tensor, Tensor, Seen]:
     """(value [P / pairs], slope [P], norm [4, H'], what its gradient needs to know)."""
     wide = compute_dtype(y)
@@ -132,7 +133,7 @@ def output_gradient(
     grad: Tensor,
     seen: Seen,
     parameters: bool,
-    backend: str,
+    backend: str | Backend,
 ) -> tuple[Tensor, Tensor]:
     """Gradient to y, and facts [6, H']."""
     batch, total, group = seen

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Key
-from ..buffers import compute_dtype, present
+from ..buffers import compute_dtype, empty, present
 from ..operators import Operator, Written
 
 # link(f) by number: f, softplus(f), softplus(−f).
@@ -50,9 +50,7 @@ def key_of(device: torch.device, dtype: torch.dtype) -> Key:
 
 def _wide(like: Tensor, *shape: int) -> Tensor:
     """Uninitialised, of the dtype in which `like` is summed."""
-    dtype = compute_dtype(like)
-    # torch takes half as long where it keeps the dtype
-    return like.new_empty(shape) if like.dtype is dtype else like.new_empty(shape, dtype=dtype)
+    return empty(like, shape, compute_dtype(like))
 
 
 def _of_pairs(record: Any) -> Any:

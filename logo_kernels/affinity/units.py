@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..autograd import batched, no_tangents, once, references
 from ..backends import Key
+from ..buffers import empty
 from ..operators import Operator
 from .pairs import key_of
 
@@ -47,10 +48,7 @@ class UnitResult(NamedTuple):
     def empty(cls, call: UnitCall) -> UnitResult:
         z, dtype = call
         wide = torch.float64 if call.wide else torch.float32
-        return cls(
-            z.new_empty(z.shape, dtype=dtype),
-            z.new_empty((z.shape[0] * z.shape[1], 2), dtype=wide),
-        )
+        return cls(empty(z, z.shape, dtype), empty(z, (z.shape[0] * z.shape[1], 2), wide))
 
 
 class UnitBackwardCall(NamedTuple):
@@ -79,9 +77,8 @@ class UnitGradient(NamedTuple):
     def empty(cls, call: UnitBackwardCall) -> UnitGradient:
         images, crops, dim = call.grad.shape
         if call.view_major:
-            shape = crops, images, dim
-            return cls(call.grad.new_empty(shape, dtype=call.dtype).transpose(0, 1))
-        return cls(call.grad.new_empty((images, crops, dim), dtype=call.dtype))
+            return cls(empty(call.grad, (crops, images, dim), call.dtype).transpose(0, 1))
+        return cls(empty(call.grad, (images, crops, dim), call.dtype))
 
 
 def is_view_major(z: Tensor) -> bool:

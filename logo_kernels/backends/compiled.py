@@ -65,70 +65,40 @@ CONVERT: dict[str, Callable[[Any], Any] | None] = {
     "float": None,
     "bool": None,
 }
-
-_ABSENT: dict[str, Any] = {"rows": NO_ROWS, "matrix": NO_ROWS, "pairs": NO_ROWS}
-
-# Of a field: its place among the arguments, its place in a record, its conversion.
-_Field = tuple[int, int, Callable[[Any], Any]]
+ROWS = ("rows", "matrix", "pairs")
 
 
-class _Record:
-    """The fields of one record among a launcher's arguments, by what becomes of their values."""
-
-    def __init__(self) -> None:
-        self.addresses: list[tuple[int, int]] = []
-        self.as_they_are: list[tuple[int, int]] = []
-        self.converted: list[_Field] = []
-
-    def add(self, place: int, index: int, kind: str) -> None:
-        convert = CONVERT[kind]
-        if kind == "address":
-            self.addresses.append((place, index))
-        elif convert is None:
-            self.as_they_are.append((place, index))
-        else:
-            self.converted.append((place, index, convert))
-
-    def put(self, record: Any, arguments: list[Any]) -> None:
-        for place, index in self.addresses:
-            array = record[index]
-            if array is not None:
-                arguments[place] = array.data_ptr()
-        for place, index in self.as_they_are:
-            arguments[place] = record[index]
-        for place, index, convert in self.converted:
-            arguments[place] = convert(record[index])
-
-
-class Arguments:
-    """The positional arguments of one launcher, from records of the types of these.
+def arguments_of(
+    fields: list[tuple[str, str]], call: Any, result: Any
+) -> Callable[[Any, Any], list[Any]]:
+    """(call, result) -> the positional arguments of a launcher, for records of the types of these.
 
     Of a name that both have, as `grad_global`, whether it is wanted and the gradient, the Result's
-    counts.
+    counts. The function is one expression, made here as text: a loop over the fields takes the host
+    as long as a small kernel.
     """
-
-    def __init__(self, fields: list[tuple[str, str]], call: Any, result: Any) -> None:
-        self.absent = [_ABSENT.get(kind, 0) for _, kind in fields]
-        self.of_call, self.of_result = _Record(), _Record()
-        self.of_sizes: list[tuple[int, str, Callable[[Any], Any] | None]] = []
-        sizes = call.sizes()
-        for place, (name, kind) in enumerate(fields):
-            if name in result._fields:
-                self.of_result.add(place, result._fields.index(name), kind)
-            elif name in call._fields:
-                self.of_call.add(place, call._fields.index(name), kind)
-            elif name in sizes:
-                self.of_sizes.append((place, name, CONVERT[kind]))
-
-    def __call__(self, call: Any, result: Any) -> list[Any]:
-        arguments = self.absent.copy()
-        self.of_call.put(call, arguments)
-        self.of_result.put(result, arguments)
-        sizes = call.sizes()
-        for place, name, convert in self.of_sizes:
-            value = sizes[name]
-            arguments[place] = value if convert is None else convert(value)
-        return arguments
+    sizes = call.sizes()
+    values = []
+    for name, kind in fields:
+        if name in result._fields:
+            value = f"result[{result._fields.index(name)}]"
+        elif name in call._fields:
+            value = f"call[{call._fields.index(name)}]"
+        elif name in sizes:
+            value = f"sizes[{name!r}]"
+        else:
+            values.append("NO_ROWS" if kind in ROWS else "0")
+            continue
+        if kind == "address":
+            value = f"0 if (it := {value}) is None else it.data_ptr()"
+        elif CONVERT[kind] is not None:
+            value = f"{kind}({value})"
+        values.append(value)
+    names = {"NO_ROWS": NO_ROWS} | {kind: how for kind, how in CONVERT.items() if how is not None}
+    if not any("sizes[" in value for value in values):
+        return eval(f"lambda call, result: [{', '.join(values)}]", names)
+    made = eval(f"lambda call, result, sizes: [{', '.join(values)}]", names)
+    return lambda call, result: made(call, result, call.sizes())
 
 
 class CompiledBackend(Backend):
@@ -140,8 +110,8 @@ class CompiledBackend(Backend):
         """The compiled launchers, and `fields`: launcher -> [(field, kind)]."""
 
     @abstractmethod
-    def launch(self, operation: str, call: Any, result: Any, arguments: list[Any]) -> None:
-        """Calls the launcher, and tells it where to run."""
+    def launcher(self, operation: str) -> Callable[[Any, Any, list[Any]], None]:
+        """(call, result, arguments) -> None: calls the launcher, and tells it where to run."""
 
     def __getattr__(self, operation: str) -> Any:
         if operation.startswith("_") or operation not in self.library.fields:
@@ -151,12 +121,14 @@ class CompiledBackend(Backend):
 
     def filler(self, operation: str) -> Callable[[Any, Any], None]:
         """(call, result) -> None by the launcher of that name."""
-        arguments: Arguments | None = None  # an operation has one type of Call
+        launch: Callable[[Any, Any, list[Any]], None]
+        arguments: Callable[[Any, Any], list[Any]] | None = None
 
         def fill(call: Any, result: Any) -> None:
-            nonlocal arguments
-            if arguments is None:
-                arguments = Arguments(self.library.fields[operation], call, result)
-            self.launch(operation, call, result, arguments(call, result))
+            nonlocal launch, arguments
+            if arguments is None:  # an operation has one type of Call
+                launch = self.launcher(operation)
+                arguments = arguments_of(self.library.fields[operation], call, result)
+            launch(call, result, arguments(call, result))
 
         return fill

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -28,5 +29,6 @@ class CpuBackend(CompiledBackend):
             return f"it works on CPU tensors, and these are on {request.device!r}"
         return None
 
-    def launch(self, operation: str, call: Any, result: Any, arguments: list[Any]) -> None:
-        getattr(extension, operation)(torch.get_num_threads(), *arguments)
+    def launcher(self, operation: str) -> Callable[[Any, Any, list[Any]], None]:
+        launch, threads = getattr(extension, operation), torch.get_num_threads
+        return lambda call, result, arguments: launch(threads(), *arguments)

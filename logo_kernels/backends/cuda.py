@@ -138,16 +138,20 @@ class CudaBackend(CompiledBackend):
             )
         return None
 
-    def launch(self, operation: str, call: Any, result: Any, arguments: list[Any]) -> None:
-        like = next((tensor for tensor in result if tensor is not None), None)
-        if like is None or like.numel() == 0:
-            return  # nothing to compute, and no grid of no blocks
-        with on_device_of(like):
-            device, stream = place(like)
-            make = self._workspaces.get(operation)
-            workspace = None if make is None else make(call, result, like)
-            where = device, stream, 0 if workspace is None else workspace.data_ptr()
-            getattr(self.library, operation)(where, *arguments)
+    def launcher(self, operation: str) -> Callable[[Any, Any, list[Any]], None]:
+        run, make = getattr(self.library, operation), self._workspaces.get(operation)
+
+        def launch(call: Any, result: Any, arguments: list[Any]) -> None:
+            like = next((tensor for tensor in result if tensor is not None), None)
+            if like is None or like.numel() == 0:
+                return  # nothing to compute, and no grid of no blocks
+            with on_device_of(like):
+                device, stream = place(like)
+                workspace = None if make is None else make(call, result, like)
+                where = device, stream, 0 if workspace is None else workspace.data_ptr()
+                run(where, *arguments)
+
+        return launch
 
     def _for_sums_of_blocks(self, call: Any, result: Any, like: Tensor) -> Tensor:
         """The counter and the sums of blocks, which launches on a stream share: zeros."""

@@ -76,7 +76,7 @@ LOGO_FUNCTION double attraction_weight(PairReduction reduction, int64_t globals,
   FIELD(PairReduction, pair_reduction)        /* of an image's pairs */                           \
   FIELD(Reduction, reduction)                 /* over images */                                   \
   FIELD(void*, total)                         /* [] or [B] */                                     \
-  FIELD(void*, terms)                         /* [3] or [3, B] */                                 \
+  FIELD(void*, terms)                         /* [3] or [3, B]; null: not wanted */               \
   FIELD(Rows, grad_global)   /* absent: not wanted; unit stride over D, like the others */        \
   FIELD(Rows, grad_local)    /* likewise */                                                       \
   FIELD(Rows, grad_features) /* likewise */                                                       \
@@ -135,7 +135,7 @@ struct SimilarityProblem {
   FIELD(PairReduction, pair_reduction)   /* of an image's pairs */                                 \
   FIELD(Reduction, reduction)            /* over images, and over pairs unless `pairs` */          \
   FIELD(void*, total)                    /* [], [B] or, of pairs, [B, V, P] */                     \
-  FIELD(void*, terms)                    /* [2] or [2, B]; none of pairs */                        \
+  FIELD(void*, terms)                    /* [2] or [2, B]; null: not wanted, as of pairs */        \
   FIELD(void*, lse)                      /* [B, V] */                                              \
   FIELD(Rows, pull)                      /* [B, V, P], dense; backward reads what forward wrote */ \
   FIELD(Rows, mean)                      /* [B, V, D], dense; likewise */                          \

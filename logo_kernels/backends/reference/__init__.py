@@ -99,7 +99,8 @@ class ReferenceBackend(Backend):
             if call.reduction == "mean":
                 total, terms = total / images, terms / images
             result.total.copy_(total)
-            result.terms.copy_(terms)
+            if result.terms is not None:
+                result.terms.copy_(terms)
 
             if to_features is None and call.features is not None:
                 to_features = torch.zeros_like(call.features, dtype=dtype)

@@ -94,7 +94,7 @@ def cosine_kernel(
     gy_ptr, gy_image, gy_row,
     gr_ptr, gr_image, gr_row,
     row_scale_ptr, row_scale_rows,  # [B, row_scale_rows] fp32, written where ROW_SCALE
-    total_ptr, terms_ptr,  # [] and [3], or [B] and [3, B] where PER_IMAGE
+    total_ptr, terms_ptr,  # [] and [3], or [B] and [3, B] where PER_IMAGE; terms where TERMS
     # Used where not PER_IMAGE, for B images in N groups of GROUP:
     partials_ptr,  # fp32, [3, B] sums of images, then [3, N] of groups
     counters_ptr,  # int32, zeros, [1 + N] programs that have arrived: of the groups, of each group
@@ -104,6 +104,7 @@ def cosine_kernel(
     repulsion_weight_ptr,  # fp32, [] by which ll_weight is multiplied, where ON_DEVICE
     G: tl.constexpr, L: tl.constexpr, D: tl.constexpr,
     HAS_T: tl.constexpr, HAS_R: tl.constexpr, REPULSION: tl.constexpr, PER_IMAGE: tl.constexpr,
+    TERMS: tl.constexpr,
     GRAD_X: tl.constexpr, GRAD_Y: tl.constexpr, GRAD_R: tl.constexpr, ROW_SCALE: tl.constexpr,
     UNIT: tl.constexpr,  # every step is 1
     ALIGN_IN: tl.constexpr, ALIGN_OUT: tl.constexpr,  # of rows that are read and written, bytes
@@ -174,9 +175,10 @@ def cosine_kernel(
     ll_scale = image_weight / LL_PAIRS
     if PER_IMAGE:
         tl.store(total_ptr + image, gg_weight * gg + lg_weight * lg + ll_weight * ll)
-        tl.store(terms_ptr + image, gg_scale * gg)
-        tl.store(terms_ptr + images + image, lg_scale * lg)
-        tl.store(terms_ptr + 2 * images + image, ll_scale * ll)
+        if TERMS:
+            tl.store(terms_ptr + image, gg_scale * gg)
+            tl.store(terms_ptr + images + image, lg_scale * lg)
+            tl.store(terms_ptr + 2 * images + image, ll_scale * ll)
     else:
         tl.store(partials_ptr + image, gg)
         tl.store(partials_ptr + images + image, lg)
@@ -238,9 +240,10 @@ def cosine_kernel(
             if arrives_last(counters_ptr, groups):
                 gg, lg, ll = sum_three(sums_ptr, groups, groups, GROUP)
                 tl.store(total_ptr, gg_weight * gg + lg_weight * lg + ll_weight * ll)
-                tl.store(terms_ptr, gg_scale * gg)
-                tl.store(terms_ptr + 1, lg_scale * lg)
-                tl.store(terms_ptr + 2, ll_scale * ll)
+                if TERMS:
+                    tl.store(terms_ptr, gg_scale * gg)
+                    tl.store(terms_ptr + 1, lg_scale * lg)
+                    tl.store(terms_ptr + 2, ll_scale * ll)
 
 
 def cosine(call: CosineCall, result: CosineResult) -> None:
@@ -293,12 +296,13 @@ def cosine(call: CosineCall, result: CosineResult) -> None:
             *gradient_rows(to_features, r),
             result.total if row_scale is None else row_scale,
             0 if row_scale is None else row_scale.shape[1],
-            result.total, result.terms, partials, counters, images,
+            result.total, result.total if result.terms is None else result.terms,
+            partials, counters, images,
             *(float(weight * image_weight) for weight in weights), image_weight,
             result.total if tensor is None else tensor,
             G=g, L=l, D=dim,
             HAS_T=targets is not None, HAS_R=features is not None, REPULSION=repulsion,
-            PER_IMAGE=per_image,
+            PER_IMAGE=per_image, TERMS=result.terms is not None,
             GRAD_X=to_global is not None, GRAD_Y=to_local is not None,
             GRAD_R=to_features is not None,
             ROW_SCALE=row_scale is not None, UNIT=unit_steps(x, y, t, r),

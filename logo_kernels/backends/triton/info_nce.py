@@ -190,7 +190,7 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
             share / max(1, globals_ * (globals_ - 1)), share / max(1, locals_ * positives),
             D=dim, ROWS=last.rows, BLOCK_D=last.block_d, PAIRS=PAIRS, CHUNK=CHUNK,
             OP=op, RUNNING=running, COMBINE=splits > 1, REDUCTION=reduction,
-            ON_DEVICE=on_device, num_warps=4,
+            TERMS=result.terms is not None, ON_DEVICE=on_device, num_warps=4,
         )  # fmt: skip
 
 

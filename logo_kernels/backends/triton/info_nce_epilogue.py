@@ -105,7 +105,7 @@ def epilogue_kernel(
     parts_ptr,  # of `info_nce_kernel`, read where COMBINE
     lse_ptr, mean_ptr,  # [N], [N, D] fp32, written where COMBINE; else lse is read
     pull_ptr,  # [N, P] fp32: cosines of positives, replaced by pulls
-    total_ptr, terms_ptr,  # of InfoNCEResult
+    total_ptr, terms_ptr,  # of InfoNCEResult; terms where TERMS
     partials_ptr,  # [2, programs] fp32, where REDUCTION is "all"
     counter_ptr,  # int32, zero
     temperature,  # τ or a pointer to it
@@ -117,7 +117,7 @@ def epilogue_kernel(
     D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, PAIRS: tl.constexpr,
     CHUNK: tl.constexpr, OP: tl.constexpr, RUNNING: tl.constexpr, COMBINE: tl.constexpr,
     REDUCTION: tl.constexpr,  # "pairs", "images" or "all"
-    ON_DEVICE: tl.constexpr,
+    TERMS: tl.constexpr, ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     group = tl.program_id(1)
@@ -149,8 +149,9 @@ def epilogue_kernel(
     if group == 0:
         if REDUCTION == "images":
             tl.store(total_ptr + program, gg_weight * gg + lg_weight * lg)
-            tl.store(terms_ptr + program, gg_share * gg)
-            tl.store(terms_ptr + tl.num_programs(0) + program, lg_share * lg)
+            if TERMS:
+                tl.store(terms_ptr + program, gg_share * gg)
+                tl.store(terms_ptr + tl.num_programs(0) + program, lg_share * lg)
         elif REDUCTION == "all":
             programs = tl.num_programs(0)
             tl.store(partials_ptr + program, gg)
@@ -161,5 +162,6 @@ def epilogue_kernel(
                 gg = sum_in_order(partials_ptr, programs, CHUNK)
                 lg = sum_in_order(partials_ptr + programs, programs, CHUNK)
                 tl.store(total_ptr, gg_weight * gg + lg_weight * lg)
-                tl.store(terms_ptr, gg_share * gg)
-                tl.store(terms_ptr + 1, lg_share * lg)
+                if TERMS:
+                    tl.store(terms_ptr, gg_share * gg)
+                    tl.store(terms_ptr + 1, lg_share * lg)

@@ -139,7 +139,7 @@ class CudaBackend(CompiledBackend):
         return None
 
     def launcher(self, operation: str) -> Callable[[Any, Any, list[Any]], None]:
-        run, make = getattr(self.library, operation), self._workspaces.get(operation)
+        make = self._workspaces.get(operation)
 
         def launch(call: Any, result: Any, arguments: list[Any]) -> None:
             like = next((tensor for tensor in result if tensor is not None), None)
@@ -149,7 +149,7 @@ class CudaBackend(CompiledBackend):
                 device, stream = place(like)
                 workspace = None if make is None else make(call, result, like)
                 where = device, stream, 0 if workspace is None else workspace.data_ptr()
-                run(where, *arguments)
+                getattr(self.library, operation)(where, *arguments)
 
         return launch
 

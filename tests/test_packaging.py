@@ -1,7 +1,8 @@
 """The package as a stranger gets it: alone in an empty environment, used from outside.
 
-Without CUDA it is a wheel that is built here, as on a machine without nvcc. With CUDA it is what is
-installed, since its kernels take minutes to compile. Neither needs a GPU.
+Without CUDA it is a wheel that is built here from the source distribution, in isolation, as on a
+machine without nvcc. With CUDA it is what is installed, since its kernels take minutes to compile.
+Neither needs a GPU.
 """
 
 import importlib.metadata
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -21,8 +23,9 @@ from cuda_kernels.nvcc import DEFAULT_ARCHITECTURES, embedded
 from logo_kernels.backends.extension import extension
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("csrc", "logo_kernels", "CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml",
-           "setup.py")  # fmt: skip
+SOURCES = ("csrc", "logo_kernels", "CHANGELOG.md", "CMakeLists.txt", "LICENSE", "MANIFEST.in",
+           "README.md", "pyproject.toml", "setup.py")  # fmt: skip
+SDIST = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
 
 USE = """
 import sys, torch, logo_kernels
@@ -60,7 +63,8 @@ class Package(NamedTuple):
 def package(request, tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
     if request.param == "without CUDA":
-        wheel = built_wheel(tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel"))
+        distribution = request.getfixturevalue("distribution")
+        wheel = built_wheel(distribution, tmp_path_factory.mktemp("wheel"))
         zipfile.ZipFile(wheel).extractall(site)
         return Package(site, wheel, "")
     for installed in files_installed_with_cuda():
@@ -69,20 +73,27 @@ def package(request, tmp_path_factory):
     return Package(site, None, extension.cuda.architectures)
 
 
-def built_wheel(source: Path, out: Path) -> Path:
-    pytest.importorskip("pybind11", reason="building without isolation needs pybind11")
-    # A copy, since pip builds in the source tree: what lies in build/ there is another's.
-    for name in SOURCES:
+@pytest.fixture(scope="module")
+def distribution(tmp_path_factory):
+    """The source distribution."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+    # Of a copy, since the build leaves its notes in the source tree; with what must stay out.
+    for name in (*SOURCES, "benchmarks", "python", "tests"):
         if (ROOT / name).is_dir():
             ignored = shutil.ignore_patterns("*.so", "__pycache__")
             shutil.copytree(ROOT / name, source / name, ignore=ignored)
         else:
             shutil.copy(ROOT / name, source)
+    subprocess.run([sys.executable, "-c", SDIST, str(out)], cwd=source, check=True)
+    (built,) = out.glob("*.tar.gz")
+    return built
+
+
+def built_wheel(distribution: Path, out: Path) -> Path:
     # Not optimised, which takes a third of the time: how fast it is, is another question.
     environment = {**os.environ, "LOGO_KERNELS_CUDA": "off", "CMAKE_BUILD_TYPE": "None"}
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
-         "-w", str(out), str(source)],
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, distribution],
         check=True, env=environment,
     )  # fmt: skip
     (built,) = out.glob("*.whl")
@@ -101,6 +112,19 @@ def files_installed_with_cuda() -> list[importlib.metadata.PackagePath]:
         pytest.skip("the package that the tests import was built in place, and not installed")
     left_out = ("__pycache__", "..")
     return [file for file in files if not any(part in left_out for part in file.parts)]
+
+
+def test_source_distribution(distribution):
+    """All sources of the extension and the package, and nothing that a build does not read."""
+    with tarfile.open(distribution) as archive:
+        names = [Path(member.name) for member in archive.getmembers() if member.isfile()]
+    names = {path.relative_to(path.parts[0]).as_posix() for path in names}
+    generated = {"PKG-INFO", "setup.cfg"}
+    names = {name for name in names if not name.startswith("logo_kernels.egg-info/")} - generated
+    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.*")}
+    wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "logo_kernels").rglob("*.py")}
+    wanted |= {name for name in SOURCES if (ROOT / name).is_file()} | {"logo_kernels/py.typed"}
+    assert names == wanted
 
 
 def test_contents(package):

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import logo_kernels
-from logo_kernels import available_backends, logo_loss
+from logo_kernels import available_backends, logo_loss, verify
 from logo_kernels.backends import BACKENDS, Backend, Request, choose
 from logo_kernels.backends.preference import order
 from support import crops
+
+OPERATIONS = (*verify.OPERATIONS, "scale")  # as a request names them
 
 
 class Stub(Backend):
@@ -69,8 +71,8 @@ def test_auto_prefers_what_was_measured(operation, dtype, expected):
 
 
 def test_every_operation_has_an_order():
-    """Those of the operators that are registered, in half precision and beyond."""
-    for operation in ("cosine", "similarity", "info_nce", "affinity", "scale"):
+    """In half precision and beyond."""
+    for operation in OPERATIONS:
         for dtype in (torch.float16, torch.float32, torch.float64):
             names = order(problem(dtype=dtype, operation=operation))
             assert sorted(names) == ["cuda", "reference", "triton"]
@@ -102,7 +104,7 @@ def rocm(monkeypatch):
         module._missing.cache_clear()
 
 
-@pytest.mark.parametrize("operation", ["cosine", "similarity", "info_nce", "scale", "affinity"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_amd_gpus_have_the_reference(rocm, operation):
     asked = Request(operation, "cuda", frozenset([torch.bfloat16]), 10, 2048)
     assert choose("auto", asked, BACKENDS).name == "reference"

@@ -17,7 +17,7 @@ from logo_kernels.verify.affinity import middle_of_gap
 from logo_kernels.verify.case import Place
 from logo_kernels.verify.errors import difference
 
-SOME = {"cosine": 3, "similarity": 2, "info_nce": 2, "affinity": 2}  # cases of a short run
+SOME = dict.fromkeys(verify.OPERATIONS, 2) | {"cosine": 3}  # cases of a short run
 
 
 @pytest.fixture

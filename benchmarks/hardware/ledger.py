@@ -21,14 +21,33 @@ TRITON = Path("logo_kernels/backends/triton")
 CUDA = Path("csrc/cuda")
 INCLUDED_FROM = ("csrc", "csrc/include")  # beside the folder of the including file
 
-# By what the names of an operation's files begin with, the same for both backends. Backward of the
-# cosine loss scales the gradient that forward has saved by a kernel of its own.
-OPERATIONS = {
-    "cosine": ("cosine", "scale"),
-    "similarity": ("similarity",),
-    "info_nce": ("info_nce",),
-    "affinity": ("affinity", "unit"),
-}
+# Kernels that bear another name than their operation. Backward of the cosine loss scales the
+# gradient that forward has saved.
+SERVES = {"scale": "cosine", "unit": "affinity"}
+
+
+def operations(root: Path = ROOT) -> dict[str, tuple[str, ...]]:
+    """Operation -> what the names of its kernels' files begin with, the same for both backends.
+
+    They are those of ``python -m logo_kernels --verify``, read from its source: torch need not be
+    there.
+    """
+    tree = ast.parse((root / "logo_kernels/verify/__init__.py").read_text())
+    (names,) = (
+        node.value.keys
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == "OPERATIONS"
+        and isinstance(node.value, ast.Dict)
+    )
+    found = [ast.literal_eval(name) for name in names if name is not None]
+    return {
+        operation: (operation, *(name for name, served in SERVES.items() if served == operation))
+        for operation in found
+    }
+
+
+OPERATIONS = operations()
 
 VERIFIED = "verified"
 CHANGED = "changed since it passed"
@@ -87,8 +106,8 @@ def operation_of(kernel: str) -> str:
     ]
     if len(found) != 1:
         raise ValueError(
-            f"{kernel} is of {found or 'no operation'}: its file's name has to begin as OPERATIONS "
-            f"says of one of them"
+            f"{kernel} is of {found or 'no operation'}: its file's name has to begin with that of "
+            f"an operation of logo_kernels/verify, or stand in SERVES"
         )
     return found[0]
 

@@ -13,10 +13,19 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 PROCESSES = 6  # each with its own CUDA context and the tensors of one case
-MODULES = ("bench_cosine", "bench_similarity", "bench_info_nce", "bench_affinity", "bench_overhead")
+
+# Those whose cases are contests, in which peers are compiled.
+MODULES = tuple(
+    sorted(
+        path.stem
+        for path in Path(__file__).parents[1].glob("bench_*.py")
+        if "\ndef contest(" in path.read_text()
+    )
+)
 
 
 def jobs(device: str) -> Iterator[tuple[str, Any]]:

@@ -31,13 +31,10 @@ def test_tests_are_counted_by_operation(tmp_path):
         ("tests.test_losses", "test_cuda_is_named", ""),
         ("tests.test_backends", "test_auto[cuda-reasons0-cuda]", ""),
     )
-    assert counts.count_tests(path, "triton", ENDED) == {
-        "cosine": {"passed": 2, "failed": 0},
-        "similarity": {"passed": 0, "failed": 0},
-        "info_nce": {"passed": 0, "failed": 0},
-        "affinity": {"passed": 0, "failed": 0},
-    }
-    assert counts.count_tests(path, "cuda", ENDED) == {
+    none = {operation: {"passed": 0, "failed": 0} for operation in ledger.OPERATIONS}
+    found = counts.count_tests(path, "triton", ENDED)
+    assert found == none | {"cosine": {"passed": 2, "failed": 0}}
+    assert counts.count_tests(path, "cuda", ENDED) == none | {
         "cosine": {"passed": 1, "failed": 1},
         "similarity": {"passed": 2, "failed": 0},
         "info_nce": {"passed": 1, "failed": 1},

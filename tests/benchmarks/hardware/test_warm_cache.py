@@ -12,7 +12,7 @@ from hardware import warm_cache
 
 def test_whatever_is_compiled_on_a_gpu_is_compiled_beforehand():
     jobs = list(warm_cache.jobs("cuda"))
-    assert [name for name, _ in jobs[:5]] == list(warm_cache.MODULES)
+    assert [name for name, _ in jobs[: len(warm_cache.MODULES)]] == list(warm_cache.MODULES)
     of_info_nce = [case for name, case in jobs if name == "bench_info_nce"]
     assert of_info_nce == list(bench_info_nce.CASES["cuda"])
     timed = {path.stem for path in Path(bench_cosine.__file__).parent.glob("bench_*.py")}

@@ -14,17 +14,6 @@ from logo_kernels import info_nce, logo_loss
 from support import ALL, EPS, queries_and_keys, serves
 
 FP32, FP64 = torch.float32, torch.float64
-
-
-@pytest.fixture(autouse=True)
-def mended(request):
-    """For the time being: backends whose kernels still divide cosines before they subtract them."""
-    given = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    name = given.get("backend", given.get("name", "cpu"))
-    if name.partition("-")[0] in ("triton",):
-        pytest.skip(f"{name}: its kernels still divide cosines by τ before they subtract them")
-
-
 TEMPERATURES = [1e-45, 1e-40, 1e-38, 1e-30, 1e-20, 1e-10, 1e-5, 7e-4, 1e-3, 0.01, 0.07, 1.0, 1e3,
                 1e10, 1e20, 1e38]  # fmt: skip
 BEYOND_FP32 = [5e-324, 1e-300, 1e-100, 1e100, 1e300]

@@ -55,7 +55,7 @@ class Backward {
   // Writes the gradient in T, if it is wanted, and returns δ·q̂; so does `walked`. For no more
   // columns than lanes hold: every row is read once.
   template <class T>
-  __device__ __forceinline__ float held(const Scaled& tau) const {
+  __device__ __forceinline__ float held() const {
     // Words leave no registers for a look at the upstream gradients beforehand, and single numbers
     // none for a look on the way: ptxas would spill.
     constexpr bool kInWords = N > 1;
@@ -77,13 +77,13 @@ class Backward {
       if (kInWords) saturating &= !scaled<T>(p);
     }
     const float along = warp_sum(dot_of_words(direction, query));
-    write_gradient<T>(0, direction, query, along, unit, tau, saturating);
+    write_gradient<T>(0, direction, query, along, unit, saturating);
     return along;
   }
 
   // For any number of columns: rows are read for their norms, for δ·q̂, and for the gradient.
   template <class T>
-  __device__ __forceinline__ float walked(const Scaled& tau) const {
+  __device__ __forceinline__ float walked() const {
     constexpr int64_t kStep = kWords * kColumnStep<N>;
     Word<N> query[kWords], direction[kWords];
     const Unit unit = unit_of<N>(row_, a_.p.dim);
@@ -106,7 +106,7 @@ class Backward {
     for (int64_t first = 0; first < a_.p.dim && wanted().present(); first += kStep) {
       find_direction(first, some, direction);
       load_query(first);
-      write_gradient<T>(first, direction, query, along, unit, tau, saturating);
+      write_gradient<T>(first, direction, query, along, unit, saturating);
     }
     return along;
   }
@@ -194,12 +194,13 @@ class Backward {
   template <class T>
   __device__ __forceinline__ void write_gradient(int64_t first, const Word<N> (&direction)[kWords],
                                                  const Word<N> (&query)[kWords], float along,
-                                                 const Unit& unit, const Scaled& tau,
-                                                 bool saturating) const {
+                                                 const Unit& unit, bool saturating) const {
     if (!wanted().present()) return;
     T* const to =
         reinterpret_cast<T*>(const_cast<char*>(row_address(wanted(), at_.image, at_.crop)));
-    const Over over(unit.factor, unit.inverse, tau);
+    const float most = saturating ? float(largest(kDType<T>)) : INFINITY;
+    // τ is read where it is used: before, it would take registers from the row.
+    const Over over(unit.factor, unit.inverse, a_.temperature());
 #pragma unroll
     for (int k = 0; k < kWords; ++k) {
       const int64_t column = first + k * kColumnStep<N> + first_column<N>();
@@ -207,7 +208,7 @@ class Backward {
       Word<N> w = over.second * (over.first * fma(-along, query[k], direction[k]));
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        if (saturating) w.v[i] = clamp_keeping_nan(w.v[i], float(largest(kDType<T>)));
+        w.v[i] = clamp_keeping_nan(w.v[i], most);
         if (unit.inverse == 0) w.v[i] = 0;
       }
       write(w, to + column);
@@ -228,7 +229,6 @@ __global__ void __launch_bounds__(kThreads, HELD ? 3 : 2)
   __shared__ double found[kWarps];
   __shared__ unsigned flag;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const Scaled tau = a.temperature();
   double along = 0;
 #pragma unroll 1
   for (int64_t query = int64_t(blockIdx.x) * kWarps + warp; query < a.count;
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, HELD ? 3 : 2)
     const Rows& to = a.at(query).global ? a.p.grad_global : a.p.grad_local;
     if (a.p.grad_temperature == nullptr && !to.present()) continue;
     const Backward<N> backward(a, query);
-    along += double(HELD ? backward.template held<T>(tau) : backward.template walked<T>(tau));
+    along += double(HELD ? backward.template held<T>() : backward.template walked<T>());
   }
   if (a.p.grad_temperature == nullptr) return;
   if (lane == 0) found[warp] = along;
@@ -251,6 +251,7 @@ __global__ void __launch_bounds__(kThreads, HELD ? 3 : 2)
   for (int64_t block = lane; block < gridDim.x; block += 32) sum += __ldcg(a.sums.of(block));
   sum = warp_sum(sum);
   if (lane != 0) return;
+  const Scaled tau = a.temperature();
   const double value = ldexp(-sum / tau.mantissa / tau.mantissa, -2 * tau.power);
   *static_cast<float*>(a.p.grad_temperature) = finite(float(value));
 }

@@ -41,14 +41,21 @@ __device__ __forceinline__ float power_of_two(int power) {
   return __int_as_float((power + 127) << 23);
 }
 
-// A positive number as mantissa · 2^power: it need not be one of fp32.
+// A positive number as mantissa · 2^power, with a mantissa of about one: it need not be one of
+// fp32.
 struct Scaled {
   float mantissa;
   int power;
 
   Scaled() = default;
   explicit Scaled(double value) { mantissa = float(frexp(value, &power)); }
-  __device__ explicit Scaled(float value) { mantissa = frexpf(value, &power); }
+  __device__ __forceinline__ explicit Scaled(float value) {
+    const bool small = value < 0x1p-64f;  // a subnormal number has no exponent
+    const float lifted = small ? value * 0x1p64f : value;
+    const int bits = __float_as_int(lifted), exponent = bits >> 23;
+    mantissa = exponent == 255 ? value : __int_as_float((bits & 0x7fffff) | 0x3f800000);
+    power = exponent - 127 - (small ? 64 : 0);
+  }
 };
 
 // factor · inverse / τ in two factors, one after the other: their product need not be a number.

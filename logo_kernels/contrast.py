@@ -22,6 +22,7 @@ from .autograd import (
 from .backends import AUTO, BACKENDS, Key
 from .buffers import compute_dtype, gradient_for
 from .operators import Operator
+from .units import LEAST, saturated
 from .weights import attraction_weights
 
 
@@ -269,10 +270,9 @@ def contrast(
     positives, negatives = cast(Tensor, primal(positives)), primal(negatives)
     tensor, number = None, 1.0
     if isinstance(temperature, Tensor):
-        tensor = temperature.to(compute_dtype(global_crops, local_crops, positives, negatives))
+        tensor = temperature
     elif torch.compiler.is_compiling():  # else a new number would be compiled anew
-        dtype = compute_dtype(global_crops, local_crops, positives, negatives)
-        tensor = positives.new_ones((), dtype=dtype) * temperature
+        tensor = positives.new_ones((), dtype=torch.float64) * temperature
     else:
         number = float(temperature)
     arguments = (
@@ -284,10 +284,30 @@ def contrast(
     return forward(_call(*arguments, with_terms), backend)[:2]
 
 
-def _call(global_crops: Tensor | None, *others: Any) -> InfoNCECall:
+def _tensor_in(dtype: torch.dtype, tau: Tensor | None) -> Tensor | None:
+    """τ in the dtype of the losses; what is above zero stays so."""
+    if tau is None or tau.dtype is dtype:
+        return tau
+    near = tau.to(dtype)
+    if tau.dtype is torch.float64:
+        near = torch.where((tau > 0) & (near == 0), LEAST, near)
+    return near
+
+
+def _call(
+    global_crops: Tensor | None,
+    local_crops: Tensor | None,
+    positives: Tensor,
+    negatives: Tensor | None,
+    temperature: float,
+    tensor: Tensor | None,
+    *options: Any,
+) -> InfoNCECall:
+    crops = global_crops, local_crops, positives, negatives
+    tensor = _tensor_in(compute_dtype(*crops), tensor)
     if global_crops is not None and global_crops.shape[1] == 1:
         global_crops = None
-    return InfoNCECall(global_crops, *others)
+    return InfoNCECall(global_crops, *crops[1:], temperature, tensor, *options)
 
 
 class InfoNCE(torch.autograd.Function):
@@ -329,11 +349,15 @@ class InfoNCE(torch.autograd.Function):
         to_global, to_local, _, _, _, to_temperature = ctx.needs_input_grad[:6]
         wanted = to_global and ctx.unasked is None, to_local, to_temperature
         saved = ctx.saved_tensors
-        given = upstream, *saved, ctx.temperature, *wanted, ctx.of_negatives
-        call = InfoNCEBackwardCall(*given)
-        queries, locals_, _, tensor = saved[:4]
+        queries, locals_, positives, tensor, pull, mean = saved
+        tau = _tensor_in(mean.dtype, tensor)
+        given = upstream, queries, locals_, positives, tau, pull, mean, ctx.temperature
+        call = InfoNCEBackwardCall(*given, *wanted, ctx.of_negatives)
         found = once(backward(call, ctx.backend), upstream, queries, locals_, tensor)
         to_queries, to_locals, to_tau = found
+        if to_tau is not None and to_tau.dtype is not tensor.dtype:
+            narrow = to_tau if tensor.dtype is torch.float64 else saturated(to_tau, tensor.dtype)
+            to_tau = narrow.to(tensor.dtype)
         if ctx.unasked is not None:
             shape, dtype = ctx.unasked
             to_queries = upstream.new_zeros(shape, dtype=dtype)

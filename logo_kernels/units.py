@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 # Norms between 1/ORDINARY and ORDINARY are squared as they are: half the passes over memory.
 ORDINARY = 2.0**40
+
+# The smallest positive number of fp32, and of fp64.
+LEAST, SUBNORMAL = 2.0**-149, 5e-324
 
 
 class UnitRows:
@@ -55,6 +59,12 @@ class UnitRows:
         """The gradient that pulls of norm ‖x_i‖ mean; 0 for a zero row."""
         return scaled_back(pulls, self.norm, self.zero, self.largest)
 
+    def gradient_over(self, pulls: Tensor, tau: Tensor) -> Tensor:
+        """The same over τ [], any positive number."""
+        if self.zero is None or self.largest is None:
+            return divided(pulls, self.norm, tau)
+        return torch.where(self.zero, 0, divided(pulls, self.norm, self.largest, tau))
+
 
 def scaled_back(pulls: Tensor, norm: Tensor, zero: Tensor | None, largest: Tensor | None) -> Tensor:
     """`pulls` over the norms of rows, 0 for a zero row.
@@ -67,11 +77,40 @@ def scaled_back(pulls: Tensor, norm: Tensor, zero: Tensor | None, largest: Tenso
     return torch.where(zero, 0, pulls / norm / largest)
 
 
+def divided(value: Tensor, *divisors: Tensor) -> Tensor:
+    """`value` over all of them, whose product and whose inverses may not be representable."""
+    power = torch.zeros_like(divisors[0], dtype=torch.int32)
+    for divisor in divisors:
+        mantissa, exponent = torch.frexp(divisor)  # in [1/2, 1)
+        value, power = value / mantissa, power - exponent
+    # in three steps that are numbers of the dtype; what is beyond them is zero or infinite
+    most = 3 * (126 if value.dtype == torch.float32 else 1022)
+    power = power.clamp(-most, most)
+    for steps in (3, 2, 1):
+        step = torch.div(power, steps, rounding_mode="trunc")
+        value, power = value * torch.exp2(step.to(value.dtype)), power - step
+    return value
+
+
 @contextmanager
 def full_precision(device: str) -> Iterator[None]:
-    """No autocast inside: it would turn the products below into half precision."""
-    with torch.autocast(device, enabled=False):
-        yield
+    """No autocast inside: it would turn the products below into half precision.
+
+    Nor subnormal numbers as zeros: torch.set_flush_denormal is of one thread and of those that it
+    starts later, so that results would depend on which thread computes them. Under it, one does.
+    """
+    flushes = SUBNORMAL == 0  # by that mode itself
+    threads = torch.get_num_threads() if flushes else 0
+    try:
+        if flushes:
+            torch.set_flush_denormal(False)
+            torch.set_num_threads(1)
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        if flushes:
+            torch.set_num_threads(threads)
+            torch.set_flush_denormal(True)
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
@@ -85,6 +124,16 @@ def saturated(gradient: Tensor, dtype: torch.dtype) -> Tensor:
     """The largest finite value of `dtype` where a gradient, ∝ 1/‖x‖, lies beyond it."""
     limit = torch.finfo(dtype).max
     return gradient.clamp(-limit, limit)
+
+
+def near(tau: float, dtype: torch.dtype) -> float:
+    """A number τ for sums in `dtype`: never zero, and infinite where it is too large for fp32.
+
+    What a τ below fp32 moves, in a loss that fp32 holds, is less than an error of the cosines.
+    """
+    if dtype == torch.float64:
+        return tau
+    return max(tau, LEAST) if tau <= torch.finfo(dtype).max else math.inf
 
 
 def unit(call: UnitCall, result: UnitResult) -> None:

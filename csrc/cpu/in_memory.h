@@ -11,8 +11,12 @@ inline double number_at(const void* address, bool fp64) {
   return fp64 ? *static_cast<const double*>(address) : double(*static_cast<const float*>(address));
 }
 
+// A τ in memory, which the host has not looked at, is NaN unless it is positive.
 inline InfoNCEProblem with_numbers(InfoNCEProblem p) {
-  if (p.temperature_tensor != nullptr) p.temperature = number_at(p.temperature_tensor, p.fp64());
+  if (p.temperature_tensor != nullptr) {
+    p.temperature = number_at(p.temperature_tensor, p.fp64());
+    if (!(p.temperature > 0)) p.temperature = __builtin_nan("");
+  }
   return p;
 }
 

@@ -75,7 +75,7 @@ Status run(const InfoNCEProblem& p) {
 #pragma omp parallel num_threads(threads)
   {
     const WithSubnormals mode;
-    Pairs<T> pairs(p, cut, shared.queries, shared.per_image);
+    Pairs<T> pairs(p, cut, softmax, shared.queries, shared.per_image);
     Pass<T, kFactors> pass(p, cut, softmax, queries);
     const bool ready = pairs.reserve() && pass.reserve();
     const Share images = share_of(p.images);
@@ -98,7 +98,8 @@ Status run(const InfoNCEProblem& p) {
   }
   if (short_of_memory) return Status::out_of_memory;
   if (p.reduction != Reduction::pairs) {
-    reduce<T>(shared.per_image, p.images, 2, p.reduction, p.total, p.terms);
+    reduce<T>(shared.per_image, p.images, 2, p.reduction, p.total, p.terms,
+              loss_unit<T>(p.temperature));
   }
   return Status::ok;
 }

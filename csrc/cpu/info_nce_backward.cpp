@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "cpu/columns.h"
+#include "cpu/finite.h"
 #include "cpu/in_memory.h"
 #include "cpu/parallel.h"
 #include "cpu/subnormals.h"
@@ -120,10 +121,14 @@ class Gradients {
         return;
       }
     }
-    // One after the other: their product may not be representable.
+    // Mantissas, and the power of two apart: neither the factors nor their product need be numbers.
+    int of_temperature = 0, of_divisor = 0;
+    const double temperature = frexp(p_.temperature, &of_temperature);
+    const double divisor = frexp(double(row_.divisor()), &of_divisor);
+    const int power = -of_temperature - of_divisor;
     for (int64_t d = 0; d < p_.dim; ++d) {
       const T across = direction_[d] - along * row_.unit(d / kLanes<T> * kLanes<T>)[d % kLanes<T>];
-      double value = double(across) * factor / double(row_.divisor());
+      double value = ldexp(double(across) * row_.inverse() / temperature / divisor, power);
       const double most = largest(kDType<To>);
       if (saturates) value = value > most ? most : value < -most ? -most : value;  // NaN stays
       narrow_to(value, to + d);
@@ -169,7 +174,7 @@ Status run(const InfoNCEProblem& p) {
   if (p.grad_temperature != nullptr) {
     double sum = 0;
     for (int64_t image = 0; image < p.images; ++image) sum += along[image];
-    *static_cast<T*>(p.grad_temperature) = T(-sum / p.temperature / p.temperature);
+    *static_cast<T*>(p.grad_temperature) = finite<T>(-sum / p.temperature / p.temperature);
   }
   return Status::ok;
 }

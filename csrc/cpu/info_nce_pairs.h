@@ -1,6 +1,7 @@
 // InfoNCE's pairs before and after the pass over the negatives, image by image.
 #pragma once
 
+#include "cpu/finite.h"
 #include "cpu/info_nce_pass.h"
 #include "cpu/link.h"
 #include "cpu/unit_row.h"
@@ -10,14 +11,24 @@ namespace logo {
 namespace cpu {
 namespace {
 
+// The power of two by which losses, as large as 2/τ, are multiplied before they are summed in fp64.
+template <class T>
+inline double loss_unit(double temperature) {
+  return sizeof(T) == 8 && temperature < 0x1p-508 ? 0x1p-512 : 1;
+}
+
 // One thread's pairs, image by image.
 template <class T>
 class Pairs {
  public:
   // queries [N, cut.row]: filled by `prepare`. per_image [3, B]: total, gg, lg.
-  Pairs(const InfoNCEProblem& p, const Cut<T>& cut, T* queries, double* per_image)
+  // In units of `loss_unit`.
+  Pairs(const InfoNCEProblem& p, const Cut<T>& cut, const Softmax<T>& softmax, T* queries,
+        double* per_image)
       : p_(p),
         cut_(cut),
+        softmax_(softmax),
+        unit_(loss_unit<T>(p.temperature)),
         queries_(queries),
         per_image_(per_image),
         row_(p.dim, cut.row),
@@ -26,11 +37,13 @@ class Pairs {
 
   bool reserve() {
     const size_t units = Scratch::bytes<T>(p_.positives.count * cut_.row);
-    if (!scratch_.reserve(units + 2 * Scratch::bytes<T>(padded_) + row_.bytes())) return false;
+    const size_t numbers = 2 * Scratch::bytes<T>(padded_) + Scratch::bytes<double>(pairs_);
+    if (!scratch_.reserve(units + numbers + row_.bytes())) return false;
     row_.attach(scratch_);
     units_ = scratch_.take<T>(p_.positives.count * cut_.row);
     gaps_ = scratch_.take<T>(padded_);
     losses_ = scratch_.take<T>(padded_);
+    wide_ = scratch_.take<double>(pairs_);
     memset(gaps_, 0, size_t(padded_) * sizeof(T));
     return true;
   }
@@ -59,17 +72,19 @@ class Pairs {
   void finish(int64_t image, const Found<T>& found) {
     const int64_t positives = p_.positives.count;
     T* const pulls = pull(image);
-    T* gap = gaps_;
+    int64_t at = 0;
     for (int64_t crop = 0; crop < p_.crops(); ++crop) {
       const int64_t query = image * p_.crops() + crop;
-      const double lse =
-          combine(cut_, found, query, static_cast<T*>(p_.mean.data) + query * p_.dim);
-      static_cast<T*>(p_.lse)[query] = T(lse);
-      for (int64_t k = 0; k < positives; ++k, ++gap) {
-        *gap = T(lse - double(pulls[gap - gaps_]) / p_.temperature);
+      const LogSum lse =
+          combine(cut_, softmax_, found, query, static_cast<T*>(p_.mean.data) + query * p_.dim);
+      static_cast<T*>(p_.lse)[query] = finite<T>(lse.most / p_.temperature + lse.rest);
+      for (int64_t k = 0; k < positives; ++k, ++at) {
+        const double apart = (lse.most - double(pulls[at])) * unit_ / p_.temperature;
+        wide_[at] = apart + lse.rest * unit_;
+        gaps_[at] = finite<T>(wide_[at] / unit_);
       }
     }
-    for (int64_t at = 0; at < padded_; at += kLanes<T>) {
+    for (at = 0; at < padded_; at += kLanes<T>) {
       const Linked<T> pair = link<T>(Link::softplus, load(gaps_ + at));
       *reinterpret_cast<Vector<T>*>(losses_ + at) = pair.value;
       *reinterpret_cast<Vector<T>*>(gaps_ + at) = pair.slope;
@@ -83,6 +98,11 @@ class Pairs {
  private:
   T* pull(int64_t image) const { return static_cast<T*>(p_.pull.data) + image * pairs_; }
 
+  // In units of unit_. T has lost nothing but what it does not hold: so large a loss is its gap.
+  double loss(int64_t at) const {
+    return wide_[at] > 0x1p10 * unit_ ? wide_[at] : double(losses_[at]) * unit_;
+  }
+
   void write(int64_t image, T* pulls) {
     const int64_t positives = p_.positives.count;
     const double globals = double(p_.global_crops.count), locals = double(p_.local_crops.count);
@@ -95,7 +115,7 @@ class Pairs {
       for (int64_t k = 0; k < positives; ++k, ++at) {
         const bool pair = p_.is_pair(crop, k);
         pulls[at] = pair ? weight * gaps_[at] : T(0);
-        if (pair) sum += double(losses_[at]);
+        if (pair) sum += loss(at);
       }
     }
     per_image_[image] = p_.gg_weight() * gg + p_.lg_weight() * lg;
@@ -105,14 +125,17 @@ class Pairs {
 
   const InfoNCEProblem& p_;
   const Cut<T>& cut_;
+  const Softmax<T>& softmax_;
+  const double unit_;
   T* const queries_;
   double* const per_image_;
   UnitRow<T> row_;
   const int64_t pairs_, padded_;  // of one image, and in whole vectors
   Scratch scratch_;
-  T* units_ = nullptr;   // [P, row]
-  T* gaps_ = nullptr;    // [V, P] lse − s⁺, then 1 − σ
-  T* losses_ = nullptr;  // [V, P]
+  T* units_ = nullptr;      // [P, row]
+  T* gaps_ = nullptr;       // [V, P] lse − s⁺, then 1 − σ
+  T* losses_ = nullptr;     // [V, P]
+  double* wide_ = nullptr;  // [V, P] lse − s⁺, in units of unit_
 };
 
 }  // namespace

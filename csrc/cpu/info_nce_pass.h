@@ -157,32 +157,32 @@ class Pass {
   T* weights_ = nullptr;  // [kBandRows, tile] cosines, then weights: in the L1 cache
 };
 
-// Combines the sums that the parts found for one query, in their order. Writes its mean, and
-// returns its log-sum-exp.
+// Combines the sums that the parts found for one query, in their order. Writes its mean.
 template <class T>
-double combine(const Cut<T>& cut, const Found<T>& found, int64_t query, T* mean) {
-  T exponent = -T(__builtin_inf());
+LogSum combine(const Cut<T>& cut, const Softmax<T>& softmax, const Found<T>& found, int64_t query,
+               T* mean) {
+  T most = -T(__builtin_inf());
   for (int64_t part = 0; part < cut.parts; ++part) {
-    const T other = found.softmax[part * cut.queries + query].exponent;
-    if (other > exponent) exponent = other;
+    const T other = found.softmax[part * cut.queries + query].most;
+    if (other > most) most = other;
   }
   T factors[kMostParts];
   double sum = 0;
   for (int64_t part = 0; part < cut.parts; ++part) {
     const SoftmaxRow<T>& row = found.softmax[part * cut.queries + query];
-    const double factor = exp2(double(row.exponent) - double(exponent));
+    const double factor = softmax.change(row.most, most);
     factors[part] = T(factor);
     sum += factor * row.sum;
   }
-  const T inverse = T(1 / sum);
+  const T divisor = T(sum);
   for_columns<T>(cut.dim, [&](int64_t d, auto at) {
     Vector<T> total{};
     for (int64_t part = 0; part < cut.parts; ++part) {
       total += load(found.means + (part * cut.queries + query) * cut.row + d) * factors[part];
     }
-    at.store(total * inverse, mean + d);
+    at.store(total / divisor, mean + d);
   });
-  return double(exponent) * Softmax<T>::kLn2 + log(sum);
+  return softmax.log_sum(most, sum);
 }
 
 }  // namespace

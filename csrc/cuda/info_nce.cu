@@ -50,8 +50,7 @@ __global__ void __launch_bounds__(kInfoNCEThreads)
   Softmax<M> softmax(a.running);
   float means[M][COLUMNS / 8][4] = {};
   const int columns = ring.columns_of(chunk);
-  const float scale =
-      a.p.temperature_tensor == nullptr ? a.scale : kLog2e / kQueryLift<T> / a.temperature();
+  const float scale = scale_of<T>(a);
 
 #pragma unroll 1
   for (int64_t tile = first; tile < end; ++tile) {
@@ -78,10 +77,10 @@ __global__ void __launch_bounds__(kInfoNCEThreads)
       const int64_t row = query + 16 * m + 8 * side;
       if (row >= a.count) continue;
       const float maximum = softmax.maximum[m][side], sum = softmax.sum[m][side];
-      const bool states = chunk == 0 && lane % 4 == 0;  // of several lanes that know the same
+      const int64_t index = split_index * a.count + row;
+      // Of several lanes that know the same, and of several chunks.
+      if (chunk == 0 && lane % 4 == 0) a.sums[index] = make_float2(maximum, sum);
       if (plan.splits > 1) {
-        const int64_t index = split_index * a.count + row;
-        if (states) a.sums[index] = make_float2(maximum, sum);
         float* const to = a.means + index * plan.dim + first_column;
 #pragma unroll
         for (int j = 0; j < COLUMNS / 8; ++j) {
@@ -91,7 +90,6 @@ __global__ void __launch_bounds__(kInfoNCEThreads)
           }
         }
       } else {
-        if (states) a.lse()[row] = fmaf(maximum, kLn2, logf(sum));
         const float divisor = sum * kWeightLift<T>;
         float* const to = a.mean_of(row) + first_column;
 #pragma unroll
@@ -199,8 +197,8 @@ InfoNCEArguments arguments_of(const InfoNCEProblem& p) {
   a.negatives = batch ? Negatives(p.positives, p.images, p.dim) : Negatives(p.negatives, p.dim);
   const bool f16_kept = a.negatives.rows.dtype == DType::f16;
   a.running = f16_kept || p.temperature_tensor != nullptr || p.temperature < kLeastFixedTemperature;
-  a.tau = float(p.temperature);
-  a.scale = float(1.4426950408889634 / p.temperature / (f16_kept ? kQueryLift<f16> : 1.0f));
+  a.tau = nearest(p.temperature);
+  a.scale = steepness(1.4426950408889634 / p.temperature / (f16_kept ? kQueryLift<f16> : 1.0f));
   a.gg_weight = share * p.gg_weight();
   a.lg_weight = share * p.lg_weight();
   a.gg_mean = globals > 1 ? share / (globals * (globals - 1)) : 0;

@@ -7,6 +7,7 @@
 
 #include "cuda/info_nce_plan.h"
 #include "cuda/info_nce_rows.cuh"
+#include "cuda/info_nce_temperature.cuh"
 #include "logo/dtypes.h"
 #include "logo/problem.h"
 
@@ -65,12 +66,14 @@ struct InfoNCEArguments : OfQueries {
   unsigned char* prepared;  // [query_tiles · rows, planes, plan.dim] operands
   unsigned* finished;       // blocks of the epilogue
   float* losses;            // [B, G], then [B, L]: sums over a query's pairs
-  float2* sums;             // [splits, N]: maximum, sum
+  float2* sums;             // [splits, N]: maximum of scores, sum
   float* means;             // [splits, N, plan.dim]
 
   explicit InfoNCEArguments(const InfoNCEProblem& problem) : OfQueries(problem) {}
 
-  __device__ __forceinline__ float temperature() const { return OfQueries::temperature(tau); }
+  __device__ __forceinline__ float temperature() const {
+    return p.temperature_tensor == nullptr ? tau : temperature_in_memory();
+  }
   __device__ __forceinline__ float* total() const { return static_cast<float*>(p.total); }
   __device__ __forceinline__ float* terms() const { return static_cast<float*>(p.terms); }
   __device__ __forceinline__ float* lse() const { return static_cast<float*>(p.lse); }
@@ -97,6 +100,13 @@ template <class T>
 constexpr float kQueryLift = std::is_same_v<T, f16> ? 64.0f : 1.0f;
 template <class T>
 constexpr float kWeightLift = std::is_same_v<T, f16> ? 4096.0f : 1.0f;
+
+// From scores' differences to exponents of two.
+template <class T>
+__device__ __forceinline__ float scale_of(const InfoNCEArguments& a) {
+  if (a.p.temperature_tensor == nullptr) return a.scale;
+  return steepness(kLog2e / kQueryLift<T> / a.temperature());
+}
 
 }  // namespace cuda
 }  // namespace logo

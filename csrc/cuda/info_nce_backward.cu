@@ -6,6 +6,7 @@
 
 #include "cuda/device.h"
 #include "cuda/info_nce_rows.cuh"
+#include "cuda/info_nce_temperature.cuh"
 #include "cuda/output.cuh"
 #include "cuda/ticket.cuh"
 
@@ -20,11 +21,15 @@ constexpr int kBlocks = 8;  // of a multiprocessor; they walk over the rest of t
 constexpr int kWords = 4;
 
 struct BackwardArguments : OfQueries {
-  float tau;       // p.temperature
+  Scaled tau;      // p.temperature
   BlockSums sums;  // over queries, of δ·q̂
 
   BackwardArguments(const InfoNCEProblem& problem, void* workspace)
-      : OfQueries(problem), tau(float(p.temperature)), sums(workspace) {}
+      : OfQueries(problem), tau(p.temperature), sums(workspace) {}
+
+  __device__ __forceinline__ Scaled temperature() const {
+    return p.temperature_tensor == nullptr ? tau : Scaled(temperature_in_memory());
+  }
 };
 
 // One of 32 positives, a lane for each: w k̂ = coefficient · (factor · k).
@@ -50,7 +55,7 @@ class Backward {
   // Writes the gradient in T, if it is wanted, and returns δ·q̂; so does `walked`. For no more
   // columns than lanes hold: every row is read once.
   template <class T>
-  __device__ __forceinline__ float held(float tau) const {
+  __device__ __forceinline__ float held() const {
     // Words leave no registers for a look at the upstream gradients beforehand, and single numbers
     // none for a look on the way: ptxas would spill.
     constexpr bool kInWords = N > 1;
@@ -72,13 +77,13 @@ class Backward {
       if (kInWords) saturating &= !scaled<T>(p);
     }
     const float along = warp_sum(dot_of_words(direction, query));
-    write_gradient<T>(0, direction, query, along, unit, tau, saturating);
+    write_gradient<T>(0, direction, query, along, unit, saturating);
     return along;
   }
 
   // For any number of columns: rows are read for their norms, for δ·q̂, and for the gradient.
   template <class T>
-  __device__ __forceinline__ float walked(float tau) const {
+  __device__ __forceinline__ float walked() const {
     constexpr int64_t kStep = kWords * kColumnStep<N>;
     Word<N> query[kWords], direction[kWords];
     const Unit unit = unit_of<N>(row_, a_.p.dim);
@@ -101,7 +106,7 @@ class Backward {
     for (int64_t first = 0; first < a_.p.dim && wanted().present(); first += kStep) {
       find_direction(first, some, direction);
       load_query(first);
-      write_gradient<T>(first, direction, query, along, unit, tau, saturating);
+      write_gradient<T>(first, direction, query, along, unit, saturating);
     }
     return along;
   }
@@ -189,21 +194,21 @@ class Backward {
   template <class T>
   __device__ __forceinline__ void write_gradient(int64_t first, const Word<N> (&direction)[kWords],
                                                  const Word<N> (&query)[kWords], float along,
-                                                 const Unit& unit, float tau,
-                                                 bool saturating) const {
+                                                 const Unit& unit, bool saturating) const {
     if (!wanted().present()) return;
     T* const to =
         reinterpret_cast<T*>(const_cast<char*>(row_address(wanted(), at_.image, at_.crop)));
-    const float scale = unit.inverse / tau;
+    const float most = saturating ? float(largest(kDType<T>)) : INFINITY;
+    // τ is read where it is used: before, it would take registers from the row.
+    const Over over(unit.factor, unit.inverse, a_.temperature());
 #pragma unroll
     for (int k = 0; k < kWords; ++k) {
       const int64_t column = first + k * kColumnStep<N> + first_column<N>();
       if (column >= a_.p.dim) continue;
-      // Over the norm in two steps: its inverse need not be a number of fp32.
-      Word<N> w = unit.factor * (scale * fma(-along, query[k], direction[k]));
+      Word<N> w = over.second * (over.first * fma(-along, query[k], direction[k]));
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        if (saturating) w.v[i] = clamp_keeping_nan(w.v[i], float(largest(kDType<T>)));
+        w.v[i] = clamp_keeping_nan(w.v[i], most);
         if (unit.inverse == 0) w.v[i] = 0;
       }
       write(w, to + column);
@@ -224,7 +229,6 @@ __global__ void __launch_bounds__(kThreads, HELD ? 3 : 2)
   __shared__ double found[kWarps];
   __shared__ unsigned flag;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const float tau = a.temperature(a.tau);
   double along = 0;
 #pragma unroll 1
   for (int64_t query = int64_t(blockIdx.x) * kWarps + warp; query < a.count;
@@ -232,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, HELD ? 3 : 2)
     const Rows& to = a.at(query).global ? a.p.grad_global : a.p.grad_local;
     if (a.p.grad_temperature == nullptr && !to.present()) continue;
     const Backward<N> backward(a, query);
-    along += double(HELD ? backward.template held<T>(tau) : backward.template walked<T>(tau));
+    along += double(HELD ? backward.template held<T>() : backward.template walked<T>());
   }
   if (a.p.grad_temperature == nullptr) return;
   if (lane == 0) found[warp] = along;
@@ -246,7 +250,10 @@ __global__ void __launch_bounds__(kThreads, HELD ? 3 : 2)
   double sum = 0;
   for (int64_t block = lane; block < gridDim.x; block += 32) sum += __ldcg(a.sums.of(block));
   sum = warp_sum(sum);
-  if (lane == 0) *static_cast<float*>(a.p.grad_temperature) = float(-sum) / tau / tau;
+  if (lane != 0) return;
+  const Scaled tau = a.temperature();
+  const double value = ldexp(-sum / tau.mantissa / tau.mantissa, -2 * tau.power);
+  *static_cast<float*>(a.p.grad_temperature) = finite(float(value));
 }
 
 bool all_in_quads(const InfoNCEProblem& p) {

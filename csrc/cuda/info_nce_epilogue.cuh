@@ -15,19 +15,31 @@ namespace cuda {
 
 constexpr int kEpilogueThreads = 256;
 
-// By all lanes of a warp: writes the mean and the log-sum-exp of a query, and returns the latter.
+// A log-sum-exp over the negatives: most/τ + rest.
+struct LogSum {
+  float most, rest;
+};
+
 template <class T>
-__device__ __forceinline__ float combine(const InfoNCEArguments& a, int64_t query) {
+__device__ __forceinline__ LogSum log_sum(float maximum, float sum) {
+  return {maximum / kQueryLift<T>, logf(sum)};
+}
+
+// By all lanes of a warp: writes the mean of a query, and returns its log-sum-exp.
+template <class T>
+__device__ __forceinline__ LogSum combine(const InfoNCEArguments& a, int64_t query) {
   const int lane = threadIdx.x % 32;
   const int64_t splits = a.plan.splits, queries = a.count;
   const float2* const sums = a.sums + query;
+  const float scale = scale_of<T>(a);
   float maximum = -INFINITY;
   for (int64_t k = lane; k < splits; k += 32) maximum = fmaxf(maximum, sums[k * queries].x);
   maximum = warp_max(maximum);
   float sum = 0;
   for (int64_t k = lane; k < splits; k += 32) {
     const float2 found = sums[k * queries];
-    sum = fmaf(exp2f(found.x - maximum), found.y, sum);  // 0 of a part in which nothing is seen
+    sum = fmaf(exp2f((found.x - maximum) * scale), found.y,
+               sum);  // 0 of a part in which nothing is seen
   }
   sum = warp_sum(sum);
 
@@ -41,8 +53,9 @@ __device__ __forceinline__ float combine(const InfoNCEArguments& a, int64_t quer
 #pragma unroll 1
     for (int64_t first = 0; first < splits; first += 32) {
       // A lane for the weight of each of 32 parts.
-      const float weight =
-          first + lane < splits ? exp2f(sums[(first + lane) * queries].x - maximum) : 0.0f;
+      const float weight = first + lane < splits
+                               ? exp2f((sums[(first + lane) * queries].x - maximum) * scale)
+                               : 0.0f;
       const int count = int(splits - first < 32 ? splits - first : 32);
 #pragma unroll 8
       for (int k = 0; k < count; ++k) {
@@ -57,40 +70,42 @@ __device__ __forceinline__ float combine(const InfoNCEArguments& a, int64_t quer
       if (column + k < a.p.dim) to[k] = mean.v[k] / divisor;
     }
   }
-  const float lse = fmaf(maximum, kLn2, logf(sum));
-  if (lane == 0) a.lse()[query] = lse;
-  return lse;
+  return log_sum<T>(maximum, sum);
 }
 
-// By all lanes of a warp: writes the losses of a query's pairs and how much its mean pulls in each;
-// returns the sum of the losses.
+// By all lanes of a warp: writes a query's log-sum-exp, the losses of its pairs and how much its
+// mean pulls in each; returns the sum of the losses, in units of loss_unit.
 __device__ __forceinline__ float find_losses(const InfoNCEArguments& a, int64_t query,
-                                             const QueryAt& at, float lse) {
+                                             const QueryAt& at, const LogSum& lse) {
   const float tau = a.temperature(), weight = float(at.global ? a.gg_weight : a.lg_weight);
+  const float unit = loss_unit(tau), rest = lse.rest * unit;
   const int64_t positives = a.p.positives.count;
+  if (threadIdx.x % 32 == 0) a.lse()[query] = finite(lse.most / tau + lse.rest);
   float sum = 0;
 #pragma unroll 1
   for (int64_t p = threadIdx.x % 32; p < positives; p += 32) {
     float* const pull = a.pull_of(query) + p;
-    const float gap = lse - *pull / tau, power = expf(-fabsf(gap));
-    const float loss = fmaxf(gap, 0) + log1pf(power);  // NaN by the second
+    const float gap = (lse.most - *pull) * unit / tau + rest, power = expf(-fabsf(gap / unit));
+    const float loss = fmaxf(gap, 0) + unit * log1pf(power);  // NaN by the second
     const bool pair = !at.global || p != at.crop;
     *pull = pair ? weight * ((gap >= 0 ? 1 : power) / (1 + power)) : 0.0f;
-    if (a.p.reduction == Reduction::pairs) a.total()[query * positives + p] = loss;
+    if (a.p.reduction == Reduction::pairs) a.total()[query * positives + p] = finite(loss / unit);
     if (pair) sum += loss;
   }
   return warp_sum(sum);
 }
 
-// Sums of losses over the pairs of global crops, and over those of local crops.
+// Sums of losses over the pairs of global crops, and over those of local crops, in units of
+// loss_unit.
 struct LossSums {
   double gg = 0, lg = 0;
 
   __device__ __forceinline__ void write(const InfoNCEArguments& a, int64_t at, int64_t stride) {
-    a.total()[at] = float(a.gg_weight * gg + a.lg_weight * lg);
+    const float unit = loss_unit(a.temperature());
+    a.total()[at] = finite(float(a.gg_weight * gg + a.lg_weight * lg) / unit);
     if (a.terms() == nullptr) return;
-    a.terms()[at] = float(a.gg_mean * gg);
-    a.terms()[stride + at] = float(a.lg_mean * lg);
+    a.terms()[at] = finite(float(a.gg_mean * gg) / unit);
+    a.terms()[stride + at] = finite(float(a.lg_mean * lg) / unit);
   }
 };
 
@@ -140,7 +155,8 @@ __global__ void __launch_bounds__(kEpilogueThreads, 4)
     info_nce_epilogue_kernel(const __grid_constant__ InfoNCEArguments a) {
   const int64_t query = int64_t(blockIdx.x) * (kEpilogueThreads / 32) + int64_t(threadIdx.x / 32);
   if (query < a.count) {
-    const float lse = a.plan.splits > 1 ? combine<T>(a, query) : a.lse()[query];
+    const float2 found = a.sums[query];
+    const LogSum lse = a.plan.splits > 1 ? combine<T>(a, query) : log_sum<T>(found.x, found.y);
     const QueryAt at = a.at(query);
     const float losses = find_losses(a, query, at, lse);
     if (threadIdx.x % 32 == 0) {

@@ -42,8 +42,8 @@ struct InfoNCEPlan {
   int64_t dim = 0;   // D, padded to steps of the tensor cores
   int64_t query_tiles = 0, tiles = 0, splits = 0;
   int64_t query_bytes = 0, stage_bytes = 0, shared_bytes = 0;
-  // The workspace: inverse norms, prepared queries, a counter, the queries' losses, and from each
-  // split maxima and sums, and means.
+  // The workspace: inverse norms, prepared queries, a counter, the queries' losses, from each split
+  // maxima and sums, and from each of several means.
   int64_t queries_at = 0, finished_at = 0, losses_at = 0, sums_at = 0, means_at = 0;
   int64_t workspace_bytes = 0;
 
@@ -120,10 +120,8 @@ inline InfoNCEPlan info_nce_plan(int64_t queries, int64_t negatives, int64_t dim
   plan.queries_at = take(plan.query_tiles * plan.rows * planes * plan.dim * element_bytes);
   plan.finished_at = take(4);
   plan.losses_at = take(queries * 4);
-  if (plan.splits > 1) {
-    plan.sums_at = take(plan.splits * queries * 8);
-    plan.means_at = take(plan.splits * queries * plan.dim * 4);
-  }
+  plan.sums_at = take(plan.splits * queries * 8);
+  if (plan.splits > 1) plan.means_at = take(plan.splits * queries * plan.dim * 4);
   plan.workspace_bytes = at;
   return plan;
 }

@@ -58,10 +58,10 @@ struct OfQueries {
   __device__ __forceinline__ CropRow row(const QueryAt& at) const {
     return {at.global ? p.global_crops : p.local_crops, at.image, at.crop};
   }
-  // τ as it is in memory, or rounded on the host.
-  __device__ __forceinline__ float temperature(float rounded) const {
-    return p.temperature_tensor == nullptr ? rounded
-                                           : *static_cast<const float*>(p.temperature_tensor);
+  // τ in memory, which the host has not looked at: NaN unless it is positive.
+  __device__ __forceinline__ float temperature_in_memory() const {
+    const float tau = *static_cast<const float*>(p.temperature_tensor);
+    return tau > 0 ? tau : __uint_as_float(0x7fffffff);
   }
 };
 

@@ -49,10 +49,11 @@ class Visibility {
   int64_t own_first_ = 0, own_end_ = 0;
 };
 
-// The softmax of a lane's queries: rows `group` and group + 8 of each of M times 16. Exponents are
-// of two.
+// The softmax of a lane's queries: rows `group` and group + 8 of each of M times 16. Scores are
+// cosines, times kQueryLift; exponents, of two, are scores times `scale`.
 //
-// running: the maximum so far is subtracted; logo/running_maximum.h says where.
+// running: the maximum so far is subtracted; logo/running_maximum.h says where. Of scores, before
+// they are multiplied: a product's last digit may be more than one, or the product infinite.
 template <int M>
 struct Softmax {
   float maximum[M][2], sum[M][2];  // a lane's own part of the sum
@@ -102,9 +103,9 @@ struct Softmax {
     }
   }
 
-  // Takes the maxima of a tile in; `means` and sums are brought to them.
+  // Takes the maxima of a tile in, and subtracts them; `means` and sums are brought to them.
   template <int BLOCKS, int COLUMN_BLOCKS>
-  __device__ __forceinline__ void raise(const float (&scores)[M][BLOCKS][4], float scale,
+  __device__ __forceinline__ void raise(float (&scores)[M][BLOCKS][4], float scale,
                                         float (&means)[M][COLUMN_BLOCKS][4]) {
     float change[M][2];
     bool changed = false;
@@ -119,12 +120,19 @@ struct Softmax {
         }
         most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
         most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
-        const float before = maximum[m][side], now = fmaxf(before, most * scale);
+        const float before = maximum[m][side], now = fmaxf(before, most);
         // Before the first negative that is seen there is nothing to bring to the new maximum.
-        change[m][side] = before == -INFINITY ? 0.0f : exp2_approximately(before - now);
+        change[m][side] = before == -INFINITY ? 0.0f : exp2_approximately((before - now) * scale);
         changed |= before != now;
         maximum[m][side] = now;
         sum[m][side] *= change[m][side];
+        // Where nothing has been seen yet, all scores are -inf, and so is the maximum.
+        const float offset = now == -INFINITY ? 0.0f : now;
+#pragma unroll
+        for (int j = 0; j < BLOCKS; ++j) {
+          scores[m][j][2 * side] -= offset;
+          scores[m][j][2 * side + 1] -= offset;
+        }
       }
     }
     if (!__any_sync(kAllLanes, changed)) return;
@@ -138,7 +146,7 @@ struct Softmax {
     }
   }
 
-  // Weights p/‖n‖ in the place of cosines, `lift` times.
+  // Weights p/‖n‖ in the place of scores, `lift` times.
   template <int TILE>
   __device__ __forceinline__ void weigh(float (&scores)[M][TILE / 8][4], const float* inverse,
                                         float scale, float lift) {
@@ -152,9 +160,7 @@ struct Softmax {
       for (int m = 0; m < M; ++m) {
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          // Where nothing has been seen yet, all scores are -inf, and so is the maximum.
-          const float offset = maximum[m][k / 2] == -INFINITY ? 0.0f : maximum[m][k / 2];
-          const float power = exp2_approximately(fmaf(scores[m][j][k], scale, -offset));
+          const float power = exp2_approximately(scores[m][j][k] * scale);
           part[m][k / 2] += power;
           scores[m][j][k] = power * lifted[k % 2];
         }

@@ -387,14 +387,14 @@ def test_partial_results_do_not_grow_with_k() -> None:
 
 @triton.jit
 def ranges_kernel(tau_ptr, found_ptr, OP: tl.constexpr, RUNNING: tl.constexpr):  # noqa: N803
-    column_scale = column_scale_of(value_of(tau_ptr, True), OP)
+    column_scale = column_scale_of(value_of(tau_ptr, True), OP, RUNNING)
     tl.store(found_ptr, column_scale)
     tl.store(found_ptr + 1, lift_of(column_scale, OP, RUNNING))
 
 
 def test_ranges(device) -> None:
     """fp16 weights stay inside fp16, for norms that are not rescaled and any temperature."""
-    for temperature in (1e-4, 0.02, 0.07, 0.19, 0.2, 0.3607, 0.7217, 1.0, 1e4):
+    for temperature in (1e-45, 1e-4, 0.02, 0.07, 0.19, 0.2, 0.3607, 0.7217, 1.0, 1e4, 1e38):
         assert not running_maximum(max(temperature, 0.02), BF16)
         for running in {running_maximum(temperature, FP16), True}:
             tau, found = torch.tensor(temperature, device=device), torch.zeros(2, device=device)

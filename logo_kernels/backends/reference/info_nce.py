@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...units import UnitRows, full_precision, saturated
+from ...units import UnitRows, full_precision, near, saturated
 
 if TYPE_CHECKING:
     from ...contrast import InfoNCEBackwardCall, InfoNCECall, InfoNCEGradients, InfoNCEResult
@@ -23,27 +23,32 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
         negatives = positives.flatten(0, 1)  # [K, D]
         if call.negatives is not None:
             negatives = UnitRows(call.negatives, call.dtype).unit
-        tau = _temperature(call)
+        tau = _temperature(call, call.dtype)
 
-        # the sum over the negatives, and their mean under the softmax
-        logits = queries @ negatives.mT / tau  # [B, V, K]
+        # The sum over the negatives, and their mean under the softmax. Cosines are subtracted
+        # before they are divided by τ: a quotient's last digit may be more than one, or infinite.
+        cosines = queries @ negatives.mT  # [B, V, K]
         if call.negatives is None:
-            image = torch.arange(images, device=logits.device)
+            image = torch.arange(images, device=cosines.device)
             own = image.repeat_interleave(positives.shape[1]) == image[:, None]  # [B, K]
-            logits = logits.masked_fill(own.unsqueeze(1), -torch.inf)
-        lse = logits.logsumexp(-1)
-        result.lse.copy_(lse)
-        result.mean.copy_(logits.softmax(-1) @ negatives)
+            cosines = cosines.masked_fill(own.unsqueeze(1), -torch.inf)
+        most = cosines.amax(-1, keepdim=True)  # [B, V, 1]
+        powers = torch.exp((cosines - most) / tau)
+        sums = powers.sum(-1, keepdim=True)
+        result.lse.copy_((most / tau + sums.log()).squeeze(-1))
+        result.mean.copy_(powers @ negatives / sums)
 
         # eq. 1 of each pair: −log(e^{s⁺} / (e^{s⁺} + e^{lse})) = softplus(lse − s⁺), without the
-        # threshold of torch's softplus: above 20 it would drop what fp64 still resolves
-        gap = lse.unsqueeze(-1) - queries @ positives.mT / tau  # [B, V, P]
-        losses = F.relu(gap) + torch.log1p(torch.exp(-gap.abs()))
+        # threshold of torch's softplus: above 20 it would drop what fp64 still resolves. In units
+        # of a power of two, so that a sum is a number where the mean is one.
+        unit = _unit(tau)
+        gap = (most - queries @ positives.mT) * unit / tau + unit * sums.log()  # [B, V, P]
+        losses = F.relu(gap) + unit * torch.log1p(torch.exp(-(gap / unit).abs()))
         pairs, weights = _pairs(call, gap)
         share = 1 / images if call.reduction == "mean" else 1.0
-        result.pull.copy_(torch.where(pairs, weights * share * torch.sigmoid(gap), 0))
+        result.pull.copy_(torch.where(pairs, weights * share * torch.sigmoid(gap / unit), 0))
         if call.reduction == "pairs":
-            result.total.copy_(losses)
+            result.total.copy_(saturated(losses / unit, call.dtype))
             return
 
         # eqs 3, 4, 9
@@ -55,9 +60,9 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
         terms = torch.stack([gg, lg])
         if call.reduction != "none":
             total, terms = share * total.sum(), share * terms.sum(1)
-        result.total.copy_(total)
+        result.total.copy_(saturated(total / unit, call.dtype))
         if result.terms is not None:
-            result.terms.copy_(terms)
+            result.terms.copy_(saturated(terms / unit, call.dtype))
 
 
 def info_nce_backward(call: InfoNCEBackwardCall, result: InfoNCEGradients) -> None:
@@ -70,8 +75,8 @@ def info_nce_backward(call: InfoNCEBackwardCall, result: InfoNCEGradients) -> No
         direction = weights.sum(-1, keepdim=True) * mean
         direction = direction - weights @ UnitRows(call.positives, mean.dtype).unit
         along = (direction * q.unit).sum(-1, keepdim=True)
-        tau = _temperature(call)
-        gradient = q.gradient((direction - along * q.unit) / tau)
+        tau = _temperature(call, torch.float64)
+        gradient = q.gradient_over(direction - along * q.unit, tau)
         finite = saturated(gradient, call.queries.dtype)
         if call.queries.dtype == torch.float16:  # see `InfoNCEBackwardCall`
             finite = torch.where(upstream.abs().amax(-1, keepdim=True) > 1, gradient, finite)
@@ -83,11 +88,22 @@ def info_nce_backward(call: InfoNCEBackwardCall, result: InfoNCEGradients) -> No
             if buffer is not None:
                 buffer.copy_(of)
         if result.grad_temperature is not None:
-            result.grad_temperature.copy_(-along.sum() / tau / tau)
+            to_temperature = -along.sum() / tau / tau
+            result.grad_temperature.copy_(saturated(to_temperature, mean.dtype))
 
 
-def _temperature(call: InfoNCECall | InfoNCEBackwardCall) -> float | Tensor:
-    return call.temperature if call.temperature_tensor is None else call.temperature_tensor
+def _temperature(call: InfoNCECall | InfoNCEBackwardCall, dtype: torch.dtype) -> Tensor:
+    """τ [] on the device; NaN in the place of a tensor's value that is not positive."""
+    tau = call.temperature_tensor
+    if tau is None:  # a GPU would multiply by the inverse of a number, which may be infinite
+        return call.positives.new_full((), near(call.temperature, dtype), dtype=dtype)
+    return torch.where(tau > 0, tau, torch.nan)
+
+
+def _unit(tau: Tensor) -> Tensor:
+    """The power of two by which losses, as large as 2/τ, are multiplied before they are summed."""
+    half = 64 if tau.dtype == torch.float32 else 512
+    return torch.ones_like(tau).masked_fill(tau < 2.0 ** (4 - half), 2.0**-half)
 
 
 def _pairs(call: InfoNCECall, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,13 @@ splits that run side by side; `epilogue_kernel` adds the splits up and makes los
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...units import near
 from .gpu import gpu_of
 from .info_nce_backward import backward_kernel
 from .info_nce_epilogue import epilogue_kernel
@@ -106,7 +108,9 @@ def queries_of(call: InfoNCECall | InfoNCEBackwardCall) -> Queries:
 
 
 def _temperature(call: InfoNCECall | InfoNCEBackwardCall) -> float | Tensor:
-    return float(call.temperature) if call.temperature_tensor is None else call.temperature_tensor
+    if call.temperature_tensor is None:
+        return near(call.temperature, torch.float32)
+    return call.temperature_tensor
 
 
 def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
@@ -153,13 +157,15 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
             D=dim, ROWS=tile.rows, BLOCK_D=tile.block_d, PAIRS=POSITIVES,
             NORM_ROWS=norms.rows, NORM_D=norms.block_d,
             UNIT=unit_steps(x, y, t), ALIGN=alignment(x, y, t),
-            LAYOUT=negatives.layout, OP=op, OPERANDS=operands, ON_DEVICE=on_device,
-            K_ALIGNED=aligned, num_warps=4,
+            LAYOUT=negatives.layout, OP=op, OPERANDS=operands, RUNNING=running,
+            ON_DEVICE=on_device, K_ALIGNED=aligned, num_warps=4,
         )  # fmt: skip
 
         parts = scales  # a stand-in where there is nothing to combine
         if splits > 1:
             parts = torch.empty(splits * n * (dim + 2), dtype=torch.float32, device=x.device)
+        elif running:
+            parts = torch.empty(n, dtype=torch.float32, device=x.device)  # maxima
         own = (crops, positives) if call.negatives is None else (1, 1)
         info_nce_kernel[(-(-n // shape.block_n), splits, plan.groups)](
             high, low, memory, row, step, scales,
@@ -204,6 +210,7 @@ def info_nce_backward(call: InfoNCEBackwardCall, result: InfoNCEGradients) -> No
     n = images * crops
     tile = query_tile(dim)
     programs = -(-n // tile.rows)
+    mantissa, power = math.frexp(call.temperature)
     with launching(x):
         partials = counter = call.mean
         if to_tau is not None:
@@ -213,7 +220,7 @@ def info_nce_backward(call: InfoNCEBackwardCall, result: InfoNCEGradients) -> No
             *gradient_rows(to_x, x), *gradient_rows(to_y, y),
             upstream, *upstream.stride(), *(0,) * (3 - upstream.ndim),
             call.pull, call.mean, call.mean if to_tau is None else to_tau, partials, counter,
-            _temperature(call), n, crops, globals_, positives,
+            _temperature(call), mantissa, power, n, crops, globals_, positives,
             int(to_x is not None), int(to_y is not None),
             D=dim, ROWS=tile.rows, BLOCK_D=tile.block_d, CHUNK=CHUNK,
             UNIT=unit_steps(x, y, t), ALIGN=alignment(x, y, t), ALIGN_OUT=alignment(to_x, to_y),

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .info_nce_rows import load_columns, positive_rows, query_rows, unit_scales, value_of
-from .numbers import narrow, saturate
+from .numbers import biased_exponent, from_exponent, narrow, saturate
 from .tickets import arrives_last, sum_in_order
 
 
@@ -56,6 +56,22 @@ def directions(
     return weights[:, None] * mean - pulled, unit, most
 
 
+@triton.jit
+def split(tau):
+    """(mantissa, power) of τ, subnormal numbers too: mantissa·2^power, a mantissa in [1, 2)."""
+    lifted = tl.where(tau < 2.0**-64, tau * 2.0**64, tau)
+    exponent = biased_exponent(lifted)
+    bits = (lifted.to(tl.int32, bitcast=True) & 0x7FFFFF) | 0x3F800000
+    mantissa = tl.where(exponent == 255, tau, bits.to(tl.float32, bitcast=True))  # inf and NaN
+    return mantissa, exponent - 127 - tl.where(tau < 2.0**-64, 64, 0)
+
+
+@triton.jit
+def power_of_two(power):
+    """2^power, or the normal number next to it."""
+    return from_exponent(tl.minimum(tl.maximum(power, -126), 127) + 127)
+
+
 # Integers are not specialised by value: all that matters of them for the code is UNIT, ALIGN and
 # ALIGN_OUT.
 @triton.jit(
@@ -63,7 +79,7 @@ def directions(
         *(f"{v}_{of}" for v in "xyt" for of in ("image", "crop", "step")),
         *(f"g{v}_{of}" for v in "xy" for of in ("image", "crop")),
         *(f"upstream_{of}" for of in ("image", "crop", "pair")),
-        "temperature", "n", "crops", "globals_", "positives", "to_x", "to_y",
+        "temperature", "mantissa", "power", "n", "crops", "globals_", "positives", "to_x", "to_y",
     ]
 )  # fmt: skip
 def backward_kernel(
@@ -78,6 +94,7 @@ def backward_kernel(
     partials_ptr,  # [programs] fp32
     counter_ptr,  # int32, zero
     temperature,  # τ or a pointer to it
+    mantissa, power,  # of τ, if it is a number: mantissa·2^power need not be one of fp32
     n, crops, globals_, positives,  # N, V, G, P
     to_x, to_y,  # 1 or 0: which gradients are wanted
     D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
@@ -87,6 +104,8 @@ def backward_kernel(
 ):  # fmt: skip
     DTYPE: tl.constexpr = gx_ptr.dtype.element_ty
     tau = value_of(temperature, ON_DEVICE)
+    if ON_DEVICE:
+        mantissa, power = split(tau)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < n
     pointers, steps = query_rows(
@@ -106,6 +125,10 @@ def backward_kernel(
         )  # fmt: skip
         along += tl.sum(direction * unit, 1)
 
+    # factor/2^power in two steps, since it may be no number
+    shift = biased_exponent(factor) - 127 - power
+    first_shift = power_of_two(shift >> 1)
+    second_shift = power_of_two(shift - (shift >> 1))
     outputs, _ = query_rows(
         gx_ptr, gx_image, gx_crop, 1, gy_ptr, gy_image, gy_crop, 1,
         row, crops, globals_, ALIGN_OUT,
@@ -118,10 +141,9 @@ def backward_kernel(
                 upstream_ptr, upstream_image, upstream_crop, upstream_pair, pull_ptr, mean_ptr,
                 row, crops, positives, first, D, ROWS, BLOCK_D, UNIT, ALIGN,
             )  # fmt: skip
-        gradient = tl.div_rn(direction - along[:, None] * unit, tau)
-        # 1/‖q‖ in two steps, since it may not be representable; and after all is added up, since
-        # infinities would not cancel.
-        gradient = gradient * inverse[:, None] * factor[:, None]
+        # Over τ and ‖q‖ after all is added up, since infinities would not cancel.
+        gradient = tl.div_rn(direction - along[:, None] * unit, mantissa)
+        gradient = gradient * inverse[:, None] * first_shift[:, None] * second_shift[:, None]
         gradient = tl.where(zero[:, None], 0.0, gradient)
         # An fp16 that a loss scaler may have multiplied reaches inf, for it to see.
         finite = saturate(gradient, 1.0, DTYPE)
@@ -138,4 +160,5 @@ def backward_kernel(
         tl.store(partials_ptr + tl.program_id(0), tl.sum(along, 0))
         if arrives_last(counter_ptr, programs):
             found = sum_in_order(partials_ptr, programs, CHUNK)
-            tl.store(tau_grad_ptr, -tl.div_rn(tl.div_rn(found, tau), tau))
+            found = -tl.div_rn(tl.div_rn(found, tau), tau)
+            tl.store(tau_grad_ptr, saturate(found, 1.0, tl.float32))

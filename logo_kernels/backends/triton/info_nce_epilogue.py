@@ -13,17 +13,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .info_nce_pass import INFINITY, store_result
-from .info_nce_rows import column_scale_of, lift_of, value_of
+from .info_nce_pass import INFINITY, store_mean
+from .info_nce_rows import column_scale_of, lift_of, loss_unit, steepness_of, value_of
+from .numbers import saturate
 from .tickets import arrives_last, sum_in_order
 
 
 @triton.jit
 def combined(
-    parts_ptr, lse_ptr, mean_ptr, row, there, group, n, splits, column_scale, lift,
+    parts_ptr, mean_ptr, row, there, group, n, splits, steepness, column_scale, lift,
     D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, RUNNING: tl.constexpr,
 ):  # fmt: skip
-    """lse and mean of rows from the splits' sums, added in the order of the splits."""
+    """Writes the mean of rows from the splits' sums, added in the order of the splits.
+
+    Returns the two parts of lse, the maximum of cosines and a logarithm: maximum/τ + logarithm.
+    """
     column = group * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     inside = there[:, None]
     if D % BLOCK_D != 0:
@@ -44,34 +48,36 @@ def combined(
         part_total = tl.load(totals_ptr + place, there, 1.0)
         part_mean = tl.load(parts_ptr + place[:, None] * D + column, inside, 0.0)
         if RUNNING:
-            shrink = tl.exp2(tl.load(maxima_ptr + place, there, 0.0) - maximum)
+            shrink = tl.exp2((tl.load(maxima_ptr + place, there, 0.0) - maximum) * steepness)
             part_total = part_total * shrink
             part_mean = part_mean * shrink[:, None]
         total += part_total
         mean += part_mean
-    return store_result(
-        lse_ptr, mean_ptr, row, there, group, mean, total, maximum, lift, column_scale, D, BLOCK_D
-    )
+    rest = store_mean(mean_ptr, row, there, group, mean, total, lift, column_scale, D, BLOCK_D)
+    return maximum, rest
 
 
 @triton.jit
 def softplus_and_sigmoid(gap):
-    """log(1 + e^gap) and 1/(1 + e^−gap), to the last digits for every gap."""
+    """log(1 + e^gap) less max(gap, 0), and 1/(1 + e^−gap), to the last digits for every gap."""
     small = tl.exp(-tl.abs(gap))
     # log(1 + small), where 1 + small has lost digits of small: the quotient divides out the error
     # of the logarithm's argument.
     whole = 1.0 + small
     lost = whole - 1.0
     logarithm = tl.where(lost == 0.0, small, tl.log(whole) * tl.div_rn(small, lost))
-    return tl.maximum(gap, 0.0) + logarithm, tl.div_rn(tl.where(gap >= 0, 1.0, small), whole)
+    return logarithm, tl.div_rn(tl.where(gap >= 0, 1.0, small), whole)
 
 
 @triton.jit
 def pairs_of(
-    lse, pull_ptr, total_ptr, row, there, tau, crops, globals_, positives, gg_weight, lg_weight,
+    maximum, rest, pull_ptr, total_ptr, row, there, tau, crops, globals_, positives,
+    gg_weight, lg_weight,
     ROWS: tl.constexpr, PAIRS: tl.constexpr, REDUCTION: tl.constexpr,
 ):  # fmt: skip
-    """Losses and pulls of rows with all of their positives; sums of gg and lg losses."""
+    """Losses and pulls of rows with all of their positives; sums of gg and lg losses, in units of
+    loss_unit."""
+    unit = loss_unit(tau)
     crop = (row % crops)[:, None]
     is_global = crop < globals_
     weight = tl.where(is_global, gg_weight, lg_weight)
@@ -82,17 +88,25 @@ def pairs_of(
         inside = there[:, None] & (p < positives)
         place = row.to(tl.int64)[:, None] * positives + p
         cosine = tl.load(pull_ptr + place, inside, 0.0)
-        loss, sigmoid = softplus_and_sigmoid(lse[:, None] - tl.div_rn(cosine, tau))
+        apart = tl.div_rn((maximum[:, None] - cosine) * unit, tau)
+        gap = apart + rest[:, None] * unit
+        logarithm, sigmoid = softplus_and_sigmoid(gap / unit)
+        loss = tl.maximum(gap, 0.0) + logarithm * unit
         pair = inside & ~(is_global & (crop == p))  # a global crop is no positive of itself
         # A small tile is held by several warps, and one of them stores: not before all have loaded.
         tl.debug_barrier()
         tl.store(pull_ptr + place, tl.where(pair, weight * sigmoid, 0.0), inside)
         if REDUCTION == "pairs":
-            tl.store(total_ptr + place, loss, inside)
+            tl.store(total_ptr + place, saturate(loss / unit, 1.0, tl.float32), inside)
         else:
             gg += tl.where(pair & is_global, loss, 0.0)
             lg += tl.where(pair & (is_global == 0), loss, 0.0)
     return tl.sum(tl.sum(gg, 1), 0), tl.sum(tl.sum(lg, 1), 0)
+
+
+@triton.jit
+def store_loss(pointer, value, unit):
+    tl.store(pointer, saturate(value / unit, 1.0, tl.float32))
 
 
 @triton.jit(
@@ -102,8 +116,8 @@ def pairs_of(
     ]
 )  # fmt: skip
 def epilogue_kernel(
-    parts_ptr,  # of `info_nce_kernel`, read where COMBINE
-    lse_ptr, mean_ptr,  # [N], [N, D] fp32, written where COMBINE; else lse is read
+    parts_ptr,  # of `info_nce_kernel`, read where COMBINE; else [N] maxima where RUNNING
+    lse_ptr, mean_ptr,  # [N], [N, D] fp32, written where COMBINE; else there is log Σ 2^t first
     pull_ptr,  # [N, P] fp32: cosines of positives, replaced by pulls
     total_ptr, terms_ptr,  # of InfoNCEResult; terms where TERMS
     partials_ptr,  # [2, programs] fp32, where REDUCTION is "all"
@@ -122,7 +136,8 @@ def epilogue_kernel(
     program = tl.program_id(0)
     group = tl.program_id(1)
     tau = value_of(temperature, ON_DEVICE)
-    column_scale = column_scale_of(tau, OP)
+    steepness = steepness_of(tau)
+    column_scale = column_scale_of(tau, OP, RUNNING)
     lift = lift_of(column_scale, OP, RUNNING)
     begin = program * program_rows
     end = tl.minimum(begin + program_rows, n)
@@ -132,26 +147,35 @@ def epilogue_kernel(
         row = start + tl.arange(0, ROWS)
         there = row < end
         if COMBINE:
-            lse = combined(
-                parts_ptr, lse_ptr, mean_ptr, row, there, group, n, splits, column_scale, lift,
+            maximum, rest = combined(
+                parts_ptr, mean_ptr, row, there, group, n, splits, steepness, column_scale, lift,
                 D, ROWS, BLOCK_D, RUNNING,
             )  # fmt: skip
         else:
-            lse = tl.load(lse_ptr + row, there, 0.0)
+            rest = tl.load(lse_ptr + row, there, 0.0)
+            maximum = tl.zeros([ROWS], tl.float32)
+            if RUNNING:
+                maximum = tl.load(parts_ptr + row, there, 0.0)
         if group == 0:
+            if COMBINE or RUNNING:
+                tl.debug_barrier()  # as in `pairs_of`
+                lse = saturate(tl.div_rn(maximum, tau) + rest, 1.0, tl.float32)
+                tl.store(lse_ptr + row, lse, there)
             gg_found, lg_found = pairs_of(
-                lse, pull_ptr, total_ptr, row, there, tau, crops, globals_, positives,
+                maximum, rest, pull_ptr, total_ptr, row, there, tau, crops, globals_, positives,
                 gg_weight, lg_weight, ROWS, PAIRS, REDUCTION,
             )  # fmt: skip
             gg += gg_found
             lg += lg_found
 
     if group == 0:
+        unit = loss_unit(tau)
         if REDUCTION == "images":
-            tl.store(total_ptr + program, gg_weight * gg + lg_weight * lg)
+            programs = tl.num_programs(0)
+            store_loss(total_ptr + program, gg_weight * gg + lg_weight * lg, unit)
             if TERMS:
-                tl.store(terms_ptr + program, gg_share * gg)
-                tl.store(terms_ptr + tl.num_programs(0) + program, lg_share * lg)
+                store_loss(terms_ptr + program, gg_share * gg, unit)
+                store_loss(terms_ptr + programs + program, lg_share * lg, unit)
         elif REDUCTION == "all":
             programs = tl.num_programs(0)
             tl.store(partials_ptr + program, gg)
@@ -161,7 +185,7 @@ def epilogue_kernel(
             if arrives_last(counter_ptr, programs):
                 gg = sum_in_order(partials_ptr, programs, CHUNK)
                 lg = sum_in_order(partials_ptr + programs, programs, CHUNK)
-                tl.store(total_ptr, gg_weight * gg + lg_weight * lg)
+                store_loss(total_ptr, gg_weight * gg + lg_weight * lg, unit)
                 if TERMS:
-                    tl.store(terms_ptr, gg_share * gg)
-                    tl.store(terms_ptr + 1, lg_share * lg)
+                    store_loss(terms_ptr, gg_share * gg, unit)
+                    store_loss(terms_ptr + 1, lg_share * lg, unit)

@@ -5,13 +5,15 @@
 A program holds BLOCK_N queries and walks over the negatives of its split. A tile of negatives, as
 it is in memory, serves both products:
 
-    t = (q̂ · n)·column_k − base        p = 2^t        total += p        mean += (p·column_k) · n
+    t = (q̂ · n)·column_k        p = 2^t        total += p        mean += (p·column_k) · n
 
 with column_k = log2(e)/(τ‖n_k‖). So no normalised copy of the negatives is made, and the norms cost
 no more than a softmax's scale.
 
-Maximum. Logits of unit vectors are bounded. Where 1/τ is small enough (info_nce_plan.py), base is a
-constant: splits simply add up, and nothing is rescaled. Elsewhere base follows a running maximum.
+Maximum. Logits of unit vectors are bounded. Where 1/τ is small enough (info_nce_plan.py), none is
+subtracted: splits simply add up, and nothing is rescaled. Elsewhere column_k = 1/‖n_k‖, and
+t = ((q̂ · n)·column_k − base)·log2(e)/τ, base a running maximum of the cosines. They are subtracted
+before they are multiplied, since a product's last digit may be more than one, or infinite.
 
 fp16. To keep every operand in its range, queries are raised by RAISED, and probabilities by 2^lift:
 t is the exponent less `lift`. The weight of n in the mean, 2^t·column, is relative to
@@ -42,7 +44,7 @@ import triton
 import triton.language as tl
 
 from .info_nce_plan import FULL, HALF, TWO_HALVES
-from .info_nce_rows import column_scale_of, lift_of, load_negatives, value_of
+from .info_nce_rows import column_scale_of, lift_of, load_negatives, steepness_of, value_of
 from .numbers import INTERPRETED, operand, widen
 
 INFINITY = tl.constexpr(float("inf"))
@@ -122,7 +124,7 @@ def walk(
     high_ptr, low_ptr, row, n,  # queries as operands [N, D], and which [BLOCK_N]
     negatives_ptr, row_stride, column_stride, columns_ptr, factors_ptr, k, group,
     own_first, own_last,  # [BLOCK_N] negatives that each query does not see, where OWN
-    lift, one,
+    steepness, lift, one,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     CHUNK_D: tl.constexpr, STAGES: tl.constexpr, OP: tl.constexpr, OPERANDS: tl.constexpr,
     RUNNING: tl.constexpr, OWN: tl.constexpr, LAYOUT: tl.constexpr,
@@ -130,7 +132,7 @@ def walk(
 ):  # fmt: skip
     """Adds negatives to (Σ p·column·n [BLOCK_N, BLOCK_D], Σ p, maximum).
 
-    With s = q̂·n̂·log2(e)/τ, p = 2^(s − maximum + lift). Where RUNNING, the maximum is of s so far;
+    With c = q̂·n̂, p = 2^((c − maximum)·log2(e)/τ + lift). Where RUNNING, the maximum is of c so far;
     else it is 0.
     """
     WHOLE: tl.constexpr = CHUNK_D >= D
@@ -163,7 +165,7 @@ def walk(
                 negatives_ptr, start, k, row_stride, column_stride, factor,
                 D, BLOCK_N, BLOCK_K, CHUNK_D, STAGES, OP, OPERANDS, LAYOUT, CAREFUL,
             )  # fmt: skip
-        exponent = scores * column[None, :]
+        exponent = scores * column[None, :]  # a cosine where RUNNING
         if CAREFUL:
             absent = (index >= k)[None, :]
             if OWN:
@@ -174,8 +176,8 @@ def walk(
             # A query may not have seen any negative yet: −inf − (−inf) would be NaN.
             larger = tl.maximum(maximum, tl.max(exponent, 1))
             finite = tl.where(larger == -INFINITY, 0.0, larger)
-            shrink = tl.exp2(maximum - finite)
-            probability = tl.exp2(exponent - (finite - lift)[:, None])
+            shrink = tl.exp2((maximum - finite) * steepness)
+            probability = tl.exp2((exponent - finite[:, None]) * steepness + lift)
             total = total * shrink
             mean = mean * shrink[:, None]
             maximum = larger
@@ -207,21 +209,18 @@ def any_extreme(extreme_ptr, first, last, ROWS: tl.constexpr):
 
 
 @triton.jit
-def store_result(
-    lse_ptr, mean_ptr, row, there, group, mean, total, maximum, lift, column_scale,
+def store_mean(
+    mean_ptr, row, there, group, mean, total, lift, column_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """lse and mean from sums of 2^(t − maximum + lift); returns lse."""
-    lse = (tl.log2(total) + (maximum - lift)) * LN2
-    if group == 0:
-        tl.store(lse_ptr + row, lse, there)
+    """The mean from sums of 2^(t + lift); returns the logarithm of Σ 2^t."""
     column = group * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     inside = there[:, None]
     if D % BLOCK_D != 0:
         inside = inside & (column < D)
     mean = mean * (1.0 / (total * column_scale))[:, None]
     tl.store(mean_ptr + row.to(tl.int64)[:, None] * D + column, mean, inside)
-    return lse
+    return (tl.log2(total) - lift) * LN2
 
 
 # The kernel is specialised by strides that 16 divides, since they decide the width of loads, by a K
@@ -236,8 +235,8 @@ def info_nce_kernel(
     low_ptr,  # [N, D] the low parts, where OPERANDS says so
     negatives_ptr, row_stride, column_stride,  # [K, D]
     scales_ptr,  # of the prologue: columns [padded], factors [padded], flags
-    lse_ptr, mean_ptr,  # [N], [N, D] fp32, the result, where there is one split
-    parts_ptr,  # else sums for the epilogue: [S, N, D], [S, N] totals, [S, N] maxima, fp32
+    lse_ptr, mean_ptr,  # [N], [N, D] fp32 where there is one split: log Σ 2^t, and the mean
+    parts_ptr,  # else sums for the epilogue: [S, N, D], [S, N] totals, fp32. RUNNING: [S, N] maxima
     n, k, padded,
     split_tiles,  # of BLOCK_K negatives in a split
     own_v, own_p,  # query i does not see negative j with j // own_p == i // own_v, where OWN
@@ -258,7 +257,9 @@ def info_nce_kernel(
     group = tl.program_id(2)
     row = n_start + tl.arange(0, BLOCK_N)
     factors_ptr = scales_ptr + padded
-    column_scale = column_scale_of(value_of(temperature, ON_DEVICE), OP)
+    tau = value_of(temperature, ON_DEVICE)
+    steepness = steepness_of(tau)
+    column_scale = column_scale_of(tau, OP, RUNNING)
     lift = lift_of(column_scale, OP, RUNNING)
     first = split * split_tiles * BLOCK_K
     last = tl.minimum(first + split_tiles * BLOCK_K, k)
@@ -290,7 +291,7 @@ def info_nce_kernel(
         hidden, shown + (last - whole), shown, whole - shown,
         queries_ptr, low_ptr, row, n,
         negatives_ptr, row_stride, column_stride, scales_ptr, factors_ptr, k, group,
-        own_first, own_last, lift, one,
+        own_first, own_last, steepness, lift, one,
         D, BLOCK_N, CAREFUL_K, BLOCK_D, CHUNK_D, 1, OP, OPERANDS, RUNNING, OWN, LAYOUT, True,
     )  # fmt: skip
     # A product with one: without it, Triton 3.6 defines these sums amid the next loop's wgmmas, and
@@ -301,16 +302,17 @@ def info_nce_kernel(
         first, hidden + (whole - shown), hidden, shown - hidden,
         queries_ptr, low_ptr, row, n,
         negatives_ptr, row_stride, column_stride, scales_ptr, factors_ptr, k, group,
-        own_first, own_last, lift, one,
+        own_first, own_last, steepness, lift, one,
         D, BLOCK_N, BLOCK_K, BLOCK_D, CHUNK_D, STAGES, OP, OPERANDS, RUNNING, OWN, LAYOUT, False,
     )  # fmt: skip
-    if not RUNNING:
-        maximum = tl.zeros([BLOCK_N], tl.float32)
     if ONE_SPLIT:
-        store_result(
-            lse_ptr, mean_ptr, row, row < n, group, mean, total, maximum, lift, column_scale,
-            D, BLOCK_D,
-        )  # fmt: skip
+        rest = store_mean(
+            mean_ptr, row, row < n, group, mean, total, lift, column_scale, D, BLOCK_D
+        )
+        if group == 0:
+            tl.store(lse_ptr + row, rest, row < n)
+            if RUNNING:
+                tl.store(parts_ptr + row, maximum, row < n)
     else:
         there = row < n
         place = tl.full([], split, tl.int64) * n + row

@@ -150,7 +150,8 @@ def prologue_kernel(
     D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, PAIRS: tl.constexpr,
     NORM_ROWS: tl.constexpr, NORM_D: tl.constexpr,
     UNIT: tl.constexpr, ALIGN: tl.constexpr,  # of x, y and t: steps of 1; bytes
-    LAYOUT: tl.constexpr, OP: tl.constexpr, OPERANDS: tl.constexpr, ON_DEVICE: tl.constexpr,
+    LAYOUT: tl.constexpr, OP: tl.constexpr, OPERANDS: tl.constexpr, RUNNING: tl.constexpr,
+    ON_DEVICE: tl.constexpr,
     K_ALIGNED: tl.constexpr,  # K is known to be a multiple of 16
 ):  # fmt: skip
     if K_ALIGNED:
@@ -160,7 +161,7 @@ def prologue_kernel(
     if program >= query_programs:
         norms(
             program - query_programs, negatives_ptr, image_stride, row_stride, column_stride,
-            dense_ptr, scales_ptr, k, padded, of_image, column_scale_of(tau, OP),
+            dense_ptr, scales_ptr, k, padded, of_image, column_scale_of(tau, OP, RUNNING),
             D, NORM_ROWS, NORM_D, LAYOUT, OP,
         )  # fmt: skip
     else:

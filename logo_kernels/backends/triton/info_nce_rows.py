@@ -22,21 +22,40 @@ ROOM = tl.constexpr(math.log2(65000.0) - 5)
 
 @triton.jit
 def value_of(temperature, ON_DEVICE: tl.constexpr):
-    """τ, which is a number, or a pointer to one."""
+    """τ, which is a number, or a pointer to one; NaN there unless it is positive."""
     if ON_DEVICE:
         tau = tl.load(temperature)
+        tau = tl.where(tau > 0, tau, float("nan"))
     else:
         tau = tl.full([], temperature, tl.float32)
     return tau
 
 
 @triton.jit
-def column_scale_of(tau, OP: tl.constexpr):
-    """log2(e)/τ, over RAISED if OP, the dtype of the negatives, is fp16."""
+def steepness_of(tau):
+    """log2(e)/τ as a factor of cosines' differences, which leaves 0 and −inf what they are.
+
+    Those that would tell a greater one apart are less than errors of the cosines; where it is less,
+    all powers are one.
+    """
     scale = tl.div_rn(tl.full([], LOG2_E, tl.float32), tau)
+    return tl.minimum(tl.maximum(scale, 2.0**-40), 2.0**127)
+
+
+@triton.jit
+def column_scale_of(tau, OP: tl.constexpr, RUNNING: tl.constexpr):
+    """The factor of 1/‖n‖ in a column: log2(e)/τ, or 1 where RUNNING subtracts cosines before they
+    are multiplied by it; over RAISED if OP, the dtype of the negatives, is fp16."""
+    scale = tl.full([], 1.0, tl.float32) if RUNNING else steepness_of(tau)
     if OP == tl.float16:
         scale = scale / RAISED
     return scale
+
+
+@triton.jit
+def loss_unit(tau):
+    """The power of two by which losses, as large as 2/τ, are multiplied before they are summed."""
+    return tl.where(tau < 2.0**-60, 2.0**-64, 1.0)
 
 
 @triton.jit

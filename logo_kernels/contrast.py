@@ -22,7 +22,7 @@ from .autograd import (
 from .backends import AUTO, BACKENDS, Key
 from .buffers import compute_dtype, gradient_for
 from .operators import Operator
-from .units import LEAST, saturated
+from .units import LEAST, near, saturated
 from .weights import attraction_weights
 
 
@@ -44,16 +44,17 @@ def info_nce(
     the negatives, no other positive. Loss and gradient come from one pass over the negatives that
     serves all positives of a query; no [N, K] array exists (but in ``backend="reference"``), and
     what is kept for backward is [N, D]. No probability is dropped, however small. A zero row has
-    logit 0 and gradient 0. NaN or inf in a row gives NaN.
+    logit 0 and gradient 0. A loss, which grows as 1/τ, or a gradient, that its dtype cannot hold
+    saturates at the largest finite value. NaN or inf in a row gives NaN.
 
     Args:
         queries: [N, D], float32, bfloat16, float16 or float64, any strides; the gradient goes here.
         positives: [N, P, D], any floating dtype; constants even if they require gradients.
         negatives: [K, D], any floating dtype (a bfloat16 queue beside float32 queries, say);
             constants.
-        temperature: τ > 0, a number; or a tensor [] on the device of the queries, which gets a
+        temperature: τ > 0, any number; or a tensor [] on the device of the queries, which gets a
             gradient if it requires one. The host does not look at a tensor's value, so that one
-            that changes is compiled once under torch.compile.
+            that changes is compiled once under torch.compile; one that is not positive gives NaN.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
@@ -151,12 +152,13 @@ class InfoNCEResult(NamedTuple):
         dℓ/dq̂ = (1 − σ)(O − k̂⁺)/τ,    σ = e^{s⁺}/(e^{s⁺} + e^{lse}).
 
     A zero row has logit 0 and adds nothing to the mean; other norms, however extreme, are divided
-    away exactly. NaN or inf in a negative gives NaN.
+    away exactly. NaN or inf in a negative gives NaN, and so does a tensor τ that is not positive.
+    Losses, sums and means of them that the dtype cannot hold saturate.
     """
 
     total: Tensor  # [], [B] ("none"), or the loss of each pair [B, V, P] ("pairs")
     terms: Tensor | None  # [2] or [2, B]: gg, lg, means over their pairs, reduced like total
-    lse: Tensor  # [B, V] log Σ_k e^{q̂·n̂_k / τ}
+    lse: Tensor  # [B, V] log Σ_k e^{q̂·n̂_k / τ}, which is about 1/τ; losses do not come from it
     pull: Tensor  # [B, V, P] d(Σ total)/dℓ times 1 − σ: 0 where global crop and positive are one
     mean: Tensor  # [B, V, D] Σ_k softmax_k n̂_k
 
@@ -186,8 +188,9 @@ class InfoNCEBackwardCall(NamedTuple):
 
     With w = upstream · pull of a pair and δ = Σ w (O − k̂⁺) over its pairs, a query's gradient is
     (δ − (δ·q̂) q̂)/(τ‖q‖), 0 for a zero row, and the gradient of τ is −Σ δ·q̂ / τ² over all queries.
-    Finite gradients that the dtype cannot hold saturate; but fp16 reaches inf where the upstream
-    gradient (of a query, the largest of its pairs') is more than one: a loss scaler looks for it.
+    Gradients that the dtype cannot hold saturate, that of τ too; but fp16 reaches inf where the
+    upstream gradient (of a query, the largest of its pairs') is more than one: a loss scaler looks
+    for it.
     """
 
     upstream: Tensor  # of the shape and dtype of `InfoNCEResult.total`, any strides
@@ -272,7 +275,8 @@ def contrast(
     if isinstance(temperature, Tensor):
         tensor = temperature
     elif torch.compiler.is_compiling():  # else a new number would be compiled anew
-        tensor = positives.new_ones((), dtype=torch.float64) * temperature
+        dtype = compute_dtype(global_crops, local_crops, positives, negatives)
+        tensor = positives.new_ones((), dtype=dtype) * near(temperature, dtype)
     else:
         number = float(temperature)
     arguments = (
@@ -284,9 +288,9 @@ def contrast(
     return forward(_call(*arguments, with_terms), backend)[:2]
 
 
-def _tensor_in(dtype: torch.dtype, tau: Tensor | None) -> Tensor | None:
+def _tensor_in(dtype: torch.dtype, tau: Tensor) -> Tensor:
     """τ in the dtype of the losses; what is above zero stays so."""
-    if tau is None or tau.dtype is dtype:
+    if tau.dtype is dtype:
         return tau
     near = tau.to(dtype)
     if tau.dtype is torch.float64:
@@ -304,7 +308,8 @@ def _call(
     *options: Any,
 ) -> InfoNCECall:
     crops = global_crops, local_crops, positives, negatives
-    tensor = _tensor_in(compute_dtype(*crops), tensor)
+    if tensor is not None:
+        tensor = _tensor_in(compute_dtype(*crops), tensor)
     if global_crops is not None and global_crops.shape[1] == 1:
         global_crops = None
     return InfoNCECall(global_crops, *crops[1:], temperature, tensor, *options)
@@ -350,7 +355,7 @@ class InfoNCE(torch.autograd.Function):
         wanted = to_global and ctx.unasked is None, to_local, to_temperature
         saved = ctx.saved_tensors
         queries, locals_, positives, tensor, pull, mean = saved
-        tau = _tensor_in(mean.dtype, tensor)
+        tau = None if tensor is None else _tensor_in(mean.dtype, tensor)
         given = upstream, queries, locals_, positives, tau, pull, mean, ctx.temperature
         call = InfoNCEBackwardCall(*given, *wanted, ctx.of_negatives)
         found = once(backward(call, ctx.backend), upstream, queries, locals_, tensor)

@@ -126,8 +126,8 @@ def logo_loss(
 
     Loss and gradient come from one pass over the crops, or, for InfoNCE, over the negatives, of
     which no logits are kept in memory. A zero row has cosine 0 and gradient 0. A gradient that its
-    dtype cannot hold (it grows as 1/‖x‖) saturates at the largest finite value. NaN or inf in a row
-    gives NaN.
+    dtype cannot hold (it grows as 1/‖x‖ and as 1/τ) saturates at the largest finite value, and so
+    does a loss (it grows as 1/τ). NaN or inf in a row gives NaN.
 
     Args:
         global_crops: [B, G, D], online outputs (SimSiam: h(z)), float32, bfloat16, float16 or
@@ -140,8 +140,9 @@ def logo_loss(
         similarity: "cosine" (eq. 2, SimSiam-LoGo) or "info_nce" (eq. 1, MoCo-LoGo).
         negatives: for "info_nce": [K, D], any floating dtype, constants (see `NegativeQueue`); or
             "batch": the targets of all other images, never an image's own.
-        temperature: τ > 0, for "info_nce": a number; or a tensor [] on the device of the crops,
-            which gets a gradient if it requires one. The host does not look at a tensor's value.
+        temperature: τ > 0, for "info_nce": any number; or a tensor [] on the device of the crops,
+            which gets a gradient if it requires one. The host does not look at a tensor's value;
+            one that is not positive gives NaN.
         affinity: how ll measures that two local crops are alike. "cosine"; None: no repulsion; or a
             callable [B, L, D] -> [B], the affinity averaged over the pairs of each image.
         repulsion_features: [B, L, D], any floating dtype, what the affinity sees; gradients flow to

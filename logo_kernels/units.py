@@ -59,8 +59,8 @@ class UnitRows:
         """The gradient that pulls of norm ‖x_i‖ mean; 0 for a zero row."""
         return scaled_back(pulls, self.norm, self.zero, self.largest)
 
-    def gradient_over(self, pulls: Tensor, tau: Tensor) -> Tensor:
-        """The same over τ [], any positive number."""
+    def gradient_over(self, pulls: Tensor, tau: Tensor | float) -> Tensor:
+        """The same over τ, any positive number or a tensor [] of one."""
         if self.zero is None or self.largest is None:
             return divided(pulls, self.norm, tau)
         return torch.where(self.zero, 0, divided(pulls, self.norm, self.largest, tau))
@@ -77,12 +77,17 @@ def scaled_back(pulls: Tensor, norm: Tensor, zero: Tensor | None, largest: Tenso
     return torch.where(zero, 0, pulls / norm / largest)
 
 
-def divided(value: Tensor, *divisors: Tensor) -> Tensor:
+def divided(value: Tensor, norm: Tensor, *others: Tensor | float) -> Tensor:
     """`value` over all of them, whose product and whose inverses may not be representable."""
-    power = torch.zeros_like(divisors[0], dtype=torch.int32)
-    for divisor in divisors:
-        mantissa, exponent = torch.frexp(divisor)  # in [1/2, 1)
-        value, power = value / mantissa, power - exponent
+    mantissa, exponent = torch.frexp(norm)  # in [1/2, 1)
+    value, power = value / mantissa, -exponent
+    for other in others:
+        if isinstance(other, Tensor):
+            mantissa, exponent = torch.frexp(other)
+            value, power = value / mantissa, power - exponent
+        else:
+            fraction, of_two = math.frexp(other)
+            value, power = value / fraction, power - of_two
     # in three steps that are numbers of the dtype; what is beyond them is zero or infinite
     most = 3 * (126 if value.dtype == torch.float32 else 1022)
     power = power.clamp(-most, most)

@@ -37,8 +37,10 @@ class Queue(Case):
         )  # fmt: skip
 
     def bound(self, _result: Tensor) -> float:
-        """Products are of the queries' dtype, and what they round weighs 1/τ in a probability."""
-        return BOUNDS[self.dtype] * max(1, 0.05 / self.temperature)
+        """Products are of the queries' dtype, and what they round weighs 1/τ in a probability, as
+        long as there is more than one negative that has some."""
+        undecided = 0.05 / self.temperature if self.temperature > 1e-6 else 1
+        return BOUNDS[self.dtype] * max(1, undecided)
 
     def results(self, place: Place) -> Results:
         rows, positives, negatives, dim = self.sizes
@@ -119,12 +121,14 @@ class Batch(Case):
 
 
 # Each pair of dtypes that has products of its own; several tiles, ragged; a running maximum (small
-# τ); more columns than one tile has; the images of the batch.
+# τ), and one (1e-30) that leaves no weight but the largest; more columns than one tile has; the
+# images of the batch.
 FEW: list[Case] = [
     Queue((70, 2, 300, 64), F32, F32),
     Queue((70, 2, 300, 64), BF16, BF16, transposed=True),
     Queue((9, 2, 130, 33), F16, F16, temperature=0.01, extreme=True),
     Queue((9, 2, 130, 33), F32, BF16, temperature=0.01, extreme=True),
+    Queue((9, 2, 130, 33), F32, F32, temperature=1e-30),
     Queue((70, 1, 300, 64), F32, F16),
     Queue((5, 3, 70, 300), BF16, BF16),
     Batch((20, 2, 3, 48), BF16),
@@ -140,6 +144,8 @@ def _more() -> Iterator[Case]:
         yield Queue((9, 1, 130, 40), dtype, of_negatives, extreme=True, transposed=True)
         yield Queue((5, 2, 70, 300), dtype, of_negatives)
         yield Queue((1, 1, 1, 16), dtype, of_negatives)
+    yield Queue((9, 2, 130, 33), F32, BF16, temperature=1e-38)
+    yield Queue((9, 2, 130, 33), F64, F64, temperature=1e-300)
     for dtype, _ in pairs:
         yield Batch((20, 2, 3, 48), dtype)
         yield Batch((9, 2, 2, 129), dtype, reduction="none", view_major=True)

@@ -75,8 +75,9 @@ def info_nce_backward(call: InfoNCEBackwardCall, result: InfoNCEGradients) -> No
         direction = weights.sum(-1, keepdim=True) * mean
         direction = direction - weights @ UnitRows(call.positives, mean.dtype).unit
         along = (direction * q.unit).sum(-1, keepdim=True)
-        tau = _temperature(call, torch.float64)
-        gradient = q.gradient_over(direction - along * q.unit, tau)
+        tau = _temperature(call, mean.dtype)
+        exactly = call.temperature if call.temperature_tensor is None else tau
+        gradient = q.gradient_over(direction - along * q.unit, exactly)
         finite = saturated(gradient, call.queries.dtype)
         if call.queries.dtype == torch.float16:  # see `InfoNCEBackwardCall`
             finite = torch.where(upstream.abs().amax(-1, keepdim=True) > 1, gradient, finite)

@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstdlib>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace logo {
 namespace cpu {
 namespace {
@@ -32,18 +36,28 @@ class Scratch {
 
   template <class T>
   static size_t bytes(int64_t count) {
-    return (size_t(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    return (size_t(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment + kGap;
   }
 
   template <class T>
   T* take(int64_t count) {
     T* const out = reinterpret_cast<T*>(block_ + used_);
     used_ += bytes<T>(count);
+#if defined(__SANITIZE_ADDRESS__)
+    const size_t size = size_t(count) * sizeof(T);
+    __asan_unpoison_memory_region(out, size);
+    __asan_poison_memory_region(reinterpret_cast<char*>(out) + size, bytes<T>(count) - size);
+#endif
     return out;
   }
 
  private:
   static constexpr size_t kAlignment = 64;
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t kGap = kAlignment;  // between arrays, where nobody may read or write
+#else
+  static constexpr size_t kGap = 0;
+#endif
   char* block_ = nullptr;
   size_t size_ = 0;
   size_t used_ = 0;

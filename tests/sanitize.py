@@ -4,7 +4,8 @@
     python tests/sanitize.py tests/cpu_kernels -k affinity     what pytest is given
 
 AddressSanitizer sees a byte beside a tensor, UndefinedBehaviorSanitizer what C++ leaves open; any
-report ends the run or fails a test. The extension is built apart, in build/sanitized, by g++ on Linux.
+report ends the run or fails a test. The extension is built apart, in build/sanitized, by g++, on
+Linux.
 """
 
 import os

@@ -142,7 +142,8 @@ def test_any_temperature(backend, problem, given, dtype):
     temperatures = TEMPERATURES
     if given == "number" or dtype == FP64:
         temperatures = temperatures + BEYOND_FP32
-    if backend[0] == "triton":  # slow, interpreted: every fourth, of fp32 others than of bf16
+    # Interpreted and emulated, slow: every fourth, of fp32 others than of bf16.
+    if backend[0] in ("triton", "emulated"):
         temperatures = temperatures[(given == "number") + 2 * (dtype == torch.bfloat16) :: 4]
     for temperature in temperatures:
         tau = temperature

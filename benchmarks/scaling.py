@@ -1,8 +1,8 @@
 """What InfoNCE over several processes costs.
 
-    python benchmarks/scaling.py            prints bytes and operations of a rank, up to 1,024 ranks
-    python benchmarks/scaling.py --write    writes these tables into docs/scaling.md
-    python benchmarks/scaling.py --measure  a step by 1 and by 2 processes on this CPU
+python benchmarks/scaling.py            prints bytes and operations of a rank, up to 1,024 ranks
+python benchmarks/scaling.py --write    writes these tables into docs/scaling.md
+python benchmarks/scaling.py --measure  a step by 1 and by 2 processes on this CPU
 """
 
 import argparse
@@ -23,7 +23,7 @@ def page() -> str:
 
 def measured() -> str:
     lines = [
-        f"{machine.device_name("cpu")}; one thread for each process.",
+        f"{machine.device_name('cpu')}; one thread for each process.",
         "",
         "| B, G, L, D | one process | two | one / two | in collectives |",
         "|---|--:|--:|--:|--:|",

@@ -1,9 +1,7 @@
 """What a rank does with a group: losses, training, queues. Processes import it by name."""
 
 import copy
-import datetime
 import os
-import socket
 import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -13,8 +11,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from logo_kernels import LoGoLoss, NegativeQueue, logo_loss
+from spawned import begin
 
 IMAGES, CROPS, DIM, STEPS = 8, 3, 16, 20  # IMAGES: of all ranks; CROPS: L; two global crops
 DEAD = 7  # how a rank that is to die ends
@@ -170,6 +171,30 @@ def queued(rank, group):
     return found
 
 
+class Sent(TorchDispatchMode):
+    """Bytes that a rank sends in a ring: of what it gathers, all but what one rank brings."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if "all_gather" in function.overloadpacket.__name__:
+            self.bytes += made.nbytes - args[0].nbytes
+        return made
+
+
+def counted(part, group):
+    """(bytes of the loss, its operations, bytes of the queue's enqueue)."""
+    x, y, t = (v[part] for v in crops())
+    options = {"negatives": "batch", "group": group, "affinity": None, "backend": "reference"}
+    with Sent() as loss, FlopCounterMode(display=False) as operations:
+        logo_loss(x, y, t, similarity="info_nce", **options)
+    queue = NegativeQueue(DIM, 40, group=group, dtype=torch.bfloat16)
+    with Sent() as enqueue:
+        queue.enqueue(t)
+    return loss.bytes, operations.get_total_flops(), enqueue.bytes
+
+
 def keys_of(step, rank, count):
     generator = torch.Generator().manual_seed(10 * step + rank)
     return torch.randn(count, 5, generator=generator)
@@ -200,6 +225,7 @@ def rank(rank, ranks, port, out):
     found["mesh"] = step_of(mine, mesh)
     found["ddp"] = by_ddp(mine, world)
     found["queue"] = queued(rank, world)
+    found["counted"] = counted(mine, world)
     if ranks > 1:
         found["uneven"] = uneven(rank, world)
     if ranks == 4:
@@ -233,16 +259,3 @@ def dying(rank, ranks, port, out):
     except RuntimeError as error:
         torch.save((str(error), time.monotonic() - began), f"{out}/{rank}.pt")
     os._exit(0)
-
-
-def begin(rank, ranks, port):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    wait = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", rank=rank, world_size=ranks, timeout=wait)
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

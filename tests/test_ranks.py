@@ -7,6 +7,7 @@ import loss_ranks as ranks
 from logo_kernels import LoGoLoss, NegativeQueue, logo_loss
 from logo_kernels.contrast import contrast
 from oracles import pairwise_contrast
+from spawned import free_port, saved
 from support import crops, error
 
 EXACT = 1e-12
@@ -19,10 +20,7 @@ needs_distributed = pytest.mark.skipif(
 @pytest.fixture(scope="module", params=[1, 2, 4])
 def found(request, tmp_path_factory):
     """What the ranks return, in their order."""
-    out = tmp_path_factory.mktemp("ranks")
-    given = request.param, ranks.free_port(), str(out)
-    torch.multiprocessing.spawn(ranks.rank, given, nprocs=request.param)
-    return [torch.load(out / f"{rank}.pt") for rank in range(request.param)]
+    return saved(ranks.rank, request.param, tmp_path_factory)
 
 
 def joined(name, found):
@@ -123,7 +121,7 @@ def test_one_queue(found):
 @needs_distributed
 def test_a_rank_that_dies(tmp_path):
     """The others end with an error, soon."""
-    given = 3, ranks.free_port(), str(tmp_path)
+    given = 3, free_port(), str(tmp_path)
     context = torch.multiprocessing.spawn(ranks.dying, given, nprocs=3, join=False)
     for process in context.processes:
         process.join(50)

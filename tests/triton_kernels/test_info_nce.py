@@ -347,15 +347,15 @@ def test_less_shared_memory_than_any_device_has() -> None:
 def test_plans_fill_the_chip(n, operands, major) -> None:
     """A long queue: at least 4 of 5 multiprocessors at work, on average over the rounds."""
     for dim in (128, 256):
-        plan = plan_for(n, 65536, dim, operands, True, device_of(major))
+        plan = plan_for(n, 65536, dim, operands, device_of(major))
         programs = -(-n // plan.shape.block_n) * plan.groups * plan.splits
         rounds = -(-programs // 132)
         work = -(-n // plan.shape.block_n) * plan.groups * -(-65536 // plan.shape.block_k)
         assert work >= 0.8 * 132 * rounds * plan.tiles_per_split, plan
     if n == 512 and operands == HALF and major == 9:
-        assert 24 <= plan_for(n, 65536, 128, operands, True, device_of(major)).splits <= 40
+        assert 24 <= plan_for(n, 65536, 128, operands, device_of(major)).splits <= 40
     if n == 4096 and operands == HALF and major == 9:
-        assert plan_for(n, 65536, 128, operands, True, device_of(major)).splits <= 8
+        assert plan_for(n, 65536, 128, operands, device_of(major)).splits <= 8
 
 
 @pytest.mark.parametrize(
@@ -374,14 +374,14 @@ def test_plans_fill_the_chip(n, operands, major) -> None:
 )
 def test_plans_are_what_was_fastest(n, k, dim, shape, splits) -> None:
     """On an H200, of those that were tried there."""
-    plan = plan_for(n, k, dim, HALF, True, device_of(9))
+    plan = plan_for(n, k, dim, HALF, device_of(9))
     assert plan.shape[:6] == shape
     assert plan.splits == splits
 
 
 def test_partial_results_do_not_grow_with_k() -> None:
     for n in (1, 512, 4096):
-        plans = [plan_for(n, k, 128, HALF, True, device_of(9)) for k in (2**16, 2**20, 2**24)]
+        plans = [plan_for(n, k, 128, HALF, device_of(9)) for k in (2**16, 2**20, 2**24)]
         assert max(plan.splits * n for plan in plans) <= 4 * 132 * 128
 
 

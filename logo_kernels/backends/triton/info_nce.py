@@ -1,8 +1,9 @@
 """InfoNCE against constants on the host: three launches forward, one backward.
 
-`info_nce_prologue_kernel` reads every row by itself, once; `info_nce_kernel` passes over the negatives, in
-splits that run side by side; `info_nce_epilogue_kernel` adds the splits up and makes losses of them;
-`info_nce_backward_kernel` makes gradients. The host looks at no value: τ may lie on the device.
+`info_nce_prologue_kernel` reads every row by itself, once; `info_nce_kernel` passes over the
+negatives, in splits that run side by side; `info_nce_epilogue_kernel` adds the splits up and makes
+losses of them; `info_nce_backward_kernel` makes gradients. The host looks at no value: τ may lie on
+the device.
 """
 
 # mypy: allow-untyped-calls

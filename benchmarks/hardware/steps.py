@@ -17,6 +17,7 @@ from typing import NamedTuple
 PASSED, FAILED, TIMED_OUT, ABSENT = "passed", "failed", "out of time", "not available"
 # Of a tool that watched a program: it knows nothing against it, and does not know all.
 LOST_TRACK, NO_END = "lost track of a launch", "came to no end"
+ANOTHERS = "of another's kernel"
 GRACE_SECONDS = 15  # after an interrupt, for pytest to write what it has
 
 
@@ -115,7 +116,9 @@ class Steps:
     def all_passed(self) -> bool:
         """Of a step that was run again, the last time counts."""
         last = {outcome.name: outcome for outcome in self.outcomes}
-        return all(outcome.verdict in (PASSED, ABSENT, LOST_TRACK) for outcome in last.values())
+        return all(
+            outcome.verdict in (PASSED, ABSENT, LOST_TRACK, ANOTHERS) for outcome in last.values()
+        )
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> None:

@@ -39,6 +39,9 @@ def reports() -> list[dict]:
 SPILLED = {
     "hidden_sums fp16 256+10 D=256": (8, 2),
     "info_nce fp32 4096+65536 D=128": (8, 5),
+    # Measured on an H200: without, in 8 warps, 610 µs for 474, and 258 for 222.
+    "info_nce bf16 4096+65536 D=128 q:torch.float32": (48, 25),
+    "info_nce bf16 4096+65536 D=128 transposed": (24, 11),
     "similarity_backward fp32 64+64 D=2048": (224, 256),
     "cosine fp32 2+62 D=2048 sm_89": (16, 4),
     "cosine fp32 2+62 D=2048 sm_120": (128, 56),

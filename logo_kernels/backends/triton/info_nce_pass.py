@@ -177,7 +177,10 @@ def walk(
             larger = tl.maximum(maximum, tl.max(exponent, 1))
             finite = tl.where(larger == -INFINITY, 0.0, larger)
             shrink = tl.exp2((maximum - finite) * steepness)
-            probability = tl.exp2((exponent - finite[:, None]) * steepness + lift)
+            # `one` again: the product would go unrounded into the difference, which for the largest
+            # cosine is then not zero, and a small τ makes much of it.
+            apart = tl.fma(exponent, one, -finite[:, None])
+            probability = tl.exp2(apart * steepness + lift)
             total = total * shrink
             mean = mean * shrink[:, None]
             maximum = larger

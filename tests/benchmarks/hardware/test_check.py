@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.made import BOTH, CUDA_KERNEL, FACTS, GOOD, KERNEL, ROW, junit, of
 from hardware import check, counts, ledger, workplace
-from hardware.steps import FAILED, LOST_TRACK, NO_END, PASSED, TIMED_OUT, Outcome, Steps
+from hardware.steps import ANOTHERS, FAILED, LOST_TRACK, NO_END, PASSED, TIMED_OUT, Outcome, Steps
 from hardware.workplace import Workplace
 
 
@@ -196,6 +196,15 @@ def archived(results):
 
 
 LOST = "========= Internal Sanitizer Error: Detected a failure to track a kernel launch.\n"
+OF_CUBLAS = "nvjet_sm90_tst_64x8_64x16_1x1_h_bz_bias_TNT+0x1cc0"
+TWO_HAZARDS = "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n"
+
+
+def race(place):
+    return (
+        f"========= Error: Race reported between Read access at {place}\n"
+        f"=========     and Write access at {place} [4 hazards]\n========= \n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -207,6 +216,10 @@ LOST = "========= Internal Sanitizer Error: Detected a failure to track a kernel
         (9, LOST + "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n",
          LOST_TRACK),
         (9, LOST + "========= ERROR SUMMARY: 1 error\n", LOST_TRACK),
+        (9, race(OF_CUBLAS) * 2 + TWO_HAZARDS, ANOTHERS),
+        (9, race(OF_CUBLAS) + TWO_HAZARDS, FAILED),
+        (9, race(OF_CUBLAS) + race("void logo::cuda::k<logo::bf16>+0x5") + TWO_HAZARDS, FAILED),
+        (9, race(OF_CUBLAS) + race("k+0x5 in affinity_hidden.py:192") + TWO_HAZARDS, FAILED),
         (9, LOST + "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n",
          FAILED),
         (1, LOST + "========= ERROR SUMMARY: 1 error\n", FAILED),  # a wrong number

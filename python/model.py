@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from config import Config
@@ -183,7 +184,7 @@ class MoCo(Framework):
         )
         self.momentum = copy.deepcopy(self.body)
         self.momentum.requires_grad_(False)
-        self.queue = NegativeQueue(dim, queue_size)
+        self.queue = NegativeQueue(dim, queue_size, group=dist.group.WORLD)
 
     @classmethod
     def build(cls, config: Config, encoder: nn.Module, features: int) -> "MoCo":
@@ -212,11 +213,12 @@ class MoCo(Framework):
         return Embedded(by_image(q, images), q_local, keys, q_local, q)
 
     def attraction(self) -> dict[str, Any]:
-        return {
-            "similarity": "info_nce",
-            "negatives": self.queue.keys if self.negatives == "queue" else "batch",
-            "temperature": self.temperature,
-        }
+        negatives = (
+            {"negatives": self.queue.keys}
+            if self.negatives == "queue"
+            else {"negatives": "batch", "group": dist.group.WORLD}
+        )
+        return {"similarity": "info_nce", "temperature": self.temperature, **negatives}
 
     def after_step(self, embedded: Embedded) -> None:
         self.update_momentum(self.ema)
@@ -235,6 +237,17 @@ class MoCo(Framework):
         # A tensor that two layers share comes but once.
         for average, value in zip(self.momentum.parameters(), self.body.parameters(), strict=True):
             average.lerp_(value, 1 - ema)
+
+
+class Embedding(nn.Module):
+    """A framework's `embed` as a forward, which is all that DistributedDataParallel sees."""
+
+    def __init__(self, network: Framework) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *crops: Any) -> Embedded:
+        return self.network.embed(*crops)
 
 
 FRAMEWORKS: dict[str, type[Framework]] = {"simsiam": SimSiam, "moco": MoCo}

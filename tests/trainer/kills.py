@@ -2,6 +2,7 @@
 
     python tests/trainer/kills.py --kills 50
     python tests/trainer/kills.py --kills 20 --signal INT    Ctrl-C: without a traceback, besides
+    python tests/trainer/kills.py --kills 20 --ranks 2       one of two processes of torchrun
 
 SIGKILL cannot be caught: whatever is half written stays so. Weights (MoCo: momentum encoder, queue
 and its place, too; θd and its batch norm), optimisers, random states, CSV and history have to be
@@ -29,6 +30,7 @@ TINY = {
     "--bottleneck": "8", "--global-size": "16", "--local-size": "8", "--local-crops": "2",
     "--knn-every": "2", "--log-every": "1", "--checkpoint-every": "3", "--queue-size": "200",
 }  # fmt: skip
+SOON = 60  # seconds; torchrun itself gives a process 30 to end
 METHODS = (
     ("simsiam-logo",),
     ("moco-logo", "--affinity", "learned"),
@@ -36,18 +38,25 @@ METHODS = (
 )
 
 
-def command(out: Path, *more: str) -> list[str]:
+def command(out: Path, *more: str, ranks: int = 1) -> list[str]:
+    """By torchrun for several ranks."""
     settings = [word for name, value in TINY.items() for word in (name, *value.split())]
-    return [sys.executable, str(TRAINER / "train.py"), *settings, "--out", str(out), *more]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    start = [sys.executable, *(torchrun if ranks > 1 else [])]
+    return [*start, str(TRAINER / "train.py"), *settings, "--out", str(out), *more]
 
 
 def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def finish(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def finish(out: Path, *more: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(out, *more), capture_output=True, text=True, env=environment(), check=False
+        command(out, *more, ranks=ranks),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
     )
 
 
@@ -82,6 +91,38 @@ def kill_once(
     ends = (0, -how) if how == signal.SIGKILL else (0, -how, 130)
     assert process.returncode in ends, f"it ended with status {process.returncode}: {said}"
     assert "Traceback" not in said, said
+    return process.returncode != 0
+
+
+def kill_a_rank(
+    out: Path, words: Sequence[str], when: Callable[[float], bool], ranks: int, victim: int
+) -> bool:
+    """As kill_once, by SIGKILL on one of the processes that torchrun started.
+
+    The others end soon and without a traceback: the one there is comes from torchrun.
+    """
+    began, killed = time.monotonic(), 0.0
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            command(out, *words, ranks=ranks),
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env=environment(),
+        )
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None:
+            if not killed and when(time.monotonic() - began):
+                found = children.read_text().split()
+                if len(found) == ranks:  # before that there is nothing to kill
+                    os.kill(int(found[victim]), signal.SIGKILL)
+                    killed = time.monotonic()
+            assert not killed or time.monotonic() < killed + SOON, "the others do not end"
+            time.sleep(0.002)
+        stderr.seek(0)
+        said = stderr.read().decode()
+    assert process.returncode in ((0, 1) if killed else (0,)), said
+    assert said.count("Traceback") <= 1, said
+    assert said.count("error: process") <= 1, said
     return process.returncode != 0
 
 
@@ -145,31 +186,42 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments, not of the training")
     parser.add_argument("--epochs", type=int, default=40, help="4 steps each")
     parser.add_argument("--signal", default="KILL", choices=("KILL", "INT", "TERM"))
+    parser.add_argument("--ranks", type=int, default=1, help="processes; one of them is killed")
     options = parser.parse_args()
-    how = signal.Signals[f"SIG{options.signal}"]
+    how, ranks = signal.Signals[f"SIG{options.signal}"], options.ranks
+    if ranks > 1 and how != signal.SIGKILL:
+        parser.error("--signal: several ranks are killed by KILL alone")
     chance, kills, ends = random.Random(options.seed), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for i, method in enumerate(METHODS):
             words = ("--method", *method, "--epochs", str(options.epochs))
             whole, killed = Path(folder) / f"{i}-whole", Path(folder) / f"{i}-killed"
-            assert finish(whole, *words).returncode == 0
+            assert finish(whole, *words, ranks=ranks).returncode == 0
             share = options.kills * (i + 1) // len(METHODS)
             while kills < share:
                 when = moment(chance, killed)
-                killed_it = kill_once(killed, (*words, "--resume"), when, how)
+                again = (*words, "--resume")
+                if ranks > 1:
+                    victim = chance.randrange(ranks)
+                    killed_it = kill_a_rank(killed, again, when, ranks, victim)
+                else:
+                    victim, killed_it = 0, kill_once(killed, again, when, how)
                 kills += killed_it
-                print(f"{kills} kills; {' '.join(method)} at row {rows(killed)}", flush=True)
+                print(
+                    f"{kills} kills; {' '.join(method)} at row {rows(killed)}, process {victim}",
+                    flush=True,
+                )
                 if not killed_it:
                     ends += 1
                     check(whole, killed)
                     shutil.rmtree(killed)
-            done = finish(killed, *words, "--resume")
+            done = finish(killed, *words, "--resume", ranks=ranks)
             assert done.returncode == 0, done.stderr
             ends += 1
             check(whole, killed)
     print(
-        f"{kills} kills by {how.name}, seed {options.seed}: {ends} runs to the end, each as one "
-        "never stopped"
+        f"{kills} kills by {how.name}, {ranks} processes, seed {options.seed}: {ends} runs to the "
+        "end, each as one never stopped"
     )
 
 

@@ -1,0 +1,132 @@
+"""What each process of test_ranks.py does: python rank_worker.py FOLDER"""
+
+import os
+import shutil
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
+
+from config import MOST, Config
+from data import ImageData, load_scenes, to_float
+from errors import Interrupted, in_words
+from ranks import Ranks, joined
+from trainer import Trainer
+
+TINY = Config(
+    scenes=(60, 24), image_size=32, batch_size=12, epochs=2, dim=16, bottleneck=8, global_size=16,
+    local_size=8, local_crops=2, log_every=1, checkpoint_every=MOST, queue_size=100,
+    repulsion_weight=0.5,
+)  # fmt: skip
+STEPS, STOPS = 10, 4
+VARIANTS = {
+    "simsiam": replace(TINY, method="simsiam-logo"),
+    "moco": replace(TINY, method="moco-logo", affinity="learned"),
+    "batch": replace(TINY, method="moco-logo", negatives="batch"),
+    "clipped": replace(TINY, affinity="learned", repulsion_step="clipped"),
+}
+# Steps without random numbers: eq. 6 has no noise.
+FIXED = {
+    "joint": replace(TINY, method="moco-logo", affinity="learned", objective="difference"),
+    "clipped": replace(VARIANTS["clipped"], objective="difference", repulsion_clip=0.1),
+}
+
+
+def load() -> ImageData:
+    return load_scenes(*TINY.scenes, seed=0, size=TINY.image_size)
+
+
+def fixed_crops(images: Tensor) -> tuple[Tensor, Tensor]:
+    x = to_float(images)
+    local = [x[:, :, 4:12, 4:12], x[:, :, 18:26, 18:26]]
+    return torch.cat([x[:, :, :16, :16], x[:, :, 8:24, 8:24]]), torch.cat(local)
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    """All that has to be the same on all ranks: no running statistics."""
+    modules = {"network": trainer.network}
+    if trainer.config.affinity == "learned":
+        modules["affinity"] = trainer.repulsion.affinity
+    found = {
+        f"{name}.{key}": value.detach().clone()
+        for name, module in modules.items()
+        for key, value in module.named_parameters()
+    }
+    if trainer.config.method.startswith("moco"):
+        found["queue"] = trainer.network.queue.keys.clone()
+    return found
+
+
+def train(ranks: Ranks, folder: Path) -> None:
+    """Each variant without a stop, and stopped by Ctrl-C on the last rank alone, then resumed."""
+    data, step = load(), Trainer.train_step
+    for name, config in VARIANTS.items():
+        whole, stopped = folder / name / "whole", folder / name / "stopped"
+        for out in (whole, stopped):
+            ranks.from_writer(lambda out=out: out.mkdir(parents=True))
+        trainer = Trainer(config, data, whole, ranks)
+        trainer.start()
+        seen = [trainer.batch()]
+        trainer.run()
+        torch.save(
+            {"weights": weights(trainer), "images": seen, "crops": trainer.augment(seen[0])[0]},
+            folder / name / f"{ranks.rank}.pt",
+        )
+
+        def step_and_press(self: Trainer, images: Tensor):
+            if self.step == STOPS - 1 and ranks.rank == ranks.count - 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(self, images)
+
+        Trainer.train_step = step_and_press
+        trainer = Trainer(config, data, stopped, ranks)
+        trainer.start()
+        try:
+            trainer.run()
+        except Interrupted:
+            assert trainer.step == STOPS
+        else:
+            raise AssertionError("it did not stop")
+        Trainer.train_step = step
+        ranks.from_writer(lambda: shutil.copytree(stopped, stopped.with_name("middle")))  # noqa: B023
+        trainer = Trainer(config, data, stopped, ranks)
+        assert trainer.resume() is None
+        assert trainer.step == STOPS
+        trainer.run()
+
+
+def fixed(ranks: Ranks, folder: Path) -> None:
+    """One step on crops that are the same for everyone: what the optimisers got."""
+    data = load()
+    for name, config in FIXED.items():
+        trainer = Trainer(config, data, folder, ranks)
+        trainer.augment = fixed_crops
+        trainer.network.train()
+        trainer.set_lr()
+        trainer.train_step(trainer.batch())
+        torch.save(gradients(trainer), folder / f"{name}-{ranks.rank}.pt")
+
+
+def gradients(trainer: Trainer) -> dict[str, list[Tensor]]:
+    """After a first step: momentum buffers are then gradients, but for the decay of weights."""
+    repulsion = trainer.repulsion
+    found = {
+        "body": [p.grad for group in trainer.network.parameter_groups() for p in group],
+        "affinity": [p.grad for p in repulsion.affinity.parameters()],
+    }
+    if repulsion.clipped:
+        state = repulsion.own_optimizer.state
+        found["repulsion"] = [state[p]["momentum_buffer"] for p in repulsion.parameters]
+    return found
+
+
+if __name__ == "__main__":
+    with in_words(), joined() as here:
+        train(here, Path(sys.argv[1]))
+        fixed(here, Path(sys.argv[1]))

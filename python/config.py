@@ -108,6 +108,7 @@ class Config:
 
     epochs: int = 8
     batch_size: int = 64
+    """Images of a step, of all processes together."""
     lr: float | None = None
     """For a batch of 256; the rate used is lr * batch_size / 256, decayed by a cosine to 0. If not
     given, 0.4 for SimSiam and 0.1 for MoCo (published for both: 0.03)."""

@@ -48,7 +48,7 @@ class Ranks:
     def device(self, name: str) -> str:
         """A GPU of its own for each rank of a machine."""
         local = int(os.environ.get("LOCAL_RANK", self.rank))
-        if self.count == 1 or torch.device(name).type != "cuda":
+        if self.count == 1 or not name.startswith("cuda"):
             return name
         if name != "cuda":
             raise UserError(f"--device: got {name} for {self.count} processes; want cuda")
@@ -82,8 +82,10 @@ class Ranks:
         np.random.seed(mixed)
         torch.manual_seed(mixed)
 
-    def averaging(self, module: nn.Module) -> nn.Module:
+    def averaging(self, module: nn.Module, spare: bool = False) -> nn.Module:
         """The module with a forward whose gradients are averaged over the ranks.
+
+        spare: it may have parameters that no forward uses.
 
         Its buffers stay each rank's own: a forward that sent the writer's to all would overwrite
         MoCo's queue, and running statistics move no weight.
@@ -95,7 +97,9 @@ class Ranks:
         with in_contact():
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
-            parallel = DistributedDataParallel(module, **{sync: False})
+            parallel = DistributedDataParallel(
+                module, find_unused_parameters=spare, **{sync: False}
+            )
         if self.rounds_by_place(next(module.parameters())):
             parallel.register_comm_hook(self.count, _average_in_order)
         return parallel
@@ -213,10 +217,8 @@ def joined() -> Iterator[Ranks]:
     if not all(name in os.environ for name in LAUNCHED):
         yield Ranks()
         return
-    for number in (signal.SIGINT, signal.SIGTERM):  # torchrun's, when another rank has failed
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
     ranks = Launched()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun's, if another has failed
     try:
         if not ranks.is_writer:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115

@@ -89,6 +89,8 @@ def run(config: Config, ranks: Ranks | None = None) -> list[Row]:
     began = time.perf_counter()
     data = load_data(config)
     check_batch(config, len(data.train_images))
+    if ranks.count > 1 and ranks.from_writer(lambda: data.fingerprint) != data.fingerprint:
+        raise UserError(f"--data: process {ranks.rank} has other training images than process 0")
     for note in data.notes:
         print(note)
     print(

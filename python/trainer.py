@@ -38,7 +38,7 @@ HISTORY = {"step", "epoch", "knn", "feature_rank", "loss", "z_std", "z_rank"}
 class Trainer:
     """One run of one method: the network, its optimiser, and the step that it stands at.
 
-    All ranks call the same methods in the same order; where they differ, a comment says how.
+    All ranks call the same methods in the same order.
     """
 
     def __init__(
@@ -58,10 +58,12 @@ class Trainer:
         torch.manual_seed(config.seed)  # All methods start from the same encoder.
         encoder = build_encoder(config.encoder, data.channels)
         features = probe_encoder(encoder, config.encoder, data.channels, config.crop_sizes)
-        with blamed_on(config.encoder, f"cannot be copied, or not moved to {self.device}"):
+        moving = f"cannot be copied, or not moved to {self.device}"
+        with blamed_on(config.encoder, moving), in_contact():
             self.network = FRAMEWORKS[method.framework].build(config, encoder, features)
             self.network.to(self.device)
-        self.embed = self.ranks.averaging(Embedding(self.network))
+        # An encoder from elsewhere may have parameters for other uses.
+        self.embed = self.ranks.averaging(Embedding(self.network), spare=":" in config.encoder)
         self.augment = multi_crop(config, data, self.local_crops)
         self.examples = draw_examples(config, data, self.device)
         lr = self.network.default_lr if config.lr is None else config.lr

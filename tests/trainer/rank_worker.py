@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
@@ -30,12 +30,21 @@ VARIANTS = {
     "moco": replace(TINY, method="moco-logo", affinity="learned"),
     "batch": replace(TINY, method="moco-logo", negatives="batch"),
     "clipped": replace(TINY, affinity="learned", repulsion_step="clipped"),
+    "spare": replace(TINY, encoder="rank_worker:Spare"),
 }
 # Steps without random numbers: eq. 6 has no noise.
 FIXED = {
     "joint": replace(TINY, method="moco-logo", affinity="learned", objective="difference"),
     "clipped": replace(VARIANTS["clipped"], objective="difference", repulsion_clip=0.1),
 }
+
+
+class Spare(nn.Sequential):
+    """An encoder with a parameter that it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, 8))
+        self.spare = nn.Parameter(torch.ones(3))
 
 
 def load() -> ImageData:

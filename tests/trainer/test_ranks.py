@@ -227,10 +227,18 @@ def test_a_status_is_that_of_the_rank_that_speaks():
         assert [started.end(rank) for rank in (0, 1)] == [(0, "", "")] * 2
 
 
-def test_a_rank_that_hangs_is_given_up():
-    body = "ranks.any(False)\nif ranks.rank == 1: time.sleep(600)\nranks.any(False)"
+def test_a_rank_that_hangs_is_given_up_and_the_writer_has_its_time():
+    body = (
+        "ranks.from_writer(lambda: time.sleep(5))\n"
+        "if ranks.rank == 1:\n"
+        "    print('patient', file=sys.stderr, flush=True)\n"
+        "    time.sleep(600)\n"
+        "ranks.any(False)"
+    )
     with Started(script(body), LOGO_TIMEOUT="3") as started:
         status, _, said = started.end(0)
+        started.processes[1].kill()
+        assert started.end(1)[2] == "patient\n"
     assert status == 1
     assert said.startswith("error: process 0 lost another, which was killed, failed, or did not")
     assert "Traceback" not in said

@@ -101,6 +101,7 @@ class InfoNCECall(NamedTuple):
     pair_reduction: str  # "sum" | "mean"
     reduction: str  # over images: "mean" | "sum" | "none"; "pairs": no sum at all
     terms: bool = True  # whether they are wanted beside the total; of pairs there are none
+    own_first: bool = False  # negatives begin with the positives, of which an image sees no own one
 
     @property
     def queries(self) -> Tensor:
@@ -110,6 +111,11 @@ class InfoNCECall(NamedTuple):
     def sizes(self) -> dict[str, Any]:
         images, _, dim = self.positives.shape
         return {"images": images, "dim": dim}
+
+    @property
+    def excludes_own(self) -> bool:
+        """Whether image b does not see the P negatives from b·P on."""
+        return self.negatives is None or self.own_first
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -263,6 +269,7 @@ def contrast(
     reduction: str,
     backend: str,
     with_terms: bool,
+    own_first: bool = False,  # see `InfoNCECall`
 ) -> tuple[Tensor, Tensor | None]:
     """(total, terms) of `InfoNCEResult`; part of the graph only if an input needs a gradient.
 
@@ -283,9 +290,9 @@ def contrast(
         global_crops, local_crops, positives, negatives, number, tensor, pair_reduction, reduction
     )  # fmt: skip
     if torch.is_grad_enabled() and need_gradients(global_crops, local_crops, tensor):
-        made = InfoNCE.apply(*arguments, backend, with_terms)
+        made = InfoNCE.apply(*arguments, backend, with_terms, own_first)
         return made if with_terms else (made, None)
-    return forward(_call(*arguments, with_terms), backend)[:2]
+    return forward(_call(*arguments, with_terms, own_first), backend)[:2]
 
 
 def _tensor_in(dtype: torch.dtype, tau: Tensor) -> Tensor:
@@ -333,8 +340,8 @@ class InfoNCE(torch.autograd.Function):
         tensor: Tensor | None,
         *options: Any,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
-        *others, backend, with_terms = options
-        numbers = temperature, tensor, *others, with_terms
+        *others, backend, with_terms, own_first = options
+        numbers = temperature, tensor, *others, with_terms, own_first
         call = _call(global_crops, local_crops, positives, negatives, *numbers)
         total, terms, _, pull, mean = forward(call, backend)
         constants = kept(positives), kept(tensor), pull, mean
@@ -349,7 +356,7 @@ class InfoNCE(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return (None,) * 10
+            return (None,) * 11
         no_tangents("InfoNCE", (upstream,))
         to_global, to_local, _, _, _, to_temperature = ctx.needs_input_grad[:6]
         wanted = to_global and ctx.unasked is None, to_local, to_temperature
@@ -366,4 +373,4 @@ class InfoNCE(torch.autograd.Function):
         if ctx.unasked is not None:
             shape, dtype = ctx.unasked
             to_queries = upstream.new_zeros(shape, dtype=dtype)
-        return to_queries, to_locals, None, None, None, to_tau, None, None, None, None
+        return to_queries, to_locals, None, None, None, to_tau, None, None, None, None, None

@@ -7,9 +7,9 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import checks
+from . import checks, ranks
 from .backends import AUTO, BACKENDS
 from .contrast import contrast
 from .cosine import cosine_loss, repulsion_loss
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         similarity: str
         negatives: Tensor | str | None
         temperature: float | Tensor
+        group: ranks.Group
         affinity: Affinity
         repulsion_features: Tensor | Sequence[Tensor] | None
         repulsion_weight: float
@@ -94,6 +95,7 @@ def logo_loss(
     similarity: str = "cosine",
     negatives: Tensor | str | None = None,
     temperature: float | Tensor = 0.2,
+    group: ranks.Group = None,
     affinity: Affinity = "cosine",
     repulsion_features: Tensor | Sequence[Tensor] | None = None,
     repulsion_weight: float = 1e-4,
@@ -143,6 +145,13 @@ def logo_loss(
         temperature: τ > 0, for "info_nce": any number; or a tensor [] on the device of the crops,
             which gets a gradient if it requires one. The host does not look at a tensor's value;
             one that is not positive gives NaN.
+        group: **None means this process alone**, where torch's own functions mean the world by it.
+            For ``negatives="batch"`` of several processes: a ProcessGroup, or a DeviceMesh of one
+            dimension, on all of whose ranks the other images' targets are negatives too. Pass
+            ``torch.distributed.group.WORLD``, which is None before ``init_process_group``. Every
+            rank brings as many images. The loss is of this rank's images, so that the mean over
+            ranks, which DDP and FSDP take of the gradients, is what one process finds of all
+            images; that of ``reduction="sum"`` is the sum divided by the number of ranks.
         affinity: how ll measures that two local crops are alike. "cosine"; None: no repulsion; or a
             callable [B, L, D] -> [B], the affinity averaged over the pairs of each image.
         repulsion_features: [B, L, D], any floating dtype, what the affinity sees; gradients flow to
@@ -168,7 +177,7 @@ def logo_loss(
     temperature = checks.temperature(temperature)
     repulsion_weight = checks.number("repulsion_weight", repulsion_weight)
     x, y, t, r = _check_crops(global_crops, local_crops, targets, repulsion_features)
-    n = _check_negatives(similarity, negatives, x)
+    n, over = _check_negatives(similarity, negatives, x, group)
     if isinstance(temperature, Tensor):
         checks.same_device("temperature", temperature, "global_crops", x)
     locals_ = 0 if y is None else y.shape[1]
@@ -182,7 +191,9 @@ def logo_loss(
         total, terms = cosine_loss(x, y, t, features, repulsion_weight, fused_repulsion, *options)
     else:
         positives = x.detach() if t is None else t
-        total, terms = contrast(x, y, positives, n, temperature, *options)
+        if over is not None:
+            n = ranks.own_first(positives.detach(), over)
+        total, terms = contrast(x, y, positives, n, temperature, *options, over is not None)
         if fused_repulsion:
             features = cast(Tensor, y if r is None else r)
             repulsion, ll = repulsion_loss(features, repulsion_weight, *options)
@@ -204,7 +215,7 @@ def logo_loss(
     return LoGoTerms(total, terms[0], terms[1], ll)
 
 
-class LoGoLoss(nn.Module):
+class LoGoLoss(ranks.HoldsGroup):
     """`logo_loss` as a module: the settings here, the crops in ``forward``.
 
     An affinity that is a module becomes a submodule, so that its parameters are found. The formula,
@@ -216,6 +227,7 @@ class LoGoLoss(nn.Module):
         *,
         similarity: str = "cosine",
         temperature: float | Tensor = 0.2,
+        group: ranks.Group = None,
         affinity: Affinity = "cosine",
         repulsion_weight: float = 1e-4,
         pair_reduction: str = "sum",
@@ -226,9 +238,11 @@ class LoGoLoss(nn.Module):
         super().__init__()
         _check_names(similarity, affinity, pair_reduction, reduction, backend)
         checks.temperature(temperature)
+        ranks.process_group(group)
         checks.number("repulsion_weight", repulsion_weight)
         self.similarity = similarity
         self.temperature = temperature
+        self.group = group
         self.affinity = affinity
         self.repulsion_weight = repulsion_weight
         self.pair_reduction = pair_reduction
@@ -252,6 +266,7 @@ class LoGoLoss(nn.Module):
             similarity=self.similarity,
             negatives=negatives,
             temperature=self.temperature,
+            group=self.group,
             affinity=self.affinity,
             repulsion_features=repulsion_features,
             repulsion_weight=self.repulsion_weight,
@@ -345,28 +360,38 @@ def _check_crops(
     return x, y, t, r
 
 
-def _check_negatives(similarity: str, negatives: Tensor | str | None, x: Tensor) -> Tensor | None:
-    """Negatives [K, D]; None for those of the batch, and where there are none."""
+def _check_negatives(
+    similarity: str, negatives: Tensor | str | None, x: Tensor, group: ranks.Group
+) -> tuple[Tensor | None, ranks.ProcessGroup | None]:
+    """Negatives [K, D]; None for those of the batch, and where there are none. The ranks whose
+    batches they are of, where that are several.
+    """
+    over = ranks.process_group(group)
+    if group is not None and not isinstance(negatives, str):
+        raise ValueError(
+            "group is for negatives='batch' of similarity='info_nce' alone, negatives that other "
+            "processes have; pass group=None (a NegativeQueue takes a group of its own)"
+        )
     if similarity == "cosine":
         if negatives is not None:
             raise ValueError(
                 "negatives is for similarity='info_nce' alone; similarity='cosine' has none: "
                 "pass None"
             )
-        return None
+        return None, None
     if negatives is None:
         raise ValueError(
             "similarity='info_nce' needs negatives: pass a tensor [K, D] or 'batch', got None"
         )
     if not isinstance(negatives, str):
-        return checks.negatives(negatives, x, "global_crops")
+        return checks.negatives(negatives, x, "global_crops"), None
     checks.one_of("negatives", negatives, ("batch",))
-    if x.shape[0] == 1:
+    if x.shape[0] == 1 and over is None:
         raise ValueError(
             "negatives='batch' takes those of the other images, but the batch has B = 1: pass at "
             "least two images, or negatives [K, D]"
         )
-    return None
+    return None, over
 
 
 def _is_empty_sequence(value: Tensor | Sequence[Tensor]) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import checks
+from . import checks, ranks
 from .autograd import reverse_mode_only
 from .units import UnitRows
 
 
-class NegativeQueue(nn.Module):
+class NegativeQueue(ranks.HoldsGroup):
     """Keys of earlier batches, first in, first out: the negatives of MoCo-LoGo.
 
     ``keys`` [size, dim] are unit vectors, random ones at first; they and the place of the next
@@ -24,13 +24,24 @@ class NegativeQueue(nn.Module):
     `enqueue` writes in place, without a copy of the queue: the loss keeps no negatives for its
     backward pass, so the order of `backward` and `enqueue` does not matter.
 
+    **Several processes**: without ``group`` each has a queue of its own, whatever torch.distributed
+    was told. With one, all its ranks hold the same keys: at first those of rank 0, then every
+    rank's, so that constructor and `enqueue` must run on all of them. Keep the queue out of a
+    module that DistributedDataParallel wraps: its ``broadcast_buffers`` sends rank 0's keys to all
+    at every forward pass, which puts them in the place of the others', or, with a group, sends what
+    is there already.
+
     Args:
         dim: D, numbers of a key.
         size: K, keys that the queue holds.
+        group: a ProcessGroup, or a DeviceMesh of one dimension, whose ranks fill one queue;
+            ``torch.distributed.group.WORLD`` is None before ``init_process_group``. None: this
+            process alone.
         device, dtype: of the keys; bfloat16 halves what each step reads.
 
     Raises:
-        ValueError, TypeError: a size that is no positive integer, or a dtype that does not float.
+        ValueError, TypeError: a size that is no positive integer, a dtype that does not float, or a
+            group that is none.
     """
 
     keys: Tensor
@@ -41,6 +52,7 @@ class NegativeQueue(nn.Module):
         dim: int,
         size: int,
         *,
+        group: ranks.Group = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -49,7 +61,15 @@ class NegativeQueue(nn.Module):
             checks.positive_integer(name, value)
         if dtype not in checks.FLOATING:
             raise TypeError(f"dtype must be a floating dtype, got {dtype}")
-        keys = UnitRows(torch.randn(size, dim, device=device), torch.float32).unit
+        over = ranks.process_group(group)
+        self.group = group
+        if over is None:
+            random = torch.randn(size, dim, device=device)
+        else:  # on the CPU, since GPUs of different kinds draw different numbers from one seed
+            seed = ranks.of_first(int(torch.randint(2**62, ())), over)
+            generator = torch.Generator("cpu").manual_seed(seed)
+            random = torch.randn(size, dim, device="cpu", generator=generator).to(device)
+        keys = UnitRows(random, torch.float32).unit
         self.register_buffer("keys", keys.to(dtype))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64, device=device))
 
@@ -58,7 +78,9 @@ class NegativeQueue(nn.Module):
         """Replaces the oldest keys by these, normalised: [B, D], or [B, P, D] taken row by row.
 
         Any number of keys: writing goes on at the front when it reaches the end, and of more keys
-        than the queue holds the newest stay. No value is looked at by the host.
+        than the queue holds the newest stay. Of a group's ranks each brings as many as it has, also
+        none, and they are written in the order of the ranks. No value is looked at by the host, but
+        for how many keys the ranks of a group bring.
 
         Raises:
             TypeError, ValueError: no floating tensor of rank 2 or 3 with D = dim.
@@ -78,7 +100,11 @@ class NegativeQueue(nn.Module):
         kept = rows[-size:] if count > size else rows
         wide = torch.float64 if kept.dtype == torch.float64 else torch.float32
         units = UnitRows(kept, wide).unit.to(self.keys)
-        places = torch.arange(count - len(kept), count, device=self.keys.device)
+        over = ranks.process_group(self.group)
+        if over is not None:
+            units, count = ranks.in_rank_order(units, count, over)
+            units = units[-size:]
+        places = torch.arange(count - len(units), count, device=self.keys.device)
         self.keys.index_copy_(0, (self.pointer + places) % size, units)
         self.pointer.copy_((self.pointer + count) % size)
 

@@ -1,14 +1,12 @@
 """A rank of two that trains a `LocalAffinity` beside an encoder; processes import it by name."""
 
-import datetime
-import os
-
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from logo_kernels import LocalAffinity, logo_loss
+from spawned import begin
 
 STEPS, IMAGES, CROPS, DIM = 10, 4, 3, 8  # IMAGES: of a rank
 RANKS = 2
@@ -207,12 +205,8 @@ def of_one_process(encoder_steps=True):
     return weights(affinity, encoder) if encoder_steps else weights(affinity)
 
 
-def rank(me, port, out):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group(
-        "gloo", rank=me, world_size=RANKS, timeout=datetime.timedelta(seconds=60)
-    )
+def rank(me, ranks, port, out):
+    begin(me, ranks, port)
     mine, found = slice(me * IMAGES, (me + 1) * IMAGES), {}
     for name, way in WAYS.items():
         try:

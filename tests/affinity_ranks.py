@@ -1,17 +1,15 @@
 """One rank of two that share the affinity's batch norm: their processes import it by name."""
 
-import os
-
 import torch
 from torch import nn
 
 from affinity_inputs import affinity_of, crops_of
+from spawned import begin
 
 
 def rank_of_two(rank, port, out):
     """Three images on one rank, five on the other."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    begin(rank, 2, port)
     affinity = nn.SyncBatchNorm.convert_sync_batchnorm(affinity_of(12, (8, 8), "cpu"))
     z = crops_of(8, 3, 12)
     mine = (z[:3] if rank == 0 else z[3:]).requires_grad_()

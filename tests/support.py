@@ -182,6 +182,12 @@ def attend(
     return result.lse.flatten(), result.mean.flatten(0, 1)
 
 
+def beside_others(call: Any, others: Tensor) -> Any:
+    """An `InfoNCECall` as on one of several processes: negatives are its positives, then others."""
+    own = call.positives.flatten(0, 1)
+    return call._replace(negatives=torch.cat([own, others.to(own)]), own_first=True)
+
+
 class Compiler:
     """torch.compile of whole functions, whose graphs it counts.
 

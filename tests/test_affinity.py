@@ -1,7 +1,6 @@
 """LocalAffinity: on every backend against its plain form in float64, and as a module."""
 
 import copy
-import socket
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from emulation.backend import emulate
 from logo_kernels import LocalAffinity, LoGoLoss, backends, logo_loss
 from logo_kernels.affinity import pairs, products, units
 from logo_kernels.backends import BACKENDS
+from spawned import free_port
 from support import EPS, Operators, error
 
 FORMS = ["forward", "logistic", "difference"]
@@ -508,10 +508,7 @@ def test_refuses(case):
 
 def test_synchronised_batch_norm(cpu_stage, tmp_path):
     """Two ranks with unequal shares are one process with all images."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(rank_of_two, (port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(rank_of_two, (free_port(), str(tmp_path)), nprocs=2)
     values, crops, parameters, states = zip(
         *(torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)), strict=True
     )

@@ -1,12 +1,12 @@
 """`LocalAffinity` on two ranks: one θd, whatever wraps it, as one process would learn it."""
 
 import copy
-import socket
 
 import pytest
 import torch
 
 import affinity_distributed as ranks
+from spawned import saved
 from support import error
 
 
@@ -15,12 +15,7 @@ def found(tmp_path_factory):
     """What the two ranks return: by name, one of each rank."""
     if not torch.distributed.is_available():
         pytest.skip("torch was built without torch.distributed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    out = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(ranks.rank, (port, str(out)), nprocs=ranks.RANKS)
-    both = [torch.load(out / f"{rank}.pt") for rank in range(ranks.RANKS)]
+    both = saved(ranks.rank, ranks.RANKS, tmp_path_factory)
     return {name: [one[name] for one in both] for name in ranks.WAYS}
 
 

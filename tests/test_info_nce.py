@@ -322,9 +322,10 @@ def test_opcheck(name, dtype):
         (x, y, t, N, 0.2, None, "sum", "mean", False),
         (x, None, t, None, 1.0, tau, "mean", "none", True),
         (None, y, t, N, 1.0, tau, "sum", "pairs", False),
+        (x, y, t, torch.cat([t.flatten(0, 1).to(N), N]), 0.2, None, "sum", "mean", True, True),
     ):
-        torch.library.opcheck(contrast.forward.registered, (*given, name))
         call = contrast.InfoNCECall(*given)
+        torch.library.opcheck(contrast.forward.registered, (*call, name))
         total, _, _, pull, mean = contrast.forward(call, name)
         after = contrast.InfoNCEBackwardCall(
             total, call.global_crops, call.local_crops, t, call.temperature_tensor, pull, mean,

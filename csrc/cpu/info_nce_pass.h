@@ -77,7 +77,7 @@ class Pass {
         negatives_(p.negatives.present() ? p.negatives : p.positives, p.dim, cut.tile),
         count_(p.negative_count()),
         own_queries_(p.crops()),
-        own_negatives_(p.negatives.present() ? 0 : p.positives.count) {}
+        own_negatives_(p.own_negatives()) {}
 
   bool reserve() {
     if (!negatives_.reserve()) return false;

@@ -203,8 +203,8 @@ InfoNCEArguments arguments_of(const InfoNCEProblem& p) {
   a.lg_weight = share * p.lg_weight();
   a.gg_mean = globals > 1 ? share / (globals * (globals - 1)) : 0;
   a.lg_mean = locals > 0 ? share / (locals * double(p.positives.count)) : 0;
-  a.own_queries = batch ? p.crops() : 0;
-  a.own_negatives = batch ? p.positives.count : 0;
+  a.own_negatives = p.own_negatives();
+  a.own_queries = a.own_negatives > 0 ? p.crops() : 0;
   return a;
 }
 

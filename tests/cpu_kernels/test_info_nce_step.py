@@ -13,7 +13,7 @@ from logo_kernels.contrast import (
     InfoNCEGradients,
     InfoNCEResult,
 )
-from support import EPS, Operators, crops, error, leaves
+from support import EPS, Operators, beside_others, crops, error, leaves
 
 COUNTS = [(2, 3), (3, 0), (1, 2), (0, 4)]  # (G, L)
 
@@ -88,6 +88,24 @@ def test_all_that_is_filled(cpu, counts, queue, reduction, kind):
     wanted = both_ways(BACKENDS["reference"], call, upstream)
     for value, exact in zip(ours, wanted, strict=True):
         assert value.shape == exact.shape
+        assert error(value, exact) <= 1e-13 * max(
+            1.0, float(exact.abs().max()) if exact.numel() else 0
+        )
+
+
+@pytest.mark.parametrize("others", [1, 700])
+@pytest.mark.parametrize("counts", COUNTS)
+def test_own_targets_before_others(cpu, counts, others):
+    """As on one of several processes: within a tile of negatives, and beside more of them."""
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(others, 19, generator=generator, dtype=torch.float64)
+    call = beside_others(call_of(counts, "none"), rows)
+    upstream = upstream_of(call, "dense")
+    seen = both_ways(cpu, call._replace(own_first=False), upstream)
+    ours = both_ways(cpu, call, upstream)
+    wanted = both_ways(BACKENDS["reference"], call, upstream)
+    assert error(seen[0], ours[0]) > 1e-3
+    for value, exact in zip(ours, wanted, strict=True):
         assert error(value, exact) <= 1e-13 * max(
             1.0, float(exact.abs().max()) if exact.numel() else 0
         )

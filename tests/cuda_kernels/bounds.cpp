@@ -59,6 +59,7 @@ void check(Status status, const cuda::Failure& failure) {
 // Crops of an InfoNCE, 0 of a kind: absent; K negatives, 0: those of the batch.
 struct Contrast {
   int64_t images, globals, locals, positives, negatives, dim;
+  bool own_first = false;
 };
 
 // Forward and backward, with exactly the workspace that is asked for.
@@ -100,6 +101,7 @@ void run_info_nce(const Contrast& c, DType owed, DType kept, Layout layout, int 
   }
   p.positives = k.rows();
   if (c.negatives > 0) p.negatives = {n.rows()};
+  p.own_first = c.own_first;
   p.temperature_tensor = tau.get();
   p.reduction = reduction;
   p.total = total.get();
@@ -357,7 +359,8 @@ int main() {
   }
   run(chunked[0], DType::f32, Layout::contiguous, 1, queue), ++runs;
   // In words and vectors, and not so; chunks of D; one part of K, where queries fill the device,
-  // and several; negatives of the batch in either order.
+  // and several; negatives of the batch in either order, and
+  // with those of other processes behind them.
   for (const DType kept : {DType::f32, DType::bf16, DType::f16}) {
     const auto contrast = [&](const Contrast& c, DType owed, Layout layout, int offset,
                               Reduction reduction) {
@@ -369,6 +372,7 @@ int main() {
       contrast({3, 2, 0, 2, 33, 520}, owed, Layout::view_major, 0, Reduction::pairs);
       contrast({1, 0, 1, 1, 1, 1}, owed, Layout::every_second, 0, Reduction::sum);
       contrast({5, 2, 1, 2, 0, 24}, owed, Layout::view_major, 0, Reduction::sum);
+      contrast({5, 2, 1, 2, 43, 24, true}, owed, Layout::contiguous, 1, Reduction::sum);
     }
     contrast({9, 2, 2, 2, 15, 17}, kept, Layout::every_second, 0, Reduction::none);
     contrast({1, 0, 2, 33, 20, 136}, kept, Layout::contiguous, 0, Reduction::mean);

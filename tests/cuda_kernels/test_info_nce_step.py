@@ -15,7 +15,7 @@ from logo_kernels.contrast import (
     InfoNCEGradients,
     InfoNCEResult,
 )
-from support import EPS, error
+from support import EPS, beside_others, error
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 ALL = (FP32, BF16, FP16)
@@ -127,6 +127,15 @@ def test_reductions(emulated, reduction, keys, learned):
                 images=9,
             ),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("others", [1, 300])
+@pytest.mark.parametrize("images", [3, 40])
+def test_own_targets_before_others(emulated, images, others):
+    """As on one of several processes: tiles of which all, some and no rows are an image's own."""
+    for dtype in (FP32, BF16):
+        call = problem((2, 1, 2), BATCH, 24, dtype, images=images)
+        assert_right(emulated, beside_others(call, torch.randn(others, 24)))
 
 
 def test_many_queries(emulated):

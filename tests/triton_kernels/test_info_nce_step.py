@@ -15,7 +15,7 @@ from logo_kernels.backends.triton import info_nce as module
 from logo_kernels.backends.triton.environment import interpreted
 from logo_kernels.backends.triton.info_nce_plan import PAIRS, POSITIVES
 from logo_kernels.contrast import InfoNCECall, InfoNCEGradients, InfoNCEResult
-from support import error
+from support import beside_others, error
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -217,6 +217,13 @@ def test_against_the_readable_form(
     with_splits(splits)
     tolerance = 2e-5 if options.get("negatives") == BF16 else None
     compare(a_call(device, counts, reduction=reduction, **options), tolerance=tolerance)
+
+
+@pytest.mark.parametrize(("images", "others"), [(3, 1), (40, 300)])
+def test_own_targets_before_others(images, others, device, compare):
+    """As on one of several processes: tiles of which all, some and no rows are an image's own."""
+    call = a_call(device, (2, 1, 2), images=images, k=None)
+    compare(beside_others(call, rows(others, 24, seed=9)))
 
 
 @pytest.mark.parametrize(("images", "k"), [(2, None), (1, 10)])

@@ -130,6 +130,7 @@ struct SimilarityProblem {
   FIELD(Rows, local_crops)               /* [B, L, D] of the global ones' dtype; absent too */     \
   FIELD(Rows, positives)                 /* [B, P, D] */                                           \
   FIELD(MatrixRows, negatives)           /* [K, D]; absent: the other images' positives */         \
+  FIELD(bool, own_first)                 /* image b does not see negatives b·P, .. b·P + P − 1 */  \
   FIELD(double, temperature)             /* τ */                                                   \
   FIELD(const void*, temperature_tensor) /* τ in memory, in its place; null: none */               \
   FIELD(PairReduction, pair_reduction)   /* of an image's pairs */                                 \
@@ -164,6 +165,10 @@ struct InfoNCEProblem {
   }
   LOGO_METHOD int64_t negative_count() const {
     return negatives.present() ? negatives.count : images * positives.count;
+  }
+  // How many negatives an image brings itself, which its queries do not see; 0: they see all.
+  LOGO_METHOD int64_t own_negatives() const {
+    return own_first || !negatives.present() ? positives.count : 0;
   }
   // A global crop is no positive of itself.
   LOGO_METHOD bool is_pair(int64_t crop, int64_t positive) const {

@@ -28,9 +28,11 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
         # The sum over the negatives, and their mean under the softmax. Cosines are subtracted
         # before they are divided by τ: a quotient's last digit may be more than one, or infinite.
         cosines = queries @ negatives.mT  # [B, V, K]
-        if call.negatives is None:
+        if call.excludes_own:
             image = torch.arange(images, device=cosines.device)
-            own = image.repeat_interleave(positives.shape[1]) == image[:, None]  # [B, K]
+            own = image.repeat_interleave(positives.shape[1]) == image[:, None]  # [B, B·P]
+            others = own.new_zeros(images, len(negatives) - own.shape[1])
+            own = torch.cat([own, others], 1)  # [B, K]
             cosines = cosines.masked_fill(own.unsqueeze(1), -torch.inf)
         most = cosines.amax(-1, keepdim=True)  # [B, V, 1]
         powers = torch.exp((cosines - most) / tau)

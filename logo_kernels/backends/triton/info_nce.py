@@ -166,7 +166,7 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
             parts = torch.empty(splits * n * (dim + 2), dtype=torch.float32, device=x.device)
         elif running:
             parts = torch.empty(n, dtype=torch.float32, device=x.device)  # maxima
-        own = (crops, positives) if call.negatives is None else (1, 1)
+        own = (crops, positives) if call.excludes_own else (1, 1)
         info_nce_kernel[(-(-n // shape.block_n), splits, plan.groups)](
             high, low, memory, row, step, scales,
             result.lse, result.mean, parts,
@@ -175,7 +175,7 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
             CHUNK_D=shape.chunk_d, CAREFUL_K=min(shape.block_k, CAREFUL_K),
             STAGES=shape.num_stages, NORM_ROWS=norms.rows,
             OP=op, OPERANDS=operands, RUNNING=running,
-            OWN=call.negatives is None, LAYOUT=layout, ONE_SPLIT=splits == 1,
+            OWN=call.excludes_own, LAYOUT=layout, ONE_SPLIT=splits == 1,
             ON_DEVICE=on_device, K_ALIGNED=aligned, num_warps=shape.num_warps,
         )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -46,10 +46,13 @@ class Config:
     defaults that the other options then change. Both learn the affinity, which takes its step
     first. paper: then one step on eq. 9. official (the authors' code): attraction averaged over its
     pairs, repulsion in a step of its own with a clipped gradient. See docs/deviations.md."""
-    dataset: Literal["scenes", "cifar10", "folder"] = "scenes"
-    """scenes: composed from scikit-learn's digits. folder: one folder of images per class."""
+    dataset: Literal["scenes", "cifar10", "fashion-mnist", "fashion-scenes", "folder"] = "scenes"
+    """scenes: composed from scikit-learn's digits. fashion-mnist: garments of 28 x 28.
+    fashion-scenes: composed from these. Either brings sizes of its own as the defaults: images of
+    28 and crops of 28 and 20 pixels, or images of 84 and crops of 56 and 42. folder: one folder of
+    images per class."""
     data: Path | None = None
-    """Where cifar10 or folder lies."""
+    """Where cifar10, the four files of Fashion-MNIST, or the folder lies."""
     skip_unreadable: bool = False
     """Leave out images of a folder that cannot be read, and say which."""
     image_size: int = 48
@@ -148,6 +151,16 @@ class Config:
         return GROUPS.get(self.method, (self.method,))
 
     @property
+    def channels(self) -> int:
+        """Of the images."""
+        return 3 if self.dataset in ("cifar10", "folder") else 1
+
+    @property
+    def composed(self) -> bool:
+        """The images are scenes, of which --scenes and --image-size say how many and how large."""
+        return self.dataset in ("scenes", "fashion-scenes")
+
+    @property
     def crop_sizes(self) -> tuple[int, ...]:
         """Of the crops that the encoder sees."""
         local = self.local_crops > 0 and any(METHODS[name].local_crops for name in self.methods)
@@ -173,6 +186,19 @@ _ALGORITHMS = {
     "paper": {"repulsion_step": "joint", "pair_reduction": "sum"},
     "official": {"repulsion_step": "clipped", "repulsion_clip": 0.015, "pair_reduction": "mean"},
 }
+
+
+# Pixels of the images and of their crops, in the proportions of the scenes'.
+_SIZES = {
+    "fashion-mnist": {"image_size": 28, "global_size": 28, "local_size": 20},
+    "fashion-scenes": {"image_size": 84, "global_size": 56, "local_size": 42},
+}
+
+
+def defaults(asked: Config) -> Config:
+    """What the options that were not given are, by the preset and the data set asked for."""
+    preset = with_preset(asked.preset, asked.method) if asked.preset else Config()
+    return replace(preset, **_SIZES.get(asked.dataset, {}))
 
 
 def with_preset(preset: str, method: str) -> Config:
@@ -237,15 +263,16 @@ def validate(config: Config) -> None:
             refuse(name, f"0 <= {name} < 1")
     if (config.affinity, config.repulsion_step) != ("cosine", "joint") and config.local_crops < 2:
         refuse("local_crops", "at least 2 with --affinity learned or --repulsion-step clipped")
-    if config.dataset == "scenes":
+    if config.composed:
         if config.scenes[0] < LEAST_IMAGES or config.scenes[1] < 1:
             refuse("scenes", f"at least {LEAST_IMAGES} training scenes and 1 test scene")
+        check_batch(config, config.scenes[0])
+    if config.dataset == "scenes":
         if config.data is not None:
             raise UserError(
-                f"--data {config.data}: --dataset scenes reads no files; want --dataset folder or "
-                "cifar10 with it"
+                f"--data {config.data}: --dataset scenes reads no files; want --dataset folder, "
+                "cifar10, fashion-mnist or fashion-scenes with it"
             )
-        check_batch(config, config.scenes[0])
     elif config.data is None:
         raise UserError(f"--dataset {config.dataset} needs --data, the folder of the images")
     if config.skip_unreadable and config.dataset != "folder":
@@ -295,7 +322,7 @@ def check_memory(config: Config) -> None:
         arrays.append(("--dim, --bottleneck", device, 4 * 2 * config.dim * config.bottleneck))
     if "moco" in frameworks:
         arrays.append(("--dim, --queue-size", device, 4 * config.dim * config.queue_size))
-    if config.dataset == "scenes":
+    if config.composed:
         # Kept as uint8, and scored as float32 before anything is trained.
         arrays.append(
             ("--scenes, --image-size", cpu, 5 * sum(config.scenes) * config.image_size**2)

@@ -33,8 +33,15 @@ from torch import Tensor
 
 import evaluate
 import plots
-from config import GROUPS, METHODS, Config, check_batch, validate, with_preset
-from data import ImageData, load_cifar10, load_folder, load_scenes
+from config import GROUPS, METHODS, Config, check_batch, defaults, validate
+from data import (
+    ImageData,
+    load_cifar10,
+    load_fashion,
+    load_fashion_scenes,
+    load_folder,
+    load_scenes,
+)
 from encoder import build_encoder, export_encoder, probe_encoder
 from errors import UserError, in_words, reason, writing
 from metrics import read_metrics
@@ -59,9 +66,9 @@ def main() -> None:
         # A log file shows progress too, and every name of a file can be printed.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
         config = tyro.cli(Config, description=__doc__)
-        if config.preset:
-            # The same words again, on top of the preset: what the user asked for wins.
-            config = tyro.cli(Config, default=with_preset(config.preset, config.method))
+        if (default := defaults(config)) != Config():
+            # The same words again, on top of these: what the user asked for wins.
+            config = tyro.cli(Config, default=default)
         run(config)
 
 
@@ -70,9 +77,11 @@ def run(config: Config) -> list[Row]:
     validate(config)
     out = config.out or Path("runs") / f"{config.dataset}-{config.method}"
     make_folder(out)
-    channels = 1 if config.dataset == "scenes" else 3
     probe_encoder(
-        build_encoder(config.encoder, channels), config.encoder, channels, config.crop_sizes
+        build_encoder(config.encoder, config.channels),
+        config.encoder,
+        config.channels,
+        config.crop_sizes,
     )
     for remark in remarks(config):
         print(remark)
@@ -118,6 +127,12 @@ def load_data(config: Config) -> ImageData:
     assert config.data is not None  # validate() saw to it
     if config.dataset == "cifar10":
         return load_cifar10(config.data)
+    if config.dataset == "fashion-mnist":
+        return load_fashion(config.data)
+    if config.dataset == "fashion-scenes":
+        return load_fashion_scenes(
+            config.data, *config.scenes, seed=config.seed, size=config.image_size
+        )
     return load_folder(config.data, config.image_size, config.skip_unreadable)
 
 

@@ -94,7 +94,8 @@ class Config:
     sum: eq. 9 as published."""
 
     encoder: str = "small"
-    """small, resnet18, or package.module:factory of any nn.Module [N, C, H, W] -> [N, F]."""
+    """small, resnet18, timm:NAME of a model of timm, or package.module:factory of any nn.Module
+    [N, C, H, W] -> [N, F]."""
     dim: int = 256
     """D, the width of the projector (published: 2048; MoCo-LoGo: 128)."""
     bottleneck: int = 64
@@ -108,12 +109,19 @@ class Config:
     """tau of MoCo's InfoNCE, eq. 1 (published: 0.07)."""
     ema: float = 0.99
     """Share of itself that MoCo's momentum encoder keeps at each step (published: 0.999)."""
+    key_groups: int = 1
+    """Random parts of a step's global crops that pass MoCo's momentum encoder one by one, so that
+    batch norm's statistics of a key are not those of its query (MoCo's shuffling BN). 1: all
+    together, in their order."""
 
     epochs: int = 8
     batch_size: int = 64
     lr: float | None = None
     """For a batch of 256; the rate used is lr * batch_size / 256, decayed by a cosine to 0. If not
     given, 0.4 for SimSiam and 0.1 for MoCo (published for both: 0.03)."""
+    warmup_epochs: int = 0
+    """Epochs in which the rate first rises from 0, step by step; the cosine takes the rest. Rates
+    that stay, those of the affinity and of a fixed predictor, do so from the first step."""
     predictor_lr: float = 10.0
     """The predictor's rate as a multiple of the others' (SimSiam: 1). In short runs it learns too
     slowly otherwise."""
@@ -217,6 +225,10 @@ def with_preset(preset: str, method: str) -> Config:
 # is compared setting by setting, and images by their fingerprint.
 RESUME_MAY_CHANGE = {"data", "skip_unreadable", "device", "out", "resume", "export", "preset"}
 
+# Settings that came after runs that are kept, and the value that means what was done before: a run
+# with it is the same run.
+LATER = {"key_groups": 1, "warmup_epochs": 0}
+
 AT_LEAST = {
     "global_crops": 2, "local_crops": 0, "global_size": 1, "local_size": 1, "dim": 1,
     "bottleneck": 1, "epochs": 1, "batch_size": 2, "knn_every": 1, "knn_k": 1, "log_every": 1,
@@ -224,6 +236,7 @@ AT_LEAST = {
     "affinity_lr": 0, "repulsion_clip": 0, "predictor_lr": 0, "weight_decay": 0, "seed": 0,
     # The exponent cosine / temperature has to be a float32.
     "knn_temperature": 1e-6,
+    "key_groups": 1, "warmup_epochs": 0,
 }  # fmt: skip
 # Numbers beyond these have no use, and products of them stay within a float32, or an int64. NumPy's
 # seeds end earlier.
@@ -258,6 +271,12 @@ def validate(config: Config) -> None:
             refuse(name, "0 < low <= high <= 1")
     if config.temperature <= 0:
         refuse("temperature", "a number above 0")
+    if config.warmup_epochs >= config.epochs:
+        refuse("warmup_epochs", f"fewer than --epochs {config.epochs}")
+    keys = config.global_crops * config.batch_size
+    if config.key_groups > keys // 2:
+        # Batch norm has no statistics of one row.
+        refuse("key_groups", f"at most {keys // 2}, two of the {keys} global crops to each")
     for name in ("ema", "momentum"):
         if not 0 <= getattr(config, name) < 1:
             refuse(name, f"0 <= {name} < 1")

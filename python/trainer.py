@@ -18,7 +18,7 @@ from tqdm import tqdm
 import checkpoint
 import evaluate
 from augment import draw_examples, multi_crop
-from config import METHODS, RESUME_MAY_CHANGE, Config, check_batch
+from config import LATER, METHODS, RESUME_MAY_CHANGE, Config, check_batch
 from data import ImageData
 from encoder import blamed_on, build_encoder, probe_encoder
 from errors import Interrupted, UserError, reason, writing
@@ -114,8 +114,15 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
 
     def set_lr(self) -> float:
-        """Cosine decay as a function of the step alone, so there is no schedule state to save."""
-        lr = 0.5 * self.peak_lr * (1 + math.cos(math.pi * self.step / self.total_steps))
+        """A function of the step alone, so there is no schedule state to save: linear from 0 to the
+        peak, then a cosine to 0.
+        """
+        warm = self.config.warmup_epochs * self.steps_per_epoch
+        if self.step < warm:
+            lr = self.peak_lr * self.step / warm
+        else:
+            angle = math.pi * (self.step - warm) / (self.total_steps - warm)
+            lr = 0.5 * self.peak_lr * (1 + math.cos(angle))
         rates = self.network.rates(lr, self.peak_lr)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -293,7 +300,7 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         saved, asked = state["config"], self.comparable_config()
         different = [
-            f"{name} was {saved.get(name)}, is {asked.get(name)}"
+            f"{name} was {saved.get(name, LATER.get(name))}, is {asked.get(name, LATER.get(name))}"
             for name in sorted(saved.keys() | asked.keys())
             if saved.get(name) != asked.get(name)
         ]
@@ -337,4 +344,8 @@ class Trainer:
     def comparable_config(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as plain values."""
         values = json.loads(json.dumps(asdict(self.config), default=str))
-        return {name: value for name, value in values.items() if name not in RESUME_MAY_CHANGE}
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in RESUME_MAY_CHANGE and (name, value) not in LATER.items()
+        }

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from config import LEAST_IMAGES, MOST, Config
+from config import LATER, LEAST_IMAGES, MOST, Config
 from errors import UserError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "ablation"
@@ -84,7 +84,11 @@ class Run(NamedTuple):
     @property
     def key(self) -> str:
         """The settings as one string: equal for runs that measure the same."""
-        settings = {k: v for k, v in asdict(self.config).items() if k not in NOT_KEYED}
+        settings = {
+            k: v
+            for k, v in asdict(self.config).items()
+            if k not in NOT_KEYED and (k, v) not in LATER.items()
+        }
         return json.dumps(settings, sort_keys=True, default=str)
 
 

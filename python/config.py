@@ -144,6 +144,8 @@ class Config:
     """bfloat16 autocast in the network."""
     log_every: int = 5
     """Steps between rows of the CSV."""
+    tensorboard: bool = False
+    """Write the CSV's columns and kNN for TensorBoard too."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
     out: Path | None = None
@@ -223,7 +225,9 @@ def with_preset(preset: str, method: str) -> Config:
 
 # What may differ between the run that is resumed and the one that resumes it. What a preset sets
 # is compared setting by setting, and images by their fingerprint.
-RESUME_MAY_CHANGE = {"data", "skip_unreadable", "device", "out", "resume", "export", "preset"}
+RESUME_MAY_CHANGE = {
+    "data", "skip_unreadable", "device", "out", "resume", "export", "preset", "tensorboard",
+}  # fmt: skip
 
 # Settings that came after runs that are kept, and the value that means what was done before: a run
 # with it is the same run.

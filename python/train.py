@@ -33,6 +33,7 @@ from torch import Tensor
 
 import evaluate
 import plots
+from board import summary_writer
 from config import GROUPS, METHODS, Config, check_batch, defaults, validate
 from data import (
     ImageData,
@@ -75,6 +76,8 @@ def main() -> None:
 def run(config: Config) -> list[Row]:
     """Everything that the command does: load, train, evaluate, draw, print."""
     validate(config)
+    if config.tensorboard:
+        summary_writer()
     out = config.out or Path("runs") / f"{config.dataset}-{config.method}"
     make_folder(out)
     probe_encoder(

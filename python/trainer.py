@@ -18,6 +18,7 @@ from tqdm import tqdm
 import checkpoint
 import evaluate
 from augment import draw_examples, multi_crop
+from board import Board
 from config import LATER, METHODS, RESUME_MAY_CHANGE, Config, check_batch
 from data import ImageData
 from encoder import blamed_on, build_encoder, probe_encoder
@@ -208,6 +209,7 @@ class Trainer:
             writing(self.csv_path),
             self.csv_path.open("a", newline="") as file,
             bar,
+            Board(config.tensorboard, self.out, self.step) as board,
             Interruption() as interruption,
         ):
             writer = csv.writer(file, lineterminator="\n")
@@ -229,13 +231,13 @@ class Trainer:
                     ms = (now - since) / (self.step - since_step) * 1e3
                     epoch = self.step / self.steps_per_epoch
                     objective = float(self.repulsion.objective) if self.repulsion else math.nan
-                    writer.writerow(
-                        [
-                            *(self.step, f"{epoch:.4f}", lr, total, gg, lg, ll, objective),
-                            *(z_std, z_rank, f"{ms:.2f}"),
-                        ]
-                    )
+                    row = [
+                        *(self.step, f"{epoch:.4f}", lr, total, gg, lg, ll, objective),
+                        *(z_std, z_rank, f"{ms:.2f}"),
+                    ]
+                    writer.writerow(row)
                     file.flush()
+                    board.write(self.step, dict(zip(CSV_COLUMNS, row, strict=True)))
                     bar.set_postfix(loss=f"{total:.3f}", z_std=f"{z_std:.2f}")
                     since, since_step = now, self.step
 
@@ -246,11 +248,13 @@ class Trainer:
                         self.history.append(
                             self.evaluate_knn() | {"loss": total, "z_std": z_std, "z_rank": z_rank}
                         )
+                        board.write(self.step, {"knn": self.history[-1]["knn"]})
                         since += time.perf_counter() - paused  # not part of ms_per_step
                         bar.write(self.progress_line())
                 stops = interruption.requested
                 if self.step % config.checkpoint_every == 0 or last or stops:
                     self.finite(terms)  # A checkpoint is worth going back to.
+                    board.flush()
                     self.save(file)
                 if stops:
                     raise Interrupted(

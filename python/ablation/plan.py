@@ -13,6 +13,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "ablation"
 # Nothing of these changes what a run measures.
 NOT_KEYED = {
     "data", "skip_unreadable", "out", "resume", "export", "preset", "knn_every", "checkpoint_every",
+    "tensorboard",
 }  # fmt: skip
 
 

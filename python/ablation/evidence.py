@@ -30,7 +30,7 @@ import tyro
 from scipy.stats import t as student
 
 from ablation.comparison import Difference, Runs
-from ablation.plan import BASE, MULTI_CROP, Arm, Run
+from ablation.plan import MULTI_CROP, Arm, Run
 from ablation.runs import append, measure, read_runs
 from config import MOST, Config, defaults, validate
 from errors import Interrupted, UserError, in_words, writing
@@ -92,9 +92,8 @@ class Comparison(NamedTuple):
             state += ": all seeds" if n >= asked.seeds else ": the time is up"
         numbers = f"{self.difference.mean:+.3f}" if n else "–"
         span = f"{low:+.3f} to {high:+.3f}" if n > 1 else "–"
-        return (
-            f"| {self.framework} | {self.arm.name} | {n} | {numbers} | {span} | {says} | {state} |"
-        )
+        cells = (self.framework, self.arm.name, str(n), numbers, span, says, state)
+        return f"| {' | '.join(cells)} |"
 
 
 def compare(results: list[dict[str, Any]], asked: Evidence) -> list[Comparison]:
@@ -177,9 +176,9 @@ def gather(
                 "with fewer --workers: it goes on with the runs that are not done."
             ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
             for worker in multiprocessing.active_children():
                 worker.terminate()
+            pool.shutdown(cancel_futures=True)
 
 
 def report(results: list[dict[str, Any]], asked: Evidence, command: str) -> str:
@@ -204,7 +203,7 @@ def check(asked: Evidence) -> None:
     if not asked.frameworks:
         raise UserError("--frameworks: got none; want at least one")
     for framework in asked.frameworks:
-        for arm in (BASE, MULTI_CROP, *REPELLING):
+        for arm in (MULTI_CROP, *REPELLING):
             validate(run_of(asked, framework, arm, 0).config)
 
 

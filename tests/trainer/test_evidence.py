@@ -1,4 +1,4 @@
-"""The evidence: seeds are added where they are needed, it goes on where it stopped, and says which."""
+"""Seeds are added where they are needed; it goes on where it stopped; the table says which."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ COSINE, LEARNED = evidence.REPELLING
 
 
 def fake(gaps):
-    """A measure() whose kNN is that of multi-crop, different with each seed, plus gaps(arm, seed)."""
+    """A measure() whose kNN is multi-crop's, different with each seed, plus gaps(arm, seed)."""
 
     def measure(run):
         seed = run.config.seed

@@ -60,13 +60,6 @@ class Ranks:
         torch.cuda.set_device(local)
         return f"cuda:{local}"
 
-    def check_batch(self, size: int) -> None:
-        if size % self.count or size < 2 * self.count:
-            raise UserError(
-                f"--batch-size: got {size} for {self.count} processes together; want a multiple of "
-                f"{self.count}, with 2 images or more for each"
-            )
-
     def part(self, batch: Tensor) -> Tensor:
         """Of a batch that all share, what is this rank's."""
         return batch.chunk(self.count)[self.rank]

@@ -33,8 +33,16 @@ from torch import Tensor
 
 import evaluate
 import plots
-from config import GROUPS, METHODS, Config, check_batch, validate, with_preset
-from data import ImageData, load_cifar10, load_folder, load_scenes
+from board import summary_writer
+from config import GROUPS, METHODS, Config, check_batch, defaults, validate
+from data import (
+    ImageData,
+    load_cifar10,
+    load_fashion,
+    load_fashion_scenes,
+    load_folder,
+    load_scenes,
+)
 from encoder import build_encoder, export_encoder, probe_encoder
 from errors import UserError, in_words, reason, writing
 from metrics import read_metrics
@@ -66,9 +74,9 @@ def main() -> None:
 
 def read_words() -> Config:
     config = tyro.cli(Config, description=__doc__)
-    if config.preset:
-        # The same words again, on top of the preset: what the user asked for wins.
-        config = tyro.cli(Config, default=with_preset(config.preset, config.method))
+    if (default := defaults(config)) != Config():
+        # The same words again, on top of these: what the user asked for wins.
+        config = tyro.cli(Config, default=default)
     return config
 
 
@@ -76,13 +84,16 @@ def run(config: Config, ranks: Ranks | None = None) -> list[Row]:
     """Everything that the command does: load, train, evaluate, draw, print."""
     ranks = ranks or Ranks()
     config = replace(config, device=ranks.device(config.device))
-    validate(config)
-    ranks.check_batch(config.batch_size)
+    validate(config, ranks.count)
+    if config.tensorboard and ranks.is_writer:
+        summary_writer()
     out = config.out or Path("runs") / f"{config.dataset}-{config.method}"
     ranks.from_writer(lambda: make_folder(out))
-    channels = 1 if config.dataset == "scenes" else 3
     probe_encoder(
-        build_encoder(config.encoder, channels), config.encoder, channels, config.crop_sizes
+        build_encoder(config.encoder, config.channels),
+        config.encoder,
+        config.channels,
+        config.crop_sizes,
     )
     for remark in remarks(config):
         print(remark)
@@ -137,6 +148,12 @@ def load_data(config: Config) -> ImageData:
     assert config.data is not None  # validate() saw to it
     if config.dataset == "cifar10":
         return load_cifar10(config.data)
+    if config.dataset == "fashion-mnist":
+        return load_fashion(config.data)
+    if config.dataset == "fashion-scenes":
+        return load_fashion_scenes(
+            config.data, *config.scenes, seed=config.seed, size=config.image_size
+        )
     return load_folder(config.data, config.image_size, config.skip_unreadable)
 
 

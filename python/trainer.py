@@ -18,7 +18,8 @@ from tqdm import tqdm
 import checkpoint
 import evaluate
 from augment import draw_examples, multi_crop
-from config import METHODS, RESUME_MAY_CHANGE, Config, check_batch
+from board import Board
+from config import LATER, METHODS, RESUME_MAY_CHANGE, Config, check_batch
 from data import ImageData
 from encoder import blamed_on, build_encoder, probe_encoder
 from errors import Interrupted, UserError, reason, writing
@@ -125,8 +126,15 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
 
     def set_lr(self) -> float:
-        """Cosine decay as a function of the step alone, so there is no schedule state to save."""
-        lr = 0.5 * self.peak_lr * (1 + math.cos(math.pi * self.step / self.total_steps))
+        """A function of the step alone, so there is no schedule state to save: linear from 0 to the
+        peak, then a cosine to 0.
+        """
+        warm = self.config.warmup_epochs * self.steps_per_epoch
+        if self.step < warm:
+            lr = self.peak_lr * self.step / warm
+        else:
+            angle = math.pi * (self.step - warm) / (self.total_steps - warm)
+            lr = 0.5 * self.peak_lr * (1 + math.cos(angle))
         rates = self.network.rates(lr, self.peak_lr)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -219,6 +227,7 @@ class Trainer:
             writing(self.csv_path),
             rows.open("a", newline="") as file,
             bar,
+            Board(config.tensorboard and ranks.is_writer, self.out, self.step) as board,
             Interruption() as interruption,
         ):
             writer = csv.writer(file, lineterminator="\n")
@@ -242,13 +251,13 @@ class Trainer:
                     epoch = self.step / self.steps_per_epoch
                     objective = float(self.repulsion.objective) if self.repulsion else math.nan
                     (objective,) = ranks.mean([objective])
-                    writer.writerow(
-                        [
-                            *(self.step, f"{epoch:.4f}", lr, total, gg, lg, ll, objective),
-                            *(z_std, z_rank, f"{ms:.2f}"),
-                        ]
-                    )
+                    row = [
+                        *(self.step, f"{epoch:.4f}", lr, total, gg, lg, ll, objective),
+                        *(z_std, z_rank, f"{ms:.2f}"),
+                    ]
+                    writer.writerow(row)
                     file.flush()
+                    board.write(self.step, dict(zip(CSV_COLUMNS, row, strict=True)))
                     bar.set_postfix(loss=f"{total:.3f}", z_std=f"{z_std:.2f}")
                     since, since_step = now, self.step
 
@@ -260,11 +269,13 @@ class Trainer:
                             ranks.from_writer(self.evaluate_knn)
                             | {"loss": total, "z_std": z_std, "z_rank": z_rank}
                         )
+                        board.write(self.step, {"knn": self.history[-1]["knn"]})
                         since += time.perf_counter() - paused  # not part of ms_per_step
                         bar.write(self.progress_line())
                 stops = ranks.any(interruption.requested)
                 if self.step % config.checkpoint_every == 0 or last or stops:
                     self.finite(terms)  # A checkpoint is worth going back to.
+                    board.flush()
                     self.save(file)
                 if stops:
                     raise Interrupted(
@@ -326,7 +337,7 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> str | None:
         saved, asked = state["config"], self.comparable_config()
         different = [
-            f"{name} was {saved.get(name)}, is {asked.get(name)}"
+            f"{name} was {saved.get(name, LATER.get(name))}, is {asked.get(name, LATER.get(name))}"
             for name in sorted(saved.keys() | asked.keys())
             if saved.get(name) != asked.get(name)
         ]
@@ -395,4 +406,8 @@ class Trainer:
     def comparable_config(self) -> dict[str, Any]:
         """The settings that a resumed run must share, as plain values."""
         values = json.loads(json.dumps(asdict(self.config), default=str))
-        return {name: value for name, value in values.items() if name not in RESUME_MAY_CHANGE}
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in RESUME_MAY_CHANGE and (name, value) not in LATER.items()
+        }

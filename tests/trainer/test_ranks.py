@@ -18,6 +18,7 @@ import checkpoint
 import evaluate
 import plots
 import train
+from config import validate
 from errors import UserError
 from ranks import Ranks
 from repulsion import norm
@@ -189,14 +190,25 @@ def test_seeds_differ_between_ranks_and_the_first_has_the_seed_itself():
 
 @pytest.mark.parametrize(("size", "count"), [(15, 2), (2, 2), (8, 3)])
 def test_a_batch_that_ranks_cannot_share(size, count):
-    want = f"got {size} for {count} processes together; want a multiple of {count}, with 2 images"
+    want = f"got {size}; want a multiple of the {count} processes, with 2 images or more for each"
     with pytest.raises(UserError, match=want):
-        Ranks(0, count).check_batch(size)
-    Ranks(0, count).check_batch(2 * count)
+        validate(replace(VARIANTS["simsiam"], batch_size=size), count)
+    validate(replace(VARIANTS["simsiam"], batch_size=2 * count), count)
+
+
+def test_key_groups_are_parts_of_what_one_process_has():
+    """Two crops of each of 12 images are 24 in one process, 8 in each of three."""
+    config = replace(VARIANTS["moco"], key_groups=4)
+    validate(config, 3)
+    with pytest.raises(UserError, match="at most 4, two of the 8 global crops of a process"):
+        validate(replace(config, key_groups=5), 3)
+    validate(replace(config, key_groups=12))
+    with pytest.raises(UserError, match="at most 12, two of the 24 global crops to each"):
+        validate(replace(config, key_groups=13))
 
 
 def test_such_a_batch_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(UserError, match="got 12 for 5 processes"):
+    with pytest.raises(UserError, match="got 12; want a multiple of the 5 processes"):
         train.run(replace(VARIANTS["moco"], out=tmp_path / "out"), Ranks(0, 5))
     assert not (tmp_path / "out").exists()
 

@@ -1,9 +1,10 @@
-"""What each process of test_ranks.py does: python rank_worker.py FOLDER"""
+"""What each process of test_ranks.py does: python rank_worker.py (train | exact) FOLDER"""
 
 import os
 import shutil
 import signal
 import sys
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,14 @@ VARIANTS = {
 FIXED = {
     "joint": replace(TINY, method="moco-logo", affinity="learned", objective="difference"),
     "clipped": replace(VARIANTS["clipped"], objective="difference", repulsion_clip=0.1),
+}
+# Steps in float64 in which batch norm is one map for all. θd has the negatives of one process.
+EXACT_STEPS = 20
+EXACT = {
+    "simsiam": replace(TINY, epochs=4, method="simsiam-logo"),
+    "queue": replace(TINY, epochs=4, method="moco-logo", warmup_epochs=1),
+    "batch": replace(VARIANTS["batch"], epochs=4),
+    "clipped": replace(TINY, epochs=4, repulsion_step="clipped"),
 }
 
 
@@ -122,6 +131,24 @@ def fixed(ranks: Ranks, folder: Path) -> None:
         torch.save(gradients(trainer), folder / f"{name}-{ranks.rank}.pt")
 
 
+def exact(
+    name: str, data: ImageData, folder: Path, ranks: Ranks | None = None, steps: int = EXACT_STEPS
+) -> dict[str, Tensor]:
+    """The weights after so many steps."""
+    ranks = copy(ranks or Ranks())
+    averaging = ranks.averaging
+    ranks.averaging = lambda module, **more: averaging(module.double().eval(), **more)
+    trainer = Trainer(EXACT[name], data, folder, ranks)
+    trainer.augment = lambda images: [crops.double() for crops in fixed_crops(images)]
+    if trainer.config.method.startswith("moco"):  # several ranks begin with other keys than one
+        nn.init.eye_(trainer.network.queue.keys)
+    for _ in range(steps):
+        trainer.set_lr()
+        trainer.train_step(trainer.batch())
+        trainer.step += 1
+    return weights(trainer)
+
+
 def gradients(trainer: Trainer) -> dict[str, list[Tensor]]:
     """After a first step: momentum buffers are then gradients, but for the decay of weights."""
     repulsion = trainer.repulsion
@@ -136,6 +163,12 @@ def gradients(trainer: Trainer) -> dict[str, list[Tensor]]:
 
 
 if __name__ == "__main__":
+    what, out = sys.argv[1], Path(sys.argv[2])
     with in_words(), joined() as here:
-        train(here, Path(sys.argv[1]))
-        fixed(here, Path(sys.argv[1]))
+        if what == "exact":
+            for name in EXACT:
+                found = exact(name, load(), out, here)
+                torch.save(found, out / f"{name}-{here.rank}.pt")
+        else:
+            train(here, out)
+            fixed(here, out)

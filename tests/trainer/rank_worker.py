@@ -7,6 +7,7 @@ import sys
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ if __name__ == "__main__":
 from config import MOST, Config
 from data import ImageData, load_scenes, to_float
 from errors import Interrupted, in_words
+from logo_kernels import LocalAffinity
 from ranks import Ranks, joined
 from trainer import Trainer
 
@@ -31,7 +33,7 @@ VARIANTS = {
     "moco": replace(TINY, method="moco-logo", affinity="learned"),
     "batch": replace(TINY, method="moco-logo", negatives="batch"),
     "clipped": replace(TINY, affinity="learned", repulsion_step="clipped"),
-    "spare": replace(TINY, encoder="rank_worker:Spare"),
+    "spare": replace(TINY, encoder="rank_worker:Spare", tensorboard=True),
 }
 # Steps without random numbers: eq. 6 has no noise.
 FIXED = {
@@ -56,6 +58,18 @@ class Spare(nn.Sequential):
         self.spare = nn.Parameter(torch.ones(3))
 
 
+class Events:
+    """In the place of TensorBoard's writer, which the tests do not need: who began to write."""
+
+    def __init__(self, folder: str, purge_step: int) -> None:
+        with open(Path(folder) / "events", "a") as file:
+            print(os.environ["RANK"], purge_step, file=file)
+
+    def add_scalar(self, *_: object) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
 def load() -> ImageData:
     return load_scenes(*TINY.scenes, seed=0, size=TINY.image_size)
 
@@ -64,6 +78,15 @@ def fixed_crops(images: Tensor) -> tuple[Tensor, Tensor]:
     x = to_float(images)
     local = [x[:, :, 4:12, 4:12], x[:, :, 18:26, 18:26]]
     return torch.cat([x[:, :, :16, :16], x[:, :, 8:24, 8:24]]), torch.cat(local)
+
+
+def begin_alike(trainer: Trainer) -> None:
+    """Several ranks begin with other keys than one, and then with another θd."""
+    if trainer.config.method.startswith("moco"):
+        nn.init.eye_(trainer.network.queue.keys)
+    if trainer.config.affinity == "learned":
+        torch.manual_seed(1)
+        trainer.repulsion.affinity.load_state_dict(LocalAffinity(TINY.dim).state_dict())
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
@@ -83,6 +106,7 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
 
 def train(ranks: Ranks, folder: Path) -> None:
     """Each variant without a stop, and stopped by Ctrl-C on the last rank alone, then resumed."""
+    sys.modules["torch.utils.tensorboard"] = SimpleNamespace(SummaryWriter=Events)
     data, step = load(), Trainer.train_step
     for name, config in VARIANTS.items():
         whole, stopped = folder / name / "whole", folder / name / "stopped"
@@ -90,12 +114,10 @@ def train(ranks: Ranks, folder: Path) -> None:
             ranks.from_writer(lambda out=out: out.mkdir(parents=True))
         trainer = Trainer(config, data, whole, ranks)
         trainer.start()
-        seen = [trainer.batch()]
+        images = trainer.batch()
         trainer.run()
-        torch.save(
-            {"weights": weights(trainer), "images": seen, "crops": trainer.augment(seen[0])[0]},
-            folder / name / f"{ranks.rank}.pt",
-        )
+        found = {"weights": weights(trainer), "images": images}
+        torch.save(found, folder / name / f"{ranks.rank}.pt")
 
         def step_and_press(self: Trainer, images: Tensor):
             if self.step == STOPS - 1 and ranks.rank == ranks.count - 1:
@@ -125,6 +147,7 @@ def fixed(ranks: Ranks, folder: Path) -> None:
     for name, config in FIXED.items():
         trainer = Trainer(config, data, folder, ranks)
         trainer.augment = fixed_crops
+        begin_alike(trainer)
         trainer.network.train()
         trainer.set_lr()
         trainer.train_step(trainer.batch())
@@ -140,8 +163,7 @@ def exact(
     ranks.averaging = lambda module, **more: averaging(module.double().eval(), **more)
     trainer = Trainer(EXACT[name], data, folder, ranks)
     trainer.augment = lambda images: [crops.double() for crops in fixed_crops(images)]
-    if trainer.config.method.startswith("moco"):  # several ranks begin with other keys than one
-        nn.init.eye_(trainer.network.queue.keys)
+    begin_alike(trainer)
     for _ in range(steps):
         trainer.set_lr()
         trainer.train_step(trainer.batch())

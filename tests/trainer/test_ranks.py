@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 from kills import SOON, TRAINER, command, difference, environment, finish, rows, rows_without_time
-from rank_worker import EXACT, FIXED, STEPS, STOPS, VARIANTS, exact, fixed_crops, load
+from rank_worker import (
+    EXACT,
+    FIXED,
+    STEPS,
+    STOPS,
+    VARIANTS,
+    begin_alike,
+    exact,
+    fixed_crops,
+    load,
+)
 
 import checkpoint
 import evaluate
@@ -113,6 +123,12 @@ def test_ctrl_c_on_one_rank_stops_all_and_a_resumed_run_is_the_same(trained, var
     assert len(drawn) == RANKS
 
 
+def test_one_rank_writes_for_tensorboard(trained):
+    runs = {name: trained / "spare" / name / "events" for name in ("whole", "stopped")}
+    assert runs["whole"].read_text() == "0 1\n"
+    assert runs["stopped"].read_text() == f"0 1\n0 {STOPS + 1}\n"
+
+
 @pytest.mark.parametrize("variant", FIXED)
 def test_a_step_is_that_of_the_mean_gradients(trained, tmp_path, variant):
     """Against trainers without ranks, one for each part of the batch."""
@@ -129,6 +145,7 @@ def step_of_mean_gradients(config, out) -> dict[str, list[torch.Tensor]]:
     parts = trainers[0].batch().chunk(RANKS)
     embedded, affinity_gradients = [], []
     for trainer, part in zip(trainers, parts, strict=True):
+        begin_alike(trainer)
         trainer.network.train()
         trainer.set_lr()
         embedded.append(trainer.network.embed(*fixed_crops(part), len(part)))

@@ -157,7 +157,7 @@ def test_sizes_follow_the_data_set_unless_they_are_given(monkeypatch):
     def parsed(*words: str) -> Config:
         configs = []
         monkeypatch.setattr(sys, "argv", ["train.py", *words])
-        monkeypatch.setattr(train, "run", configs.append)
+        monkeypatch.setattr(train, "run", lambda config, _: configs.append(config))
         train.main()
         return configs[0]
 

@@ -192,7 +192,7 @@ def parsed(monkeypatch, *words: str) -> Config:
     """The settings that the command would run with."""
     configs = []
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    monkeypatch.setattr(train, "run", configs.append)
+    monkeypatch.setattr(train, "run", lambda config, _: configs.append(config))
     train.main()
     return configs[0]
 

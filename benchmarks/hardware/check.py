@@ -1,14 +1,15 @@
 """Builds, tests, sanitizes and measures on this machine's NVIDIA GPU, and writes the ledger.
 
-    python benchmarks/hardware_check.py [--out DIR] [--site DIR]
+    python benchmarks/hardware_check.py [--out DIR] [--site DIR] [--seconds N]
     python benchmarks/hardware_check.py --build DIR
 
-Within nine minutes, without network, with the torch, Triton and nvcc that are there; CUDA kernels
-are built for this GPU alone. Tests and sanitizers run side by side, the benchmarks after them and
-by themselves. Results go to benchmarks/results/<device> (or DIR/<device>): benchmarks.json,
-table.md, chart.png, ledger.json, one log per step, and results.tar.gz, which holds all of them.
-The ledger is there before the benchmarks begin. A step that fails does not stop the later ones; it
-shows in the exit status, and no figure is recorded of a kernel whose tests or sanitizers failed.
+Within nine minutes or N seconds, without network, with the torch, Triton and nvcc that are there;
+CUDA kernels are built for this GPU alone. Tests and sanitizers run side by side, the benchmarks
+after them and by themselves. Results go to benchmarks/results/<device> (or DIR/<device>):
+benchmarks.json, table.md, chart.png, ledger.json, one log per step, and results.tar.gz, which holds
+all of them. The ledger is there before the benchmarks begin. A step that fails does not stop the
+later ones; it shows in the exit status, and no figure is recorded of a kernel whose tests or
+sanitizers failed.
 
 --build installs into a folder what --site then takes in place of an installation, on a machine of
 the same kind with the same Python: it is refused if the sources are others.
@@ -40,9 +41,9 @@ from .steps import FAILED, LOST_TRACK, NO_END, PASSED, Command, Steps
 from .workplace import STAMP, Workplace, sources_hash, unusable
 
 # The budgets of the steps add up to more than that: each is for a step that hangs, the deadline is
-# for all together. Estimated for 16 cores: install 45 s (20 s of them nvcc, for one architecture;
-# three take 60 s on 2 cores), verifying and peers 60 s, tests and sanitizers 150 s. The benchmarks
-# have what is left, and begin with what is worth most.
+# for all together. On 16 cores: install 45 s (20 s of them nvcc, for one architecture; three take
+# 60 s on 2 cores), tests, verification, sanitizers and peers side by side some 200 s, of which
+# Triton's compiler takes most. The benchmarks have what is left, and begin with what is worth most.
 SECONDS = 500
 SECONDS_WITHOUT_GPU = 45 * 60  # interpreter and emulator are slow, and nobody pays for the machine
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="where results go")
     parser.add_argument("--site", type=Path, help="a folder of --build, in place of installing")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="to the end of the benchmarks")
     parser.add_argument("--build", type=Path, metavar="DIR", help="install into DIR, and no more")
     options = parser.parse_args(arguments)
     if options.site is not None and (reason := unusable(options.site, ledger.ROOT)) is not None:
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
             return build(Path(folder), options.build.resolve())
         site = None if options.site is None else options.site.resolve()
         if torch.cuda.is_available():
-            return on_gpu(Path(folder), options.out.resolve(), site)
+            return on_gpu(Path(folder), options.out.resolve(), site, options.seconds)
         return without_gpu(Path(folder), site)
 
 
@@ -106,18 +108,16 @@ def emulated_tests(work: Workplace, junit: Path) -> Command:
     return work.tests("emulated", 900, EMULATED, junit, left_out=("triton_kernels",))
 
 
-def on_gpu(folder: Path, out: Path, site: Path | None = None) -> int:
+def on_gpu(folder: Path, out: Path, site: Path | None = None, seconds: float = SECONDS) -> int:
     facts = machine.describe("cuda")
     results = out / machine.folder_name(facts["device"])
-    steps = Steps(results / "logs", SECONDS)
+    steps = Steps(results / "logs", seconds)
     work = Workplace(folder, steps)
     if site is None:
         work.install(150, architecture_of(torch.cuda.get_device_capability()))
     else:
         work.use(site)
-    verdicts = run_and_compile(work)
-    archive(results)
-    counts = sanitize_and_test(work, verdicts)
+    verdicts, counts = check_kernels(work)
     # The copy is what was tested, whatever has become of the checkout meanwhile. Without figures
     # first: whatever ends the benchmarks, this is there.
     write_results(results, ledger_of(facts, counts, verdicts, [], work.source), [])
@@ -139,47 +139,49 @@ def pairs(work: Workplace) -> list[Of]:
     return sorted(found)
 
 
-def run_and_compile(work: Workplace) -> dict[Of, Verdicts]:
-    """Every kernel once without a tool, while the peers are compiled: what sanitizers run next
-    is then compiled too.
+def check_kernels(work: Workplace) -> tuple[dict[Of, Verdicts], dict[Of, Tests]]:
+    """Tests; every kernel once without a tool, and under each; meanwhile the peers are compiled.
+
+    Side by side, since most of it is torch's start and compilation: the longest first, and the
+    sanitizers last, whose programs are compiled by then.
     """
     of = pairs(work)
-    commands = [work.verify(f"verify {' '.join(each)}", 120, *each) for each in of]
-    peers = work.python("compile the peers", 120, "-m", "hardware.warm_cache")
+    backends = sorted({backend for backend, _ in of})
+    tests = [gpu_tests(work, backend) for backend in backends]
+    plain = [work.verify(f"verify {' '.join(each)}", 120, *each) for each in of]
+    peers = work.python("compile the peers", 180, "-m", "hardware.warm_cache")
     modules = os.pathsep.join([str(work.source / "benchmarks"), peers.environment["PYTHONPATH"]])
     peers = replace(peers, environment={**peers.environment, "PYTHONPATH": modules})
-    outcomes = work.steps.run(*commands, peers)
-    return {each: {"plain": outcome.verdict} for each, outcome in zip(of, outcomes, strict=False)}
-
-
-def sanitize_and_test(work: Workplace, verdicts: dict[Of, Verdicts]) -> dict[Of, Tests]:
-    """Adds the tools' verdicts. Side by side: most of it is torch's start and compilation."""
+    verdicts: dict[Of, Verdicts] = {each: {} for each in of}
     sanitizer = work.tool("compute-sanitizer")
     commands: dict[tuple[Of, str], Command] = {}
-    for of, tool in product(verdicts, SANITIZERS):
+    for each, tool in product(of, SANITIZERS):
         if sanitizer is None:
-            verdicts[of][tool] = work.steps.absent(f"{tool} {' '.join(of)}").verdict
+            verdicts[each][tool] = work.steps.absent(f"{tool} {' '.join(each)}").verdict
         else:
-            commands[of, tool] = sanitized(work, sanitizer, of, tool)
-    backends = sorted({backend for backend, _ in verdicts})
-    tests = [gpu_tests(work, backend) for backend in backends]
-    outcomes = work.steps.run(
-        *tests, *commands.values(), at_once=len(tests) + max(2, (os.cpu_count() or 1) // 2),
-        seconds=240,
+            commands[each, tool] = sanitized(work, sanitizer, each, tool)
+    outcomes = iter(
+        work.steps.run(
+            *tests, *plain, peers, *commands.values(),
+            at_once=len(tests) + max(2, (os.cpu_count() or 1) // 2), seconds=300,
+        )
     )  # fmt: skip
-    found = dict(zip(commands, outcomes[len(tests) :], strict=True))
-    again = [key for key, outcome in found.items() if outcome.verdict == NO_END]
+    counts: dict[Of, Tests] = {}
+    for backend in backends:
+        found = count_tests(junit_of(work, backend), backend, next(outcomes))
+        counts |= {(backend, operation): tests_of for operation, tests_of in found.items()}
+    for each in of:
+        verdicts[each]["plain"] = next(outcomes).verdict
+    next(outcomes)  # of the peers
+    of_tools = dict(zip(commands, outcomes, strict=True))
+    again = [key for key, outcome in of_tools.items() if outcome.verdict == NO_END]
     seconds = 45  # a tool that hangs once more is not worth the benchmarks' time
-    found.update(
+    of_tools.update(
         zip(again, work.steps.run(*map(commands.get, again), seconds=seconds), strict=True)
     )
-    for (of, tool), outcome in found.items():
-        verdicts[of][tool] = outcome.verdict
-    counts: dict[Of, Tests] = {}
-    for backend, outcome in zip(backends, outcomes, strict=False):
-        for operation, tests_of in count_tests(junit_of(work, backend), backend, outcome).items():
-            counts[backend, operation] = tests_of
-    return counts
+    for (each, tool), outcome in of_tools.items():
+        verdicts[each][tool] = outcome.verdict
+    return verdicts, counts
 
 
 def junit_of(work: Workplace, backend: str) -> Path:
@@ -187,10 +189,10 @@ def junit_of(work: Workplace, backend: str) -> Path:
 
 
 def gpu_tests(work: Workplace, backend: str) -> Command:
-    """Those that run a backend's kernels on hardware; most of their time is compilation."""
+    """Those that run a backend's kernels on hardware; Triton's most of all wait for a compiler."""
     keyword = f"({SELECTED[backend]}) and not {NO_KERNEL_RUNS}"
-    share = 2 if backend == "triton" else 8
-    return work.tests(f"tests {backend}", 220, keyword, junit_of(work, backend), share=share)
+    share = 0.75 if backend == "triton" else 0.25
+    return work.tests(f"tests {backend}", 300, keyword, junit_of(work, backend), share=share)
 
 
 def sanitized(work: Workplace, sanitizer: str, of: Of, tool: str) -> Command:

@@ -68,11 +68,11 @@ class Workplace:
         return self.python(name, seconds, "-m", "logo_kernels", "--verify", *what)
 
     @staticmethod
-    def parallel(share: int = 2) -> list[str]:
+    def parallel(share: float = 0.5) -> list[str]:
         """Most of a GPU test is compilation, which a share of the cores divides among itself."""
         if importlib.util.find_spec("xdist") is None:
             return []
-        return ["-n", str(max(1, min(8, (os.cpu_count() or 1) // share)))]
+        return ["-n", str(max(1, min(12, int((os.cpu_count() or 1) * share))))]
 
     def tests(
         self,
@@ -81,7 +81,7 @@ class Workplace:
         keyword: str,
         junit: Path,
         left_out: tuple[str, ...] = OF_THE_EMULATOR,
-        share: int = 2,
+        share: float = 0.5,
     ) -> Command:
         """The package's tests that the keyword selects; not those of trainer and benchmarks."""
         tests = self.source / "tests"

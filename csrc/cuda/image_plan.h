@@ -3,12 +3,24 @@
 // The trade-offs behind the numbers, on an H100 or H200 (132 multiprocessors, 228 KiB of shared
 // memory each, about 25 KiB of reads in flight on each to keep DRAM busy):
 //
-// - A block keeps two stages, so that the next image is on its way while one is worked on, and a
-//   multiprocessor keeps two blocks, so that one of them computes while the other waits at a
-//   barrier. Twelve rows of 2048 halves are 48 KiB: two blocks of two stages each. On an H200 such
-//   images took 263 µs (8192 of them) where one block of 16 warps took 497.
-// - Where only one block fits, a third stage takes its place, if there is room for it.
-// - A warp for 6 KiB of an image: small images get a warp each, and none waits for another's.
+// - Blocks that share a multiprocessor work while others wait for memory or at a barrier. Four are
+//   better than two that have a second stage each, and two better than one that has; beyond that, a
+//   second stage, in which the next image arrives, is better than more blocks. µs on an H200:
+//
+//                                                    blocks × stages   others
+//       cosine   12 rows of 2048, 8192 images, bf16     4 × 1: 230     2 × 2: 242
+//                                     1024 images             48              46
+//                                     8192 images, fp16      232             265
+//                20 rows of 2048, 4096 images, bf16     2 × 1: 231     1 × 2: 267
+//                12 rows of 2048, 8192 images, fp32     2 × 1: 427     1 × 2: 450
+//                                     1024 images             78              74
+//                12 rows of 1024, 8192 images, bf16     4 × 2: 127     5 × 1: 131
+//       similarity, backward
+//                10 rows of 2048, 8192 images, bf16     4 × 1: 241     2 × 2: 323
+//
+//   Stages of half an image, freed one by one while the gradient is written, took 233 for 230.
+// - A warp for 6 KiB of an image, for 12 where there is one stage: a small image gets one warp, and
+//   none waits for another's.
 // - An image of which two do not fit a block's shared memory is walked in chunks instead, once for
 //   the products and once for the gradient; the second walk finds it in L2 as long as all images at
 //   work stay below some 35 MB. Smaller chunks let two blocks share a multiprocessor.
@@ -72,9 +84,10 @@ inline int64_t overhead_bytes(const ImagePlan& plan, int rows) {
          int64_t(rows) * kFloatsPerRow * 4 + kMaxStages * 8 + 256;
 }
 
-inline int warps_for(int64_t bytes) {
+inline int warps_for(int64_t bytes, int stages) {
+  const int64_t share = stages == 1 ? 2 * kBytesPerWarp : kBytesPerWarp;
   int warps = 1;
-  while (warps < kMaxThreads / 32 && warps * kBytesPerWarp < bytes) warps *= 2;
+  while (warps < kMaxThreads / 32 && warps * share < bytes) warps *= 2;
   return warps;
 }
 
@@ -91,7 +104,7 @@ inline ImagePlan plan_for(int rows, int64_t dim, int element_bytes, const Limits
     plan.stages = stages;
     plan.pitch = pitch_for(chunk, element_bytes);
     plan.stage_bytes = (int64_t(rows) * plan.pitch + 127) / 128 * 128;
-    plan.threads = 32 * warps_for(int64_t(rows) * chunk * element_bytes);
+    plan.threads = 32 * warps_for(int64_t(rows) * chunk * element_bytes, stages);
     plan.slices = slices_for(rows, tile, plan.threads / 32);
     plan.shared_bytes = plan.stages * plan.stage_bytes + overhead_bytes(plan, rows);
     plan.blocks =
@@ -99,7 +112,7 @@ inline ImagePlan plan_for(int rows, int64_t dim, int element_bytes, const Limits
     return plan.blocks >= blocks;
   };
   const bool whole = int64_t(rows) * dim * element_bytes <= limits.shared_per_block;
-  if (whole && (lay(dim, 2, 2) || lay(dim, 3) || lay(dim, 2))) return plan;
+  if (whole && (lay(dim, 2, 4) || lay(dim, 1, 2) || lay(dim, 3) || lay(dim, 2))) return plan;
   const int64_t least = kLeastChunk / element_bytes;
   const auto columns = [&](int64_t bytes) {
     const int64_t chunk = bytes / element_bytes / rows / least * least;

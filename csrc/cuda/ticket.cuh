@@ -1,5 +1,6 @@
-// Sums over blocks in a fixed order: each leaves its own, and the block that comes last adds them
-// up.
+// The means of sums over blocks in a fixed order: each block leaves its own, and the one that comes
+// last adds them up, in its own kernel: CosineKernel::finish (cosine.cu), sum_over_images
+// (info_nce_epilogue.cuh), and the gradient of the temperature (info_nce_backward.cu).
 #pragma once
 
 #include <cuda_runtime.h>

@@ -80,11 +80,12 @@ __device__ void walk_images(const Input& input, const ImagePlan& plan, const Sha
 
   fill();
   // Arrivals order a bulk copy before its readers; racecheck wants a barrier as well. Later copies
-  // have one on the way.
+  // have one on the way, if there is more than one stage.
   __syncthreads();
 #pragma unroll 1
   for (int64_t image = blockIdx.x; image < input.images; image += gridDim.x) {
     Stage<T> stage{};
+    if (plan.stages == 1) __syncthreads();
 #pragma unroll 1
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
       stage = feed.next(chunk);

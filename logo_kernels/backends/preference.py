@@ -1,8 +1,8 @@
 """In which order "auto" asks the backends: one table, with what was measured beside each entry.
 
-Microseconds of GPU time on an H200 (sm_90), forward and backward unless said, of kernels before
-they were rewritten to what that run showed: benchmarks/results/nvidia-h200/f123f2a.md. Other
-architectures were not measured and follow the same table.
+Microseconds of GPU time on an H200 (sm_90), forward and backward, caches flushed:
+benchmarks/results/nvidia-h200. Where both take about as long, the one whose launch costs the host
+less comes first, CUDA. Other architectures were not measured and follow the same table.
 """
 
 from __future__ import annotations
@@ -22,30 +22,32 @@ class Entry(NamedTuple):
     measured: str
 
 
-# By operation, and whether all of its tensors are half precision: Triton multiplied fp32 images by
-# FMAs when it was timed, and does so in parts of tf32 since, which was not.
+# By operation, and whether all of its tensors are half precision.
 GPU: dict[tuple[str, bool], Entry] = {
     ("cosine", True): Entry(
-        TRITON_FIRST, "bf16 (8192, 2, 8, 2048): triton 238, cuda 263; (1024, ..): 54, 54"
+        CUDA_FIRST,
+        "bf16, forward: (8192, 2, 8, 2048) cuda 230, triton 231; (1024, ..) 48, 45; D = 1024 127, "
+        "124; D = 256 54, 45; 20 rows 231, 264; fp16 232, 242",
     ),
-    ("cosine", False): Entry(CUDA_FIRST, "fp32 (8192, 2, 8, 2048): cuda 601, triton 1,551"),
+    ("cosine", False): Entry(
+        CUDA_FIRST, "fp32, forward: (8192, 2, 8, 2048) cuda 427, triton 612; (1024, ..) 74, 102"
+    ),
     ("similarity", True): Entry(
-        TRITON_FIRST,
-        "bf16 (8192, 10, 2048): triton 330, cuda 558; (1024, 64, 256): triton 117, cuda 282",
+        TRITON_FIRST, "bf16: (8192, 10, 2048) triton 317, cuda 348; (1024, 64, 256) 83, 225"
     ),
-    ("similarity", False): Entry(CUDA_FIRST, "not measured; the products of cosine, fp32"),
+    ("similarity", False): Entry(CUDA_FIRST, "fp32: (8192, 10, 2048) cuda 785, triton 880"),
     ("info_nce", True): Entry(
         TRITON_FIRST,
-        "bf16 4096 x 65536: pass alone, D = 128, triton 219, cuda 745; whole, D = 256, 757, 2,036",
+        "bf16: 4096 x 65536, D = 128 triton 230, cuda 679; D = 256 437, 1,382; 512 x 65536 60, 134",
     ),
-    ("info_nce", False): Entry(TRITON_FIRST, "not measured; as for half precision"),
+    ("info_nce", False): Entry(TRITON_FIRST, "fp32: 1024 x 65536, D = 128 triton 822, cuda 1,293"),
     ("affinity", True): Entry(CUDA_FIRST, "not measured; as fp32"),
     ("affinity", False): Entry(
         CUDA_FIRST,
-        "fp32 (1024, 8, 2048): cuda 2,486, triton 2,966; (1024, 8, 128): 1,017, 1,495; "
-        "(256, 2, 128): 247, 263",
+        "fp32: (1024, 8, 2048) cuda 2,021, triton 2,464; (1024, 8, 128) 908, 1,375; "
+        "(1024, 2, 2048) 526, 535; (256, 2, 128) 162, 172",
     ),
-    ("scale", True): Entry(CUDA_FIRST, "2.5 each; cuda costs the host less"),
+    ("scale", True): Entry(CUDA_FIRST, "1.2 each where nothing is to do; cuda costs the host less"),
     ("scale", False): Entry(CUDA_FIRST, "as for half precision"),
 }
 
@@ -56,7 +58,7 @@ _HALVES = frozenset([torch.bfloat16, torch.float16])
 
 
 def order(request: Request) -> tuple[str, ...]:
-    """Names of the backends that may serve `problem`, fastest first."""
+    """Names of the backends that may serve `request`, fastest first."""
     names: tuple[str, ...] = ("reference",)
     if request.device == "cpu":
         names = "cpu", "reference"

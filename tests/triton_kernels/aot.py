@@ -266,10 +266,10 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
 
 
 INFO_NCE = {
-    "prologue": "prologue_kernel",
+    "prologue": "info_nce_prologue_kernel",
     "info_nce": "info_nce_kernel",
-    "epilogue": "epilogue_kernel",
-    "info_nce_backward": "backward_kernel",
+    "epilogue": "info_nce_epilogue_kernel",
+    "info_nce_backward": "info_nce_backward_kernel",
 }
 
 SMALL_INFO_NCE = tuple(INFO_NCE.keys() - {"info_nce"})

@@ -162,5 +162,10 @@ def test_pulls_are_stored_when_all_have_read_cosines(reports) -> None:
 def test_numbers_that_change_compile_nothing() -> None:
     """Batch, temperature, weights, crops and positives of InfoNCE, step by step."""
     (counts,) = compiled("--compilations")
-    kernels = ("prologue_kernel", "info_nce_kernel", "epilogue_kernel", "backward_kernel")
+    kernels = (
+        "info_nce_prologue_kernel",
+        "info_nce_kernel",
+        "info_nce_epilogue_kernel",
+        "info_nce_backward_kernel",
+    )
     assert counts == {kernel: [1, 1] for kernel in kernels}

@@ -187,11 +187,11 @@ def test_launches(counts, options, reduction, splits, device, kernels, launches,
     launches.clear()
     with Operators() as operators:
         result = forward(kernels, call)
-    assert launches == ["prologue_kernel", "info_nce_kernel", "epilogue_kernel"]
+    assert launches == ["info_nce_prologue_kernel", "info_nce_kernel", "info_nce_epilogue_kernel"]
     upstream = upstream_of(call, result)
     with operators:
         backward(kernels, call, upstream, result)
-    assert launches[3:] == ["backward_kernel"]
+    assert launches[3:] == ["info_nce_backward_kernel"]
     assert operators.called == []
 
 

@@ -1,8 +1,9 @@
 """InfoNCE against constants on the host: three launches forward, one backward.
 
-`prologue_kernel` reads every row by itself, once; `info_nce_kernel` passes over the negatives, in
-splits that run side by side; `epilogue_kernel` adds the splits up and makes losses of them;
-`backward_kernel` makes gradients. The host looks at no value: τ may lie on the device.
+`info_nce_prologue_kernel` reads every row by itself, once; `info_nce_kernel` passes over the
+negatives, in splits that run side by side; `info_nce_epilogue_kernel` adds the splits up and makes
+losses of them; `info_nce_backward_kernel` makes gradients. The host looks at no value: τ may lie on
+the device.
 """
 
 # mypy: allow-untyped-calls
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from ...units import near
 from .gpu import gpu_of
-from .info_nce_backward import backward_kernel
-from .info_nce_epilogue import epilogue_kernel
+from .info_nce_backward import info_nce_backward_kernel
+from .info_nce_epilogue import info_nce_epilogue_kernel
 from .info_nce_pass import info_nce_kernel
 from .info_nce_plan import (
     CAREFUL_K,
@@ -34,7 +35,7 @@ from .info_nce_plan import (
     query_tile,
     running_maximum,
 )
-from .info_nce_prologue import prologue_kernel
+from .info_nce_prologue import info_nce_prologue_kernel
 from .launch import (
     alignment,
     gradient_rows,
@@ -131,7 +132,7 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
     norms, tile = norm_tile(dim, dtype.itemsize), query_tile(dim)
     with launching(x):
         dense = negatives.layout in ("dense", "images")
-        plan = plan_for(n, k, dim, operands, dense, gpu_of(x.device.index))
+        plan = plan_for(n, k, dim, operands, gpu_of(x.device.index))
         shape, splits = plan.shape, plan.splits
         aligned = not dense and k % 16 == 0  # where rows are dense it does not matter
         # Whole tiles: the inner loop reads scales without a mask.
@@ -149,7 +150,7 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
 
         chunks = -(-positives // POSITIVES)
         query_programs = -(-n // tile.rows) * chunks
-        prologue_kernel[(query_programs + norm_programs,)](
+        info_nce_prologue_kernel[(query_programs + norm_programs,)](
             x, *strides(x), y, *strides(y), t, *strides(t),
             negatives.memory, negatives.image, negatives.row, negatives.step,
             high, low, result.pull, scales, memory, temperature,
@@ -187,7 +188,7 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
         if reduction == "all":
             partials, counter = reduction_workspace(x, programs, 0)
         share = 1 / images if call.reduction == "mean" else 1.0
-        epilogue_kernel[(programs, 1 if splits == 1 else -(-dim // last.block_d))](
+        info_nce_epilogue_kernel[(programs, 1 if splits == 1 else -(-dim // last.block_d))](
             parts, result.lse, result.mean, result.pull, result.total,
             result.lse if result.terms is None else result.terms,
             partials, counter, temperature,
@@ -201,7 +202,7 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
 
 
 def info_nce_backward(call: InfoNCEBackwardCall, result: InfoNCEGradients) -> None:
-    """Fills the gradients that are wanted by one launch of `backward_kernel`."""
+    """Fills the gradients that are wanted by one launch of `info_nce_backward_kernel`."""
     x, y, globals_, locals_ = queries_of(call)
     t, upstream = call.positives, call.upstream
     to_x, to_y, to_tau = result.grad_global, result.grad_local, result.grad_temperature
@@ -215,7 +216,7 @@ def info_nce_backward(call: InfoNCEBackwardCall, result: InfoNCEGradients) -> No
         partials = counter = call.mean
         if to_tau is not None:
             partials, counter = reduction_workspace(x, programs, 0)
-        backward_kernel[(programs,)](
+        info_nce_backward_kernel[(programs,)](
             x, *strides(x), y, *strides(y), t, *strides(t),
             *gradient_rows(to_x, x), *gradient_rows(to_y, y),
             upstream, *upstream.stride(), *(0,) * (3 - upstream.ndim),

@@ -82,7 +82,7 @@ def power_of_two(power):
         "temperature", "mantissa", "power", "n", "crops", "globals_", "positives", "to_x", "to_y",
     ]
 )  # fmt: skip
-def backward_kernel(
+def info_nce_backward_kernel(
     x_ptr, x_image, x_crop, x_step,  # [B, G, D] and its strides; y where there are none
     y_ptr, y_image, y_crop, y_step,  # [B, L, D] of the dtype of x; x where there are none
     t_ptr, t_image, t_crop, t_step,  # [B, P, D]

@@ -115,7 +115,7 @@ def store_loss(pointer, value, unit):
         "gg_weight", "lg_weight", "gg_share", "lg_share",
     ]
 )  # fmt: skip
-def epilogue_kernel(
+def info_nce_epilogue_kernel(
     parts_ptr,  # of `info_nce_kernel`, read where COMBINE; else [N] maxima where RUNNING
     lse_ptr, mean_ptr,  # [N], [N, D] fp32, written where COMBINE; else there is log Σ 2^t first
     pull_ptr,  # [N, P] fp32: cosines of positives, replaced by pulls

@@ -92,7 +92,7 @@ class Plan(NamedTuple):
     tiles_per_split: int  # the last split may have fewer
 
 
-def shape_for(n: int, dim: int, operands: int, dense: bool, major: int) -> Shape:
+def shape_for(n: int, dim: int, operands: int, major: int) -> Shape:
     """The sizes for queries [n, dim], by the first number of the compute capability.
 
     `major` 9 has wgmma, whose operands come from shared memory; 10 and 11 have tcgen05, whose sums
@@ -108,25 +108,31 @@ def shape_for(n: int, dim: int, operands: int, dense: bool, major: int) -> Shape
     if operands == FULL:
         # Each operand is three tf32 ones in registers: little of D at a time.
         block_d, chunk_d = min(d_pad, 128), min(d_pad, 32)
+        if wgmma and n > 64:
+            # N = 1024, K = 65536, D = 128: 822; 2 stages 853, tiles of 32 negatives 1023, of 128
+            # 1140; 64 queries in 4 warps 1134, and 1245 with tiles of 32. D = 256: 2410, and 3345.
+            return Shape(128, 64, block_d, chunk_d, 8, 3, 1)
         if wgmma:
             return Shape(64, 32, block_d, chunk_d, 4, 2, 2)
         return Shape(64, 32 if block_d == 128 else 16, block_d, chunk_d, 8, 2, 2 if tcgen05 else 1)
     if operands == TWO_HALVES:
+        if wgmma:
+            # N = 4096, K = 65536, D = 128: 474, 2 stages 482; 128 queries in 8 warps 610, or with
+            # tiles of 128 negatives 573. D = 256: 3403; in 8 warps 7286, or 128 queries 5085.
+            return Shape(64, 64, min(d_pad, 128), d_pad if d_pad <= 128 else 64, 4, 3, 2)
         if d_pad > 128:
             return Shape(64, 64, 128, 64, 8, 3, 2 if tcgen05 else 1)
-        if wgmma or tcgen05:
+        if tcgen05:
             return Shape(128 if n > 64 else 64, 64, d_pad, d_pad, 8, 2, 1)
         return Shape(64, 64, d_pad, d_pad, 4, 2, 2)
     if d_pad <= 128:
-        if wgmma and dense:
+        if wgmma:
             # One warpgroup a program, two programs that take turns at the tensor cores. Measured,
             # N = 4096, K = 65536, D = 128: 219 µs. 2 stages 228, 4: 286; tiles of 64 negatives 257,
             # of 256: 446; 128 queries in 8 warps 275. N = 512: 51, and 56 with tiles of 64.
-            # D = 64: 150 with 4 stages, and 205 with 128 queries in 8 warps.
+            # D = 64: 150 with 4 stages, and 205 with 128 queries in 8 warps. Negatives kept as [D,
+            # K]: 222; 128 queries in 8 warps 258.
             return Shape(64, 128, d_pad, d_pad, 4, 3 if d_pad == 128 else 4, 2)
-        if wgmma and n > 64:
-            # Addresses of other layouts take registers that the smaller tile has not left.
-            return Shape(128, 128, d_pad, d_pad, 8, 3, 1)
         if tcgen05 and n > 64:
             return Shape(128, 64, d_pad, d_pad, 8, 3, 2)
         return Shape(64, 64, d_pad, d_pad, 4, 3, 2)
@@ -158,10 +164,10 @@ def shared_bytes(shape: Shape, operands: int, major: int) -> int:
     return queries + ahead * tile + columns + barriers
 
 
-def fitting_shape(n: int, dim: int, operands: int, dense: bool, gpu: Gpu) -> Shape:
+def fitting_shape(n: int, dim: int, operands: int, gpu: Gpu) -> Shape:
     """`shape_for` with as many tiles in flight, one at least, and as many programs at once as the
     GPU's shared memory holds."""
-    shape = shape_for(n, dim, operands, dense, gpu.major)
+    shape = shape_for(n, dim, operands, gpu.major)
     while shape.num_stages > 1 and shared_bytes(shape, operands, gpu.major) > gpu.shared:
         shape = shape._replace(num_stages=shape.num_stages - 1)
     # A multiprocessor has 1 KiB beyond the most that a block may have, and takes 1 KiB of each
@@ -176,9 +182,7 @@ def misfit(dim: int, operands: int, gpu: Gpu) -> str | None:
     if gpu.major < 8:
         return "info_nce needs the tf32 and bf16 products of compute capability 8.0"
     needed = max(
-        shared_bytes(fitting_shape(n, dim, operands, dense, gpu), operands, gpu.major)
-        for n in (1, 65)
-        for dense in (False, True)
+        shared_bytes(fitting_shape(n, dim, operands, gpu), operands, gpu.major) for n in (1, 65)
     )
     if needed <= gpu.shared:
         return None
@@ -189,13 +193,13 @@ def misfit(dim: int, operands: int, gpu: Gpu) -> str | None:
 
 
 @functools.cache
-def plan_for(n: int, k: int, dim: int, operands: int, dense: bool, gpu: Gpu) -> Plan:
+def plan_for(n: int, k: int, dim: int, operands: int, gpu: Gpu) -> Plan:
     """The plan for queries [n, dim] and negatives [k, dim]; `operands` of `operands_for`.
 
     The number of splits is the one with the least estimated time: rounds of programs on all
     multiprocessors, times the tiles and the fixed cost of a program.
     """
-    shape = fitting_shape(n, dim, operands, dense, gpu)
+    shape = fitting_shape(n, dim, operands, gpu)
     groups = -(-dim // shape.block_d)
     tiles = -(-k // shape.block_k)
     others = -(-n // shape.block_n) * groups

@@ -132,7 +132,7 @@ def norms(
         "temperature", "n", "k", "of_image", "crops", "globals_", "positives", "query_programs",
     ]
 )  # fmt: skip
-def prologue_kernel(
+def info_nce_prologue_kernel(
     x_ptr, x_image, x_crop, x_step,  # [B, G, D] and its strides; y where there are none
     y_ptr, y_image, y_crop, y_step,  # [B, L, D] of the dtype of x; x where there are none
     t_ptr, t_image, t_crop, t_step,  # [B, P, D]

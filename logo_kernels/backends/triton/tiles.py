@@ -1,10 +1,9 @@
 """Tile sizes as pure functions of shape and dtype: no autotuning, hence none in a graph capture.
 
-Measured on an H200 with Triton 3.6, by events around a launch, caches flushed, before every block
-had sums of its own (`add_gram_of_tile` in image.py). Programs of one or two warps that walk over D
-in blocks, with as many loads under way as shared memory holds, take half the time of programs that
-have a whole image on chip: a multiprocessor then has four programs or more, and while some wait for
-memory others compute. The second walk finds its image in L1 or L2.
+Measured on an H200 with Triton 3.6, by events around a launch, caches flushed. Programs of one or
+two warps that walk over D in blocks, with as many loads under way as shared memory holds, take half
+the time of programs that have a whole image on chip: a multiprocessor then has four programs or
+more, and while some wait for memory others compute. The second walk finds its image in L1 or L2.
 
 Figures beside a tile are microseconds. If nothing else is said, they are of the cosine's forward
 with gradient, for 2 + 8 crops and 2 targets; the number after the slash is a copy of the same
@@ -74,26 +73,27 @@ def tile_for(rows: int, dim: int, dtype: torch.dtype, loaded: int, gradient: boo
 def _half(v_pad: int, d_pad: int, gradient: bool) -> Tile:
     """Tiles of bf16 and fp16."""
     if v_pad == 16:
-        if d_pad <= 256:
-            # D = 256, B = 1024: 14.0, in two warps 15.9. D = 128, B = 8192: 33 / 16.
-            return Tile(16, d_pad, 1, 64, 1, 1)
+        if d_pad <= 128:
+            return Tile(16, d_pad, 1, 64, 1, 1)  # D = 128, B = 8192: 29 / 16, in blocks of 64 32
+        if d_pad == 256:
+            # B = 8192: 45 / 26; blocks of 128, 2 stages 48; the image on chip 56, in two warps 61.
+            return Tile(16, 64, 1, 64, 1, 4)
         if d_pad == 512:
-            return Tile(16, 256, 1, 64, 1, 2)  # 71 / 48; the image on chip 110
+            return Tile(16, 256, 1, 64, 1, 2)  # 70 / 48; the image on chip 110
         if d_pad == 1024:
-            return Tile(16, 256, 1, 64, 1, 4)  # 125 / 91; on chip 166
+            return Tile(16, 256, 1, 64, 1, 4)  # 124 / 91; on chip 166
         if not gradient:
             # The similarity of 10 rows, D = 2048, B = 8192: 93; the image on chip 259.
             return Tile(16, 256, 1, 64, 1, 4)
-        # D = 2048, B = 8192: 229 / 176 (fp16 248), 5 stages 252, 7 246, 8 280; (16, 512, 2, 64, 2,
-        # 3) 246; on chip 455. B = 1024: 45 / 27, on chip 66. The similarity's backward: 235.
+        # D = 2048, B = 8192: 231 / 176 (fp16 242), 4 stages 272, 5: 253, 7: 244; (16, 512, 2, 64,
+        # 2, 3) 247; on chip 455. B = 1024: 45 / 27, on chip 66. The similarity's backward: 227.
         return Tile(16, 256, 1, 64, 1, 6)
     if v_pad == 32:
         if d_pad <= 64:
             return Tile(32, d_pad, 1, 64, 1, 1)
-        # 20 rows with features, B = 4096, D = 2048: 284 / 153, in blocks of 256 by 8 warps 488.
-        # (32, 256, 2, 64, 2, 4), best for 2 + 16 crops, spills registers in Triton 3.6 since every
-        # block has sums of its own.
-        return Tile(32, 128, 2, 64, 2, min(4, d_pad // 128))
+        # 20 rows, D = 2048, B = 4096: 264 / 153, 4 stages 269; (32, 128, 1, 64, 1, 4) 273, (32,
+        # 128, 2, 64, 2, 4) 281, (32, 256, 2, 64, 2, 3) 310.
+        return Tile(32, 64, 1, 64, 1, min(6, d_pad // 64))
     if v_pad == 64:
         if d_pad <= 128:
             return Tile(64, d_pad, 1, 32, 4, 1)
@@ -106,11 +106,12 @@ def _half(v_pad: int, d_pad: int, gradient: bool) -> Tile:
 
 
 def _full_precision(v_pad: int, d_pad: int) -> Tile:
-    """Tiles of fp32, whose four products of tf32 have not been timed yet.
+    """Tiles of fp32, whose products are four of tf32.
 
     Blocks have 64 columns at most: tensor cores cut off their sums at 2^-23 of them, 8 times.
     """
     if v_pad == 16:
+        # D = 2048, B = 8192: 612 / 349; 6 stages 603, 4: 610; (16, 128, 2, 32, 2, 6) 607.
         return Tile(16, min(64, d_pad), 1, 32, 1, min(8, max(1, d_pad // 64)))
     if v_pad == 32:
         if d_pad <= 32:

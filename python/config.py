@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -46,10 +46,13 @@ class Config:
     defaults that the other options then change. Both learn the affinity, which takes its step
     first. paper: then one step on eq. 9. official (the authors' code): attraction averaged over its
     pairs, repulsion in a step of its own with a clipped gradient. See docs/deviations.md."""
-    dataset: Literal["scenes", "cifar10", "folder"] = "scenes"
-    """scenes: composed from scikit-learn's digits. folder: one folder of images per class."""
+    dataset: Literal["scenes", "cifar10", "fashion-mnist", "fashion-scenes", "folder"] = "scenes"
+    """scenes: composed from scikit-learn's digits. fashion-mnist: garments of 28 x 28.
+    fashion-scenes: composed from these. Either brings sizes of its own as the defaults: images of
+    28 and crops of 28 and 20 pixels, or images of 84 and crops of 56 and 42. folder: one folder of
+    images per class."""
     data: Path | None = None
-    """Where cifar10 or folder lies."""
+    """Where cifar10, the four files of Fashion-MNIST, or the folder lies."""
     skip_unreadable: bool = False
     """Leave out images of a folder that cannot be read, and say which."""
     image_size: int = 48
@@ -91,7 +94,8 @@ class Config:
     sum: eq. 9 as published."""
 
     encoder: str = "small"
-    """small, resnet18, or package.module:factory of any nn.Module [N, C, H, W] -> [N, F]."""
+    """small, resnet18, timm:NAME of a model of timm, or package.module:factory of any nn.Module
+    [N, C, H, W] -> [N, F]."""
     dim: int = 256
     """D, the width of the projector (published: 2048; MoCo-LoGo: 128)."""
     bottleneck: int = 64
@@ -105,12 +109,20 @@ class Config:
     """tau of MoCo's InfoNCE, eq. 1 (published: 0.07)."""
     ema: float = 0.99
     """Share of itself that MoCo's momentum encoder keeps at each step (published: 0.999)."""
+    key_groups: int = 1
+    """Random parts of a step's global crops, those of one process, that pass MoCo's momentum
+    encoder one by one, so that batch norm's statistics of a key are not those of its query (MoCo's
+    shuffling BN). 1: all together, in their order."""
 
     epochs: int = 8
     batch_size: int = 64
+    """Images of a step, of all processes together."""
     lr: float | None = None
     """For a batch of 256; the rate used is lr * batch_size / 256, decayed by a cosine to 0. If not
     given, 0.4 for SimSiam and 0.1 for MoCo (published for both: 0.03)."""
+    warmup_epochs: int = 0
+    """Epochs in which the rate first rises from 0, step by step; the cosine takes the rest. Rates
+    that stay, those of the affinity and of a fixed predictor, do so from the first step."""
     predictor_lr: float = 10.0
     """The predictor's rate as a multiple of the others' (SimSiam: 1). In short runs it learns too
     slowly otherwise."""
@@ -133,6 +145,8 @@ class Config:
     """bfloat16 autocast in the network."""
     log_every: int = 5
     """Steps between rows of the CSV."""
+    tensorboard: bool = False
+    """Write the CSV's columns and kNN for TensorBoard too."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
     out: Path | None = None
@@ -146,6 +160,16 @@ class Config:
     def methods(self) -> tuple[str, ...]:
         """Those that --method stands for."""
         return GROUPS.get(self.method, (self.method,))
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return 3 if self.dataset in ("cifar10", "folder") else 1
+
+    @property
+    def composed(self) -> bool:
+        """The images are scenes, of which --scenes and --image-size say how many and how large."""
+        return self.dataset in ("scenes", "fashion-scenes")
 
     @property
     def crop_sizes(self) -> tuple[int, ...]:
@@ -175,6 +199,19 @@ _ALGORITHMS = {
 }
 
 
+# Pixels of the images and of their crops, in the proportions of the scenes'.
+_SIZES = {
+    "fashion-mnist": {"image_size": 28, "global_size": 28, "local_size": 20},
+    "fashion-scenes": {"image_size": 84, "global_size": 56, "local_size": 42},
+}
+
+
+def defaults(asked: Config) -> Config:
+    """What the options that were not given are, by the preset and the data set asked for."""
+    preset = with_preset(asked.preset, asked.method) if asked.preset else Config()
+    return replace(preset, **_SIZES.get(asked.dataset, {}))
+
+
 def with_preset(preset: str, method: str) -> Config:
     """The settings that `--preset preset --method method` stands for."""
     if method == "all":
@@ -189,7 +226,13 @@ def with_preset(preset: str, method: str) -> Config:
 
 # What may differ between the run that is resumed and the one that resumes it. What a preset sets
 # is compared setting by setting, and images by their fingerprint.
-RESUME_MAY_CHANGE = {"data", "skip_unreadable", "device", "out", "resume", "export", "preset"}
+RESUME_MAY_CHANGE = {
+    "data", "skip_unreadable", "device", "out", "resume", "export", "preset", "tensorboard",
+}  # fmt: skip
+
+# Settings that came after runs that are kept, and the value that means what was done before: a run
+# with it is the same run.
+LATER = {"key_groups": 1, "warmup_epochs": 0}
 
 AT_LEAST = {
     "global_crops": 2, "local_crops": 0, "global_size": 1, "local_size": 1, "dim": 1,
@@ -198,6 +241,7 @@ AT_LEAST = {
     "affinity_lr": 0, "repulsion_clip": 0, "predictor_lr": 0, "weight_decay": 0, "seed": 0,
     # The exponent cosine / temperature has to be a float32.
     "knn_temperature": 1e-6,
+    "key_groups": 1, "warmup_epochs": 0,
 }  # fmt: skip
 # Numbers beyond these have no use, and products of them stay within a float32, or an int64. NumPy's
 # seeds end earlier.
@@ -207,8 +251,11 @@ AT_MOST = {"seed": 2**32 - 1}
 LEAST_IMAGES = 5
 
 
-def validate(config: Config) -> None:
-    """Refuse what can be told from the settings alone, before anything is loaded."""
+def validate(config: Config, processes: int = 1) -> None:
+    """Refuse what can be told from the settings alone, before anything is loaded.
+
+    processes: how many share a batch.
+    """
 
     def refuse(name: str, want: str) -> None:
         got = getattr(config, name)
@@ -232,26 +279,40 @@ def validate(config: Config) -> None:
             refuse(name, "0 < low <= high <= 1")
     if config.temperature <= 0:
         refuse("temperature", "a number above 0")
+    if config.warmup_epochs >= config.epochs:
+        refuse("warmup_epochs", f"fewer than --epochs {config.epochs}")
+    part, rest = divmod(config.batch_size, processes)
+    if rest or part < 2:
+        refuse(
+            "batch_size",
+            f"a multiple of the {processes} processes, with 2 images or more for each",
+        )
+    keys = config.global_crops * part
+    if config.key_groups > keys // 2:
+        # Batch norm has no statistics of one row.
+        here = " of a process" if processes > 1 else ""
+        refuse("key_groups", f"at most {keys // 2}, two of the {keys} global crops{here} to each")
     for name in ("ema", "momentum"):
         if not 0 <= getattr(config, name) < 1:
             refuse(name, f"0 <= {name} < 1")
     if (config.affinity, config.repulsion_step) != ("cosine", "joint") and config.local_crops < 2:
         refuse("local_crops", "at least 2 with --affinity learned or --repulsion-step clipped")
-    if config.dataset == "scenes":
+    if config.composed:
         if config.scenes[0] < LEAST_IMAGES or config.scenes[1] < 1:
             refuse("scenes", f"at least {LEAST_IMAGES} training scenes and 1 test scene")
+        check_batch(config, config.scenes[0])
+    if config.dataset == "scenes":
         if config.data is not None:
             raise UserError(
-                f"--data {config.data}: --dataset scenes reads no files; want --dataset folder or "
-                "cifar10 with it"
+                f"--data {config.data}: --dataset scenes reads no files; want --dataset folder, "
+                "cifar10, fashion-mnist or fashion-scenes with it"
             )
-        check_batch(config, config.scenes[0])
     elif config.data is None:
         raise UserError(f"--dataset {config.dataset} needs --data, the folder of the images")
     if config.skip_unreadable and config.dataset != "folder":
         raise UserError("--skip-unreadable: belongs to --dataset folder")
     check_device(config)
-    check_memory(config)
+    check_memory(config, processes)
 
 
 def check_batch(config: Config, images: int) -> None:
@@ -278,7 +339,7 @@ def check_device(config: Config) -> None:
         ) from error
 
 
-def check_memory(config: Config) -> None:
+def check_memory(config: Config, processes: int) -> None:
     """Refuse what this machine's memory cannot hold, before the system ends the program for it.
 
     Lower bounds in bytes, of the largest arrays alone.
@@ -288,14 +349,14 @@ def check_memory(config: Config) -> None:
     crops = config.global_crops * config.global_size**2 + config.local_crops * config.local_size**2
     arrays = [
         ("--batch-size, --global-crops, --local-crops and their sizes", device,
-         4 * config.batch_size * crops),
+         4 * (config.batch_size // processes) * crops),
         ("--dim", device, 4 * 2 * config.dim**2),
     ]  # fmt: skip
     if "simsiam" in frameworks:
         arrays.append(("--dim, --bottleneck", device, 4 * 2 * config.dim * config.bottleneck))
     if "moco" in frameworks:
         arrays.append(("--dim, --queue-size", device, 4 * config.dim * config.queue_size))
-    if config.dataset == "scenes":
+    if config.composed:
         # Kept as uint8, and scored as float32 before anything is trained.
         arrays.append(
             ("--scenes, --image-size", cpu, 5 * sum(config.scenes) * config.image_size**2)

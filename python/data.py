@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import cifar
+import fashion
 from errors import UserError, reason
 from folder import Classes, list_folder, names
 from image import read_square
@@ -103,6 +104,35 @@ def load_cifar10(root: Path) -> ImageData:
         images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
         parts += [torch.from_numpy(images), F.one_hot(torch.from_numpy(labels), 10).float()]
     return ImageData(*parts, classes=cifar.CLASSES, multi_label=False)
+
+
+def load_fashion(root: Path) -> ImageData:
+    """Fashion-MNIST as it is: garments of 28 x 28, one to an image."""
+    parts = []
+    for images, labels in _garments(root):
+        parts += [images[:, None], F.one_hot(labels, len(fashion.CLASSES)).float()]
+    return ImageData(*parts, classes=fashion.CLASSES, multi_label=False)
+
+
+def load_fashion_scenes(root: Path, train: int, test: int, seed: int, size: int = 84) -> ImageData:
+    """Scenes of nine garments of one to three kinds, composed as those of digits are.
+
+    No garment appears on both sides: each side is composed of its own file's.
+    """
+    parts = []
+    for count, part_seed, (garments, kinds) in zip(
+        (train, test), (2 * seed, 2 * seed + 1), _garments(root), strict=True
+    ):
+        generator = torch.Generator().manual_seed(part_seed)
+        parts += compose_scenes(to_float(garments), kinds, count, size, generator)
+    return ImageData(*parts, classes=fashion.CLASSES, multi_label=True)
+
+
+def _garments(root: Path) -> list[tuple[Tensor, Tensor]]:
+    """uint8 [N, 28, 28] and int64 [N], to train and to test on."""
+    root = fashion.find(root)
+    pairs = [fashion.read_split(root, split) for split in (fashion.TRAIN, fashion.TEST)]
+    return [(torch.tensor(images), torch.from_numpy(labels)) for images, labels in pairs]
 
 
 def load_folder(root: Path, size: int, skip_unreadable: bool = False) -> ImageData:

@@ -81,7 +81,8 @@ def resnet18(channels: int) -> ResNet:
 
 
 def build_encoder(name: str, channels: int) -> nn.Module:
-    """Build "small", "resnet18", or "package.module:factory": factory() gives any nn.Module.
+    """Build "small", "resnet18", "timm:NAME", or "package.module:factory": factory() gives any
+    nn.Module.
 
     The module maps [N, C, H, W] to [N, F] and must accept the global and the local crop size.
     """
@@ -92,8 +93,11 @@ def build_encoder(name: str, channels: int) -> nn.Module:
     module_name, colon, attribute = name.partition(":")
     if not colon:
         raise UserError(
-            f"--encoder: got {name!r}; want 'small', 'resnet18' or 'package.module:factory'"
+            f"--encoder: got {name!r}; want 'small', 'resnet18', 'timm:NAME' or "
+            "'package.module:factory'"
         )
+    if module_name == "timm":
+        return timm_model(name, attribute, channels)
     # `python python/train.py` puts python/ on sys.path but not the folder it was called from.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -104,6 +108,19 @@ def build_encoder(name: str, channels: int) -> nn.Module:
     if not isinstance(encoder, nn.Module):
         raise UserError(f"--encoder {name}: gave a {type(encoder).__name__}; want an nn.Module")
     return encoder
+
+
+def timm_model(name: str, model: str, channels: int) -> nn.Module:
+    """A model of timm without its classifier, with random weights: [N, C, H, W] -> [N, F]."""
+    try:
+        timm = importlib.import_module("timm")
+    except Exception as error:  # One that does not fit torch raises nearly anything.
+        raise UserError(
+            f"--encoder {name}: timm is missing or cannot be imported ({reason(error)}). "
+            'pip install "logo_kernels[timm]" brings it; it needs a torchvision that fits torch.'
+        ) from error
+    with blamed_on(name, "cannot be built by timm.create_model"):
+        return timm.create_model(model, num_classes=0, in_chans=channels)
 
 
 @contextlib.contextmanager

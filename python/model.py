@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from config import Config
@@ -152,10 +153,12 @@ class MoCo(Framework):
     MoCo v2, without batch norm, collapsed on the scenes within an epoch.
 
     The momentum encoder, projector included, starts as a copy and gets no gradient. Like the online
-    one it normalises by the statistics of its own batch, all G * B global crops in one pass. Images
-    are not shuffled among devices as MoCo does: a key and its query so share the rest of their
-    batch, which makes the task a little easier. Running statistics, which share nothing (EMAN, Cai
-    et al., CVPR 2021), lag behind the weights in a run of some hundred steps and were worse here.
+    one it normalises by the statistics of its own batch. With key_groups = 1 that is all G * B
+    global crops in one pass: a key and its query share the rest of their batch, which makes the
+    task a little easier. With more, the crops pass in so many parts, drawn anew at every step, so
+    that a key is normalised among others than its query: what MoCo does by shuffling among devices.
+    Running statistics, which share nothing (EMAN, Cai et al., CVPR 2021), lag behind the weights in
+    a run of some hundred steps and were worse here.
     """
 
     default_lr = 0.1
@@ -170,8 +173,10 @@ class MoCo(Framework):
         negatives: Literal["queue", "batch"] = "queue",
         temperature: float = 0.2,
         ema: float = 0.99,
+        key_groups: int = 1,
     ) -> None:
         super().__init__()
+        self.key_groups = key_groups
         self.negatives, self.temperature, self.ema = negatives, temperature, ema
         self.encoder = encoder
         self.projector = nn.Sequential(
@@ -183,7 +188,7 @@ class MoCo(Framework):
         )
         self.momentum = copy.deepcopy(self.body)
         self.momentum.requires_grad_(False)
-        self.queue = NegativeQueue(dim, queue_size)
+        self.queue = NegativeQueue(dim, queue_size, group=dist.group.WORLD)
 
     @classmethod
     def build(cls, config: Config, encoder: nn.Module, features: int) -> "MoCo":
@@ -195,6 +200,7 @@ class MoCo(Framework):
             config.negatives,
             config.temperature,
             config.ema,
+            config.key_groups,
         )
 
     def forward(self, crops: Tensor) -> Tensor:
@@ -202,7 +208,13 @@ class MoCo(Framework):
 
     @torch.no_grad()
     def keys(self, global_crops: Tensor) -> Tensor:
-        return self.momentum(global_crops)
+        if self.key_groups == 1:
+            return self.momentum(global_crops)
+        # From the global generator of the crops' device, which checkpoints keep.
+        order = torch.randperm(len(global_crops), device=global_crops.device)
+        parts = order.tensor_split(self.key_groups)
+        keys = torch.cat([self.momentum(global_crops[rows]) for rows in parts])
+        return keys[order.argsort()]
 
     def embed(self, global_crops: Tensor, local_crops: Tensor | None, images: int) -> Embedded:
         q = self(global_crops)
@@ -212,11 +224,12 @@ class MoCo(Framework):
         return Embedded(by_image(q, images), q_local, keys, q_local, q)
 
     def attraction(self) -> dict[str, Any]:
-        return {
-            "similarity": "info_nce",
-            "negatives": self.queue.keys if self.negatives == "queue" else "batch",
-            "temperature": self.temperature,
-        }
+        negatives = (
+            {"negatives": self.queue.keys}
+            if self.negatives == "queue"
+            else {"negatives": "batch", "group": dist.group.WORLD}
+        )
+        return {"similarity": "info_nce", "temperature": self.temperature, **negatives}
 
     def after_step(self, embedded: Embedded) -> None:
         self.update_momentum(self.ema)
@@ -233,8 +246,19 @@ class MoCo(Framework):
         Parameters alone: buffers (running statistics) are those of its own batches.
         """
         # A tensor that two layers share comes but once.
-        for average, value in zip(self.momentum.parameters(), self.body.parameters(), strict=True):
-            average.lerp_(value, 1 - ema)
+        averages, values = (list(part.parameters()) for part in (self.momentum, self.body))
+        torch._foreach_lerp_(averages, values, 1 - ema)
+
+
+class Embedding(nn.Module):
+    """A framework's `embed` as a forward, which is all that DistributedDataParallel sees."""
+
+    def __init__(self, network: Framework) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *crops: Any) -> Embedded:
+        return self.network.embed(*crops)
 
 
 FRAMEWORKS: dict[str, type[Framework]] = {"simsiam": SimSiam, "moco": MoCo}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from config import Config
 from logo_kernels import LocalAffinity, block_cosine_similarity
+from ranks import Ranks
 
 Affinity = str | Callable[[Tensor], Tensor]  # what logo_loss takes
 
@@ -20,15 +21,21 @@ class Repulsion:
     """
 
     def __init__(
-        self, config: Config, parameters: list[nn.Parameter], device: torch.device
+        self,
+        config: Config,
+        parameters: list[nn.Parameter],
+        device: torch.device,
+        ranks: Ranks,
     ) -> None:
-        self.config, self.parameters = config, parameters
+        self.config, self.parameters, self.ranks = config, parameters, ranks
         self.clipped = config.repulsion_step == "clipped"
         self.affinity: Affinity = "cosine"
         self.objective = float("nan")  # of the last step, for the log
         self.optimizer = self.own_optimizer = None
         if config.affinity == "learned":
-            self.affinity = LocalAffinity(config.dim, device=device).requires_grad_(False)
+            self.affinity = LocalAffinity(config.dim, device=device)
+            self.learner = ranks.averaging(self.affinity)  # while it still wants gradients
+            self.affinity.requires_grad_(False)
             self.optimizer = torch.optim.SGD(
                 self.affinity.parameters(),
                 # Never decayed: θd follows an encoder that moves to the end.
@@ -47,7 +54,7 @@ class Repulsion:
             return
         affinity = self.affinity
         affinity.requires_grad_(True)
-        objective = affinity.objective(local, form=self.config.objective)
+        objective = self.learner(local, objective=self.config.objective)
         self.optimizer.zero_grad(set_to_none=True)
         objective.backward()
         self.optimizer.step()
@@ -58,10 +65,12 @@ class Repulsion:
         """Leaves the attraction's gradient in .grad, and takes the repulsion's step by its own
         optimiser: ℓa's gradient, its norm at most repulsion_clip times that of the attraction's.
 
-        Both gradients belong to the same weights and the same forward pass. Returns ll, detached.
+        Both gradients belong to the same weights and the same forward pass. Several ranks compare
+        the norms of their means, so all take the same step. Returns ll, detached.
         """
         ll = self.mean_affinity(local)
         repelled = torch.autograd.grad(ll, self.parameters, retain_graph=True, allow_unused=True)
+        repelled = self.ranks.mean_gradients(repelled)  # backward sees to the attraction's
         attraction.backward()
         attracted = [p.grad for p in self.parameters]
         limit = self.config.repulsion_clip * norm(attracted)

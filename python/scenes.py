@@ -1,4 +1,4 @@
-"""Scenes: images composed from scikit-learn's digits, which need no download."""
+"""Scenes: images composed of small ones; scikit-learn's digits need no download."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor]:
 def compose_scenes(
     glyphs: Tensor, labels: Tensor, count: int, size: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Glyphs [M, 8, 8], labels [M] -> uint8 [count, 1, size, size], multi-hot [count, 10].
+    """Glyphs [M, s, s], labels [M] -> uint8 [count, 1, size, size], multi-hot [count, 10].
 
     A kind comes several times in different hands: what two crops share is the kind, not the pixels.
     Digits fill the scene (3 x 3, each shifted by up to half a cell), because in a sparse scene the
@@ -28,7 +28,6 @@ def compose_scenes(
     """
     cell = size / 3
     sides = range(round(0.8 * cell), round(1.15 * cell) + 1)
-    resized = {s: F.interpolate(glyphs[:, None], (s, s), mode="bilinear")[:, 0] for s in sides}
     members = [torch.nonzero(labels == kind).flatten().tolist() for kind in range(10)]
     images = torch.empty(count, 1, size, size, dtype=torch.uint8)
     targets = torch.zeros(count, 10)
@@ -42,7 +41,9 @@ def compose_scenes(
         for i, (place, draw) in enumerate(zip(places, draws, strict=True)):
             side = sides[int(draw[0] * len(sides))]
             hands = members[kinds[i % number]]
-            glyph = resized[side][hands[int(draw[1] * len(hands))]]
+            glyph = glyphs[hands[int(draw[1] * len(hands))]]
+            # One at a time: 60,000 garments in every size would take gigabytes.
+            glyph = F.interpolate(glyph[None, None], (side, side), mode="bilinear")[0, 0]
             top, left = (
                 min(max(round((at + shift) * cell - side / 2), 0), size - side)
                 for at, shift in zip(divmod(place, 3), draw[2:], strict=True)

@@ -33,11 +33,20 @@ from torch import Tensor
 
 import evaluate
 import plots
-from config import GROUPS, METHODS, Config, check_batch, validate, with_preset
-from data import ImageData, load_cifar10, load_folder, load_scenes
+from board import summary_writer
+from config import GROUPS, METHODS, Config, check_batch, defaults, validate
+from data import (
+    ImageData,
+    load_cifar10,
+    load_fashion,
+    load_fashion_scenes,
+    load_folder,
+    load_scenes,
+)
 from encoder import build_encoder, export_encoder, probe_encoder
 from errors import UserError, in_words, reason, writing
 from metrics import read_metrics
+from ranks import Ranks, joined
 from trainer import Trainer
 
 
@@ -55,30 +64,44 @@ class Row:
 
 
 def main() -> None:
-    with in_words():
+    with in_words(), joined() as ranks:
         # A log file shows progress too, and every name of a file can be printed.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-        config = tyro.cli(Config, description=__doc__)
-        if config.preset:
-            # The same words again, on top of the preset: what the user asked for wins.
-            config = tyro.cli(Config, default=with_preset(config.preset, config.method))
-        run(config)
+        # What is wrong with the words is said by one rank alone.
+        config = ranks.from_writer(read_words)
+        run(config, ranks)
 
 
-def run(config: Config) -> list[Row]:
+def read_words() -> Config:
+    config = tyro.cli(Config, description=__doc__)
+    if (default := defaults(config)) != Config():
+        # The same words again, on top of these: what the user asked for wins.
+        config = tyro.cli(Config, default=default)
+    return config
+
+
+def run(config: Config, ranks: Ranks | None = None) -> list[Row]:
     """Everything that the command does: load, train, evaluate, draw, print."""
-    validate(config)
+    ranks = ranks or Ranks()
+    config = replace(config, device=ranks.device(config.device))
+    validate(config, ranks.count)
+    if config.tensorboard and ranks.is_writer:
+        summary_writer()
     out = config.out or Path("runs") / f"{config.dataset}-{config.method}"
-    make_folder(out)
-    channels = 1 if config.dataset == "scenes" else 3
+    ranks.from_writer(lambda: make_folder(out))
     probe_encoder(
-        build_encoder(config.encoder, channels), config.encoder, channels, config.crop_sizes
+        build_encoder(config.encoder, config.channels),
+        config.encoder,
+        config.channels,
+        config.crop_sizes,
     )
     for remark in remarks(config):
         print(remark)
     began = time.perf_counter()
     data = load_data(config)
     check_batch(config, len(data.train_images))
+    if ranks.count > 1 and ranks.from_writer(lambda: data.fingerprint) != data.fingerprint:
+        raise UserError(f"--data: process {ranks.rank} has other training images than process 0")
     for note in data.notes:
         print(note)
     print(
@@ -86,30 +109,37 @@ def run(config: Config) -> list[Row]:
         f"images of {data.size} x {data.size}, {len(data.classes)} classes, "
         f"{'several' if data.multi_label else 'one'} per image; seed {config.seed}"
     )
-    raw = data.normalise(data.train_images).flatten(1), data.normalise(data.test_images).flatten(1)
-    raw_pixels = score("raw pixels", config, data, *raw)
+    raw_pixels = ranks.from_writer(lambda: score_pixels(config, data))
 
     rows, histories = [raw_pixels], {}
     for method in config.methods:
         folder = out / method if config.method in GROUPS else out
-        untrained, trained, history = run_method(replace(config, method=method), data, folder)
+        untrained, trained, history = run_method(
+            replace(config, method=method), data, folder, ranks
+        )
         if len(rows) == 1:
             rows.append(untrained)  # The same for every method: the seed makes the weights.
         rows.append(trained)
         histories[method] = history
-    plots.knn(histories, raw_pixels.knn, rows[1].knn, metric_name(data), out / "knn.png")
-
-    report = {
-        "config": json.loads(json.dumps(asdict(config), default=str)),
-        "rows": [asdict(r) for r in rows],
-    }
-    with writing(out / "results.json"):
-        (out / "results.json").write_text(json.dumps(report, indent=2) + "\n")
+    ranks.from_writer(lambda: report(config, data, out, rows, histories))
     print("\n" + table(rows, metric_name(data)))
     print(
         f"\n{time.perf_counter() - began:.0f} s in all; metrics, pictures and checkpoint in {out}"
     )
     return rows
+
+
+def report(
+    config: Config, data: ImageData, out: Path, rows: list[Row], histories: dict[str, list[dict]]
+) -> None:
+    """results.json and the picture of all methods."""
+    plots.knn(histories, rows[0].knn, rows[1].knn, metric_name(data), out / "knn.png")
+    content = {
+        "config": json.loads(json.dumps(asdict(config), default=str)),
+        "rows": [asdict(r) for r in rows],
+    }
+    with writing(out / "results.json"):
+        (out / "results.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def load_data(config: Config) -> ImageData:
@@ -118,6 +148,12 @@ def load_data(config: Config) -> ImageData:
     assert config.data is not None  # validate() saw to it
     if config.dataset == "cifar10":
         return load_cifar10(config.data)
+    if config.dataset == "fashion-mnist":
+        return load_fashion(config.data)
+    if config.dataset == "fashion-scenes":
+        return load_fashion_scenes(
+            config.data, *config.scenes, seed=config.seed, size=config.image_size
+        )
     return load_folder(config.data, config.image_size, config.skip_unreadable)
 
 
@@ -160,26 +196,43 @@ def set_aside(out: Path) -> None:
     print(f"{out} held an earlier run, now kept as {aside}")
 
 
-def run_method(config: Config, data: ImageData, out: Path) -> tuple[Row, Row, list[dict]]:
+def run_method(
+    config: Config, data: ImageData, out: Path, ranks: Ranks
+) -> tuple[Row, Row, list[dict]]:
     """Train and evaluate one method: the rows of the untrained and of the trained encoder, and the
     history of kNN evaluations.
     """
-    if not config.resume and (out / "checkpoint.pt").exists():
-        set_aside(out)
-    make_folder(out)
-
-    trainer = Trainer(config, data, out)
-    untrained = score("untrained encoder", config, data, *trainer.features())
+    resumes = ranks.from_writer(lambda: prepare(config, out))
+    trainer = Trainer(config, data, out, ranks)
+    untrained = ranks.from_writer(
+        lambda: score("untrained encoder", config, data, *trainer.features())
+    )
     similarity_before = trainer.example_similarity()
-    if config.resume and trainer.checkpoint_path.exists():
-        trainer.resume()
+    if resumes:
+        remark = trainer.resume()
         print(f"{config.method}: resumed at step {trainer.step} of {trainer.total_steps}")
+        if remark:
+            print(f"{config.method}: {remark}")
     else:
         if config.resume:
             print(f"{config.method}: no checkpoint in {out}, so it begins at step 0")
         trainer.start()
     trainer.run()
+    trained = ranks.from_writer(lambda: finish(trainer, similarity_before))
+    return untrained, trained, trainer.history
 
+
+def prepare(config: Config, out: Path) -> bool:
+    """Make the folder of a run; whether there is one in it to go on with."""
+    if not config.resume and (out / "checkpoint.pt").exists():
+        set_aside(out)
+    make_folder(out)
+    return config.resume and (out / "checkpoint.pt").exists()
+
+
+def finish(trainer: Trainer, similarity_before: Tensor) -> Row:
+    """Score a run that has come to its end, export its encoder, and draw it."""
+    config, data, out = trainer.config, trainer.data, trainer.out
     trained = score(config.method, config, data, *trainer.features())
     last = trainer.history[-1]
     trained.z_std, trained.z_rank = last["z_std"], last["z_rank"]
@@ -196,7 +249,14 @@ def run_method(config: Config, data: ImageData, out: Path) -> tuple[Row, Row, li
     plots.crops(trainer.examples, out / "crops.png")
     after = trainer.example_similarity()
     plots.similarity(similarity_before, after, trainer.examples, out / "similarity.png")
-    return untrained, trained, trainer.history
+    return trained
+
+
+def score_pixels(config: Config, data: ImageData) -> Row:
+    train, test = (
+        data.normalise(part).flatten(1) for part in (data.train_images, data.test_images)
+    )
+    return score("raw pixels", config, data, train, test)
 
 
 def score(name: str, config: Config, data: ImageData, train: Tensor, test: Tensor) -> Row:

@@ -29,15 +29,24 @@ def free_port() -> int:
 def saved(
     rank: Callable[[int, int, int, str], None], ranks: int, factory: pytest.TempPathFactory
 ) -> list[Any]:
-    """What each of the processes `rank(rank, ranks, port, out)` saves as out/{rank}.pt.
+    """What each of the processes `rank(rank, ranks, port, out)` saves as out/{rank}.pt."""
 
-    They are begun once for all workers of pytest-xdist, which share the folder above their own.
+    def begin_all(out: Path) -> None:
+        torch.multiprocessing.spawn(rank, (ranks, free_port(), str(out)), nprocs=ranks)
+
+    out = once(f"{rank.__module__}-{ranks}", begin_all, factory)
+    return [torch.load(out / f"{rank}.pt") for rank in range(ranks)]
+
+
+def once(name: str, fill: Callable[[Path], None], factory: pytest.TempPathFactory) -> Path:
+    """A folder that is filled once for all workers of pytest-xdist, which share the one above their
+    own. To be read only.
     """
     base = factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out = Path(shared) / f"{rank.__module__}-{ranks}"
+    out = Path(shared) / name
     with FileLock(f"{out}.lock"):
         if not out.exists():
             out.mkdir()
-            torch.multiprocessing.spawn(rank, (ranks, free_port(), str(out)), nprocs=ranks)
-    return [torch.load(out / f"{rank}.pt") for rank in range(ranks)]
+            fill(out)
+    return out

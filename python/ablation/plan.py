@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from config import LEAST_IMAGES, MOST, Config
+from config import LATER, LEAST_IMAGES, MOST, Config
 from errors import UserError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "ablation"
 # Nothing of these changes what a run measures.
 NOT_KEYED = {
     "data", "skip_unreadable", "out", "resume", "export", "preset", "knn_every", "checkpoint_every",
+    "tensorboard",
 }  # fmt: skip
 
 
@@ -84,7 +85,11 @@ class Run(NamedTuple):
     @property
     def key(self) -> str:
         """The settings as one string: equal for runs that measure the same."""
-        settings = {k: v for k, v in asdict(self.config).items() if k not in NOT_KEYED}
+        settings = {
+            k: v
+            for k, v in asdict(self.config).items()
+            if k not in NOT_KEYED and (k, v) not in LATER.items()
+        }
         return json.dumps(settings, sort_keys=True, default=str)
 
 

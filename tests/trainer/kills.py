@@ -2,6 +2,7 @@
 
     python tests/trainer/kills.py --kills 50
     python tests/trainer/kills.py --kills 20 --signal INT    Ctrl-C: without a traceback, besides
+    python tests/trainer/kills.py --kills 20 --ranks 2       one of two processes of torchrun
 
 SIGKILL cannot be caught: whatever is half written stays so. Weights (MoCo: momentum encoder, queue
 and its place, too; θd and its batch norm), optimisers, random states, CSV and history have to be
@@ -9,6 +10,7 @@ the same, bit for bit. A test runs it with few kills.
 """
 
 import argparse
+import contextlib
 import csv
 import os
 import random
@@ -29,6 +31,7 @@ TINY = {
     "--bottleneck": "8", "--global-size": "16", "--local-size": "8", "--local-crops": "2",
     "--knn-every": "2", "--log-every": "1", "--checkpoint-every": "3", "--queue-size": "200",
 }  # fmt: skip
+SOON = 60  # seconds; torchrun itself gives a process 30 to end
 METHODS = (
     ("simsiam-logo",),
     ("moco-logo", "--affinity", "learned"),
@@ -36,18 +39,25 @@ METHODS = (
 )
 
 
-def command(out: Path, *more: str) -> list[str]:
+def command(out: Path, *more: str, ranks: int = 1) -> list[str]:
+    """By torchrun for several ranks."""
     settings = [word for name, value in TINY.items() for word in (name, *value.split())]
-    return [sys.executable, str(TRAINER / "train.py"), *settings, "--out", str(out), *more]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    start = [sys.executable, *(torchrun if ranks > 1 else [])]
+    return [*start, str(TRAINER / "train.py"), *settings, "--out", str(out), *more]
 
 
 def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def finish(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def finish(out: Path, *more: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(out, *more), capture_output=True, text=True, env=environment(), check=False
+        command(out, *more, ranks=ranks),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
     )
 
 
@@ -83,6 +93,45 @@ def kill_once(
     assert process.returncode in ends, f"it ended with status {process.returncode}: {said}"
     assert "Traceback" not in said, said
     return process.returncode != 0
+
+
+def kill_a_rank(
+    out: Path, words: Sequence[str], when: Callable[[float], bool], ranks: int, victim: int
+) -> float:
+    """As kill_once, by SIGKILL on one of the processes that torchrun started: seconds until all had
+    ended; 0 if they came to their end before.
+
+    The others end soon and without a traceback: the one there is comes from torchrun.
+    """
+    began, killed, late = time.monotonic(), 0.0, False
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            command(out, *words, ranks=ranks),
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env=environment() | {"PYTHONFAULTHANDLER": "1"},
+        )
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None:
+            if not killed and when(time.monotonic() - began):
+                found = children.read_text().split()
+                if len(found) == ranks:  # before that there is nothing to kill
+                    os.kill(int(found[victim]), signal.SIGKILL)
+                    killed = time.monotonic()
+            if killed and not late and time.monotonic() > killed + SOON:
+                late = True
+                for pid in children.read_text().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGABRT)  # It says where it was.
+            time.sleep(0.002)
+        took = time.monotonic() - killed
+        stderr.seek(0)
+        said = stderr.read().decode()
+    assert not late, f"the others did not end within {SOON} s: {said}"
+    assert process.returncode in ((0, 1) if killed else (0,)), said
+    assert said.count("Traceback") <= 1, said
+    assert said.count("error: process") <= 1, said
+    return took if process.returncode else 0.0
 
 
 def rows_without_time(path: Path) -> list[list[str]]:
@@ -145,31 +194,44 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments, not of the training")
     parser.add_argument("--epochs", type=int, default=40, help="4 steps each")
     parser.add_argument("--signal", default="KILL", choices=("KILL", "INT", "TERM"))
+    parser.add_argument("--ranks", type=int, default=1, help="processes; one of them is killed")
     options = parser.parse_args()
-    how = signal.Signals[f"SIG{options.signal}"]
-    chance, kills, ends = random.Random(options.seed), 0, 0
+    how, ranks = signal.Signals[f"SIG{options.signal}"], options.ranks
+    if ranks > 1 and how != signal.SIGKILL:
+        parser.error("--signal: several ranks are killed by KILL alone")
+    chance, kills, ends, longest = random.Random(options.seed), 0, 0, 0.0
     with tempfile.TemporaryDirectory() as folder:
         for i, method in enumerate(METHODS):
             words = ("--method", *method, "--epochs", str(options.epochs))
             whole, killed = Path(folder) / f"{i}-whole", Path(folder) / f"{i}-killed"
-            assert finish(whole, *words).returncode == 0
+            assert finish(whole, *words, ranks=ranks).returncode == 0
             share = options.kills * (i + 1) // len(METHODS)
             while kills < share:
                 when = moment(chance, killed)
-                killed_it = kill_once(killed, (*words, "--resume"), when, how)
+                again = (*words, "--resume")
+                if ranks > 1:
+                    victim = chance.randrange(ranks)
+                    took = kill_a_rank(killed, again, when, ranks, victim)
+                    killed_it, longest = took > 0, max(took, longest)
+                else:
+                    victim, killed_it = 0, kill_once(killed, again, when, how)
                 kills += killed_it
-                print(f"{kills} kills; {' '.join(method)} at row {rows(killed)}", flush=True)
+                print(
+                    f"{kills} kills; {' '.join(method)} at row {rows(killed)}, process {victim}",
+                    flush=True,
+                )
                 if not killed_it:
                     ends += 1
                     check(whole, killed)
                     shutil.rmtree(killed)
-            done = finish(killed, *words, "--resume")
+            done = finish(killed, *words, "--resume", ranks=ranks)
             assert done.returncode == 0, done.stderr
             ends += 1
             check(whole, killed)
     print(
-        f"{kills} kills by {how.name}, seed {options.seed}: {ends} runs to the end, each as one "
-        "never stopped"
+        f"{kills} kills by {how.name}, {ranks} processes, seed {options.seed}: {ends} runs to the "
+        "end, each as one never stopped"
+        + (f"; the others ended within {longest:.0f} s" if ranks > 1 else "")
     )
 
 

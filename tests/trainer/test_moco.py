@@ -79,6 +79,21 @@ def test_ema_once_a_step(trainer):
             assert not torch.equal(old, new)
 
 
+def test_the_average_has_the_bits_of_one_lerp_for_each_parameter(trainer):
+    """All parameters move in one call, which must not change a number of earlier runs."""
+    network = trainer.network
+    with torch.no_grad():
+        for value in network.body.parameters():
+            value.add_(torch.randn_like(value))
+    expected = [
+        old.lerp_(value, 1 - 0.99)
+        for old, value in zip(copies(network.momentum), copies(network.body), strict=True)
+    ]
+    network.update_momentum(0.99)
+    for new, value in zip(copies(network.momentum), expected, strict=True):
+        assert torch.equal(new, value)
+
+
 def test_keys_are_normalised_by_their_own_batch(trainer, monkeypatch):
     calls = spy_on_loss(monkeypatch)
     trainer.train_step(trainer.batch())
@@ -177,7 +192,7 @@ def parsed(monkeypatch, *words: str) -> Config:
     """The settings that the command would run with."""
     configs = []
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    monkeypatch.setattr(train, "run", configs.append)
+    monkeypatch.setattr(train, "run", lambda config, _: configs.append(config))
     train.main()
     return configs[0]
 
@@ -218,3 +233,51 @@ def test_a_preset_for_both_frameworks_at_once_is_refused(monkeypatch):
 def test_without_a_preset_the_defaults_stand(monkeypatch):
     assert parsed(monkeypatch) == Config()
     assert Config().method == "simsiam-logo"
+
+
+def test_key_groups_normalise_random_parts_by_themselves(data, tmp_path, monkeypatch):
+    trainer = Trainer(replace(TINY, key_groups=5), data, tmp_path)
+    network, calls, passes = trainer.network, spy_on_loss(monkeypatch), []
+    network.momentum.register_forward_hook(lambda _, x, y: passes.append((x[0], y)))
+    monkeypatch.setattr(trainer, "augment", lambda images: crops)
+    crops = torch.randn(32, 1, 16, 16), torch.randn(32, 1, 8, 8)
+    trainer.train_step(trainer.batch())
+    assert [len(x) for x, _ in passes] == [7, 7, 6, 6, 6]  # 2 x 16 crops
+    for _, part in passes:
+        assert part.mean(0).abs().max() < 1e-5
+    # Each crop passes once, and its key stands where the crop did: view-major rows, by image.
+    keys = calls[0]["keys"].transpose(0, 1).reshape(32, -1)
+    rows = [int((crops[0] == x).flatten(1).all(1).nonzero()) for part, _ in passes for x in part]
+    assert sorted(rows) == list(range(32))
+    assert rows != sorted(rows)
+    assert torch.equal(keys[rows], torch.cat([y for _, y in passes]))
+    passes.clear()
+    trainer.train_step(trainer.batch())
+    again = [int((crops[0] == x).flatten(1).all(1).nonzero()) for part, _ in passes for x in part]
+    assert again != rows
+
+
+def test_a_run_with_key_groups_resumes_bit_for_bit(data, tmp_path, monkeypatch):
+    config = replace(TINY, key_groups=4, epochs=2, checkpoint_every=3)
+    whole = Trainer(config, data, tmp_path)
+    whole.start()
+    whole.run()
+    (tmp_path / "half").mkdir()
+    stopped = Trainer(config, data, tmp_path / "half")
+    stopped.start()
+    save = Trainer.save
+
+    def save_and_stop(self, file):
+        save(self, file)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    monkeypatch.setattr(Trainer, "save", save)
+    resumed = Trainer(config, data, tmp_path / "half")
+    resumed.resume()
+    assert resumed.step == 3
+    resumed.run()
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name

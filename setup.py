@@ -30,7 +30,8 @@ class CMakeBuild(build_ext):
         path = os.pathsep.join(
             [os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)]
         )
-        environment = {**os.environ, "PATH": path}
+        # Steps done and the seconds so far, on each line that ninja prints.
+        environment = {"NINJA_STATUS": "[%f/%t %es] ", **os.environ, "PATH": path}
         subprocess.run(
             [
                 # fresh: an earlier cache names tools of a build environment that is gone

@@ -59,7 +59,9 @@ constexpr std::array<std::pair<cpu::Simd, const char*>, 3> kSimds{{
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+// Without the GIL too: calls share nothing but the chosen instruction set, an atomic, and what is
+// known of each GPU, behind a mutex.
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "C++ kernels; called by logo_kernels.backends, which allocates and validates.";
   bind_cpu(m);
   m.def(

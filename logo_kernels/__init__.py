@@ -13,7 +13,7 @@ from .losses import LoGoLoss, LoGoTerms, logo_loss
 from .queue import NegativeQueue
 from .similarity import block_cosine_similarity
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "LoGoLoss",

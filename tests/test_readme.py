@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *DOCS]
+PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *DOCS]
 WITH_BLOCKS = {"README", "index", "backends", "design", "migrating"}
 
 # In the order in which a reader meets them.
@@ -19,7 +19,7 @@ SECTIONS = [
 ]  # fmt: skip
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 PATH = re.compile(
-    r"(?<![\w./-])(?:csrc|logo_kernels|python|tests|benchmarks|docs)/[\w./-]*(?![\w<{*])"
+    r"(?<![\w./-])(?:csrc|logo_kernels|python|tests|benchmarks|docs|examples)/[\w./-]*(?![\w<{*])"
 )
 
 

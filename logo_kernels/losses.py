@@ -127,9 +127,9 @@ def logo_loss(
     :math:`r_i` (LoGo, CVPR 2022, arXiv 2203.17205, eqs. 2-5 and 9):
 
     .. math::
-        gg &= \operatorname{mean}_{i \ne j} -\cos(x_i, t_j) \qquad
-        lg  = \operatorname{mean}_{i, j} -\cos(y_i, t_j) \qquad
-        ll  = \operatorname{mean}_{i < j} \cos(r_i, r_j) \\
+        gg &= \operatorname{mean}_{i \ne j} -\cos(x_i, t_j) \\
+        lg &= \operatorname{mean}_{i, j} -\cos(y_i, t_j) \\
+        ll &= \operatorname{mean}_{i < j} \cos(r_i, r_j) \\
         total &= \tfrac{G(G-1)}{2} gg + L G \, lg + \lambda \tfrac{L(L-1)}{2} ll
         \qquad \text{(pair_reduction="sum")} \\
         total &= \frac{G(G-1) \, gg + L G \, lg}{G(G-1) + L G} + \lambda \, ll

@@ -37,7 +37,7 @@ def block_cosine_similarity(a: Tensor, b: Tensor | None = None, *, backend: str 
         RuntimeError: a named backend that cannot serve the call, with its reason.
 
     Examples:
-        >>> a = torch.tensor([[[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]])  # the last row has no direction
+        >>> a = torch.tensor([[[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]])  # the last: no direction
         >>> block_cosine_similarity(a).round(decimals=4)
         tensor([[[1., 0., 0.],
                  [0., 1., 0.],

@@ -2,7 +2,6 @@
 
 import doctest
 import inspect
-import sys
 
 import pytest
 import torch
@@ -30,7 +29,7 @@ NOTHING_RAISES = {"LoGoTerms", "available_backends"}
 def test_examples_say_what_happens(name):
     torch.manual_seed(0)
     subject = PUBLIC[name]
-    names = {**vars(sys.modules[subject.__module__]), "torch": torch}
+    names = {"torch": torch, **NAMES}
     made = doctest.DocTestFinder(recurse=False).find(subject, name, globs=names)
     examples = [test for test in made if test.examples]
     assert examples, "no example"

@@ -19,7 +19,7 @@ class Formulas(griffe.Extension):
 
 def with_formulas(text: str) -> str:
     text = _BLOCK.sub(lambda found: f"{block(textwrap.dedent(found[1]))}\n\n", text)
-    return _INLINE.sub(lambda found: convert(found[1]), text)
+    return _INLINE.sub(lambda found: f"<span>{convert(found[1])}</span>", text)
 
 
 def block(formula: str) -> str:
@@ -27,7 +27,8 @@ def block(formula: str) -> str:
     lines = [line.split("&", 1) for line in re.split(r"\\\\", formula.strip())]
     cells = [[inner(cell) for cell in line] for line in lines]
     rows = "".join(f"<mtr>{''.join(f'<mtd>{one}</mtd>' for one in row)}</mtr>" for row in cells)
-    return f'<math display="block"><mtable displaystyle="true">{rows}</mtable></math>'
+    table = f'<mtable displaystyle="true">{rows}</mtable>'
+    return f'<div class="formula"><math display="block">{table}</math></div>'
 
 
 def inner(formula: str) -> str:

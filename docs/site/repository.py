@@ -21,9 +21,6 @@ _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
 
 def on_files(files: Files, *, config: Any, **_: Any) -> None:
-    for file in files:
-        if posixpath.dirname(file.src_uri) == "site" and file.src_uri.endswith(".css"):
-            continue
     waiting = [file.src_uri for file in files.documentation_pages()]
     while waiting:
         page = waiting.pop()
@@ -47,7 +44,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
             return link[0]
         return link[1] + posixpath.relpath(to, posixpath.dirname(uri) or ".") + link[3]
 
-    if uri.startswith(f"{AREA}/") and not source_of(uri).suffix == ".md":
+    if uri.startswith(f"{AREA}/") and source_of(uri).suffix != ".md":
         return markdown
     return "".join(
         part if part.startswith("```") else _LINK.sub(moved, part)

@@ -6,6 +6,8 @@
 ``python -m logo_kernels`` tells which backends work on this machine and why others do not.
 """
 
+from __future__ import annotations
+
 from .affinity import LocalAffinity
 from .backends import BACKENDS
 from .contrast import info_nce

@@ -65,6 +65,18 @@ def info_nce(
         TypeError: an argument of a wrong type or dtype.
         ValueError: a wrong shape, value, name or device, or no negatives (K = 0).
         RuntimeError: a named backend that cannot serve the call, with its reason.
+
+    Examples:
+        A positive and a negative that are as like the query as each other, so that ℓ = log 2.
+
+        >>> query = torch.tensor([[1.0, 0.0]], requires_grad=True)
+        >>> positive, negative = torch.tensor([[[1.0, 1.0]]]), torch.tensor([[1.0, -1.0]])
+        >>> loss = info_nce(query, positive, negative, temperature=0.5)
+        >>> [round(one, 4) for one in loss[0].tolist()]
+        [0.6931]
+        >>> loss.sum().backward()
+        >>> bool(query.grad[0, 1] < 0)  # a step against the gradient turns towards the positive
+        True
     """
     checks.one_of("backend", backend, (AUTO, *BACKENDS))
     q = checks.matrix("queries", queries, "N, D")

@@ -25,7 +25,23 @@ class LoGoTerms(NamedTuple):
     """The loss and what it is made of.
 
     ``gg``, ``lg`` and ``ll`` are detached, each the mean over its pairs of one image, reduced over
-    images as ``total`` is. All four are scalars, or [B] with ``reduction="none"``.
+    images as ``total`` is. All four are scalars, or [B] with ``reduction="none"``; float32, or
+    float64 if any input is. A tuple, so that it can be unpacked; only ``total`` can be
+    differentiated.
+
+    Attributes:
+        total: the loss, whose formula `logo_loss` gives.
+        gg: attraction between the global crops (eq. 3); 0 for G = 1.
+        lg: attraction of the local crops to the global ones (eq. 4); 0 for L = 0.
+        ll: the affinity of the local crops (eq. 5), without λ; 0 for L < 2 or ``affinity=None``.
+
+    Examples:
+        >>> terms = logo_loss(torch.ones(4, 2, 4), return_terms=True, reduction="none")
+        >>> terms.gg.round(decimals=4)
+        tensor([-1., -1., -1., -1.])
+        >>> total, gg, lg, ll = terms
+        >>> bool((total == gg).all()), lg.shape  # G = 2 has one pair, L = 0 has none
+        (True, torch.Size([4]))
     """
 
     total: Tensor
@@ -111,9 +127,9 @@ def logo_loss(
     :math:`r_i` (LoGo, CVPR 2022, arXiv 2203.17205, eqs. 2-5 and 9):
 
     .. math::
-        gg &= \operatorname{mean}_{i \ne j} -\cos(x_i, t_j) \qquad
-        lg  = \operatorname{mean}_{i, j} -\cos(y_i, t_j) \qquad
-        ll  = \operatorname{mean}_{i < j} \cos(r_i, r_j) \\
+        gg &= \operatorname{mean}_{i \ne j} -\cos(x_i, t_j) \\
+        lg &= \operatorname{mean}_{i, j} -\cos(y_i, t_j) \\
+        ll &= \operatorname{mean}_{i < j} \cos(r_i, r_j) \\
         total &= \tfrac{G(G-1)}{2} gg + L G \, lg + \lambda \tfrac{L(L-1)}{2} ll
         \qquad \text{(pair_reduction="sum")} \\
         total &= \frac{G(G-1) \, gg + L G \, lg}{G(G-1) + L G} + \lambda \, ll
@@ -172,6 +188,24 @@ def logo_loss(
         ValueError: a wrong shape, value, name or device, or crops without a single attraction pair
             (G = 1 and L = 0), or, for "info_nce", without negatives (K = 0, or "batch" with B = 1).
         RuntimeError: a named backend that cannot serve the call, with its reason.
+
+    Examples:
+        Two images with two global and three local crops each, all alike: every pair attracts fully.
+
+        >>> x, y = torch.ones(2, 2, 4), torch.ones(2, 3, 4)
+        >>> logo_loss(x, y, affinity=None, pair_reduction="mean").round(decimals=4)
+        tensor(-1.)
+        >>> terms = logo_loss(x, y, repulsion_weight=0.5, pair_reduction="mean", return_terms=True)
+        >>> [round(term.item(), 4) for term in terms]  # total, gg, lg, ll
+        [-0.5, -1.0, -1.0, 1.0]
+
+        InfoNCE against a queue; the gradient goes to the crops alone.
+
+        >>> q = torch.randn(2, 2, 8, requires_grad=True)
+        >>> k, queue = torch.randn(2, 2, 8), torch.randn(16, 8)
+        >>> logo_loss(q, targets=k, similarity="info_nce", negatives=queue).backward()
+        >>> q.grad.shape
+        torch.Size([2, 2, 8])
     """
     _check_names(similarity, affinity, pair_reduction, reduction, backend)
     temperature = checks.temperature(temperature)
@@ -219,7 +253,34 @@ class LoGoLoss(ranks.HoldsGroup):
     """`logo_loss` as a module: the settings here, the crops in ``forward``.
 
     An affinity that is a module becomes a submodule, so that its parameters are found. The formula,
-    shapes, dtypes and errors are those of `logo_loss`.
+    shapes, dtypes and errors are those of `logo_loss`, of which every argument here has the name.
+
+    Args:
+        similarity: "cosine" or "info_nce".
+        temperature: τ > 0, for "info_nce": a number or a tensor [].
+        group: for ``negatives="batch"`` of several processes; None: this process alone.
+        affinity: "cosine", None or a callable [B, L, D] -> [B].
+        repulsion_weight: λ.
+        pair_reduction: "sum" or "mean" over attraction pairs.
+        reduction: over images: "mean", "sum" or "none".
+        return_terms: `LoGoTerms` instead of the loss alone.
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
+
+    Raises:
+        TypeError: an argument of a wrong type.
+        ValueError: an unknown name, or a temperature that is not positive.
+
+    Examples:
+        >>> criterion = LoGoLoss(pair_reduction="mean", repulsion_weight=0.01)
+        >>> crops = torch.randn(4, 2 + 3, 8, requires_grad=True)
+        >>> loss = criterion(crops[:, :2], crops[:, 2:])
+        >>> torch.equal(
+        ...     loss,
+        ...     logo_loss(
+        ...         crops[:, :2], crops[:, 2:], pair_reduction="mean", repulsion_weight=0.01
+        ...     ),
+        ... )
+        True
     """
 
     def __init__(
@@ -259,6 +320,29 @@ class LoGoLoss(ranks.HoldsGroup):
         negatives: Tensor | str | None = None,
         repulsion_features: Tensor | Sequence[Tensor] | None = None,
     ) -> Tensor | LoGoTerms:
+        """`logo_loss` of these crops, with the settings of the module.
+
+        Args:
+            global_crops: [B, G, D], or a sequence of G tensors [B, D].
+            local_crops: [B, L, D], likewise; None: no local crops.
+            targets: [B, G, D], constants; None: ``global_crops`` detached.
+            negatives: for "info_nce": [K, D] or "batch".
+            repulsion_features: [B, L, D], what the affinity sees; None: ``local_crops``.
+
+        Returns:
+            The loss, or `LoGoTerms` with ``return_terms``.
+
+        Raises:
+            TypeError: as `logo_loss`.
+            ValueError: as `logo_loss`.
+            RuntimeError: as `logo_loss`.
+
+        Examples:
+            >>> criterion = LoGoLoss(similarity="info_nce", temperature=0.1, reduction="none")
+            >>> q, k = torch.randn(4, 2, 8), torch.randn(4, 2, 8)
+            >>> criterion(q, targets=k, negatives="batch").shape
+            torch.Size([4])
+        """
         return logo_loss(
             global_crops,
             local_crops,

@@ -42,7 +42,8 @@ _SCHEMA = {
     torch.dtype | None: "ScalarType?",
 }
 
-_library = torch.library.Library("logo_kernels", "DEF")
+NAMESPACE = "logo_kernels"  # of the operators; python/hub.py gives a copy of the package its own
+_library = torch.library.Library(NAMESPACE, "DEF")
 OPERATORS: dict[str, Operator[Any, Any]] = {}  # by name, all that are made
 
 
@@ -63,8 +64,8 @@ class Operator(Generic[C, R]):
         outputs = ", ".join(f"Tensor {field}" for field in self.result._fields)
         _library.define(f"{name}({', '.join(arguments)}, str backend) -> ({outputs})")
         _library.impl(name, self._run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"logo_kernels::{name}", self._fake, lib=_library)
-        self.registered = getattr(torch.ops.logo_kernels, name).default
+        torch.library.register_fake(f"{NAMESPACE}::{name}", self._fake, lib=_library)
+        self.registered = getattr(getattr(torch.ops, NAMESPACE), name).default
         OPERATORS[name] = self
 
     def __call__(self, call: C, backend: str | Backend) -> R:

@@ -37,11 +37,25 @@ class NegativeQueue(ranks.HoldsGroup):
         group: a ProcessGroup, or a DeviceMesh of one dimension, whose ranks fill one queue;
             ``torch.distributed.group.WORLD`` is None before ``init_process_group``. None: this
             process alone.
-        device, dtype: of the keys; bfloat16 halves what each step reads.
+        device: of the keys.
+        dtype: of the keys; bfloat16 halves what each step reads.
+
+    Attributes:
+        keys: [size, dim], k̂ = k/‖k‖ of the keys enqueued; a buffer.
+        pointer: [], int64, the row that is written next; a buffer.
 
     Raises:
-        ValueError, TypeError: a size that is no positive integer, a dtype that does not float, or a
-            group that is none.
+        ValueError: a size that is not positive.
+        TypeError: a size that is no integer, a dtype that does not float, or a group that is none.
+
+    Examples:
+        >>> queue = NegativeQueue(dim=2, size=4)
+        >>> queue.enqueue(torch.tensor([[3.0, 0.0], [0.0, 5.0]]))
+        >>> queue.keys[:2].round(decimals=4)
+        tensor([[1., 0.],
+                [0., 1.]])
+        >>> sorted(queue.state_dict())
+        ['keys', 'pointer']
     """
 
     keys: Tensor
@@ -82,8 +96,18 @@ class NegativeQueue(ranks.HoldsGroup):
         none, and they are written in the order of the ranks. No value is looked at by the host, but
         for how many keys the ranks of a group bring.
 
+        Args:
+            keys: [B, D] or [B, P, D], any floating dtype; constants.
+
         Raises:
-            TypeError, ValueError: no floating tensor of rank 2 or 3 with D = dim.
+            TypeError: no floating tensor.
+            ValueError: a rank other than 2 or 3, or D that is not ``dim``.
+
+        Examples:
+            >>> queue = NegativeQueue(dim=1, size=2)
+            >>> queue.enqueue(torch.tensor([[1.0], [2.0], [-3.0]]))  # more than it holds
+            >>> queue.keys.flatten().round(decimals=4).tolist(), queue.pointer.item()
+            ([-1.0, 1.0], 1)
         """
         size, dim = self.keys.shape
         if not isinstance(keys, Tensor) or keys.dtype not in checks.FLOATING:

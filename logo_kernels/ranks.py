@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from typing import Any, TypeAlias, Union
+from typing import Any, Union
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ if dist.is_available():
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-Group: TypeAlias = Union["ProcessGroup", "DeviceMesh", None]
+Group = Union["ProcessGroup", "DeviceMesh", None]
 
 # Of functional collectives, which torch.compile traces; torch has moved and renamed this one.
 _PLACES = [

@@ -35,6 +35,15 @@ def block_cosine_similarity(a: Tensor, b: Tensor | None = None, *, backend: str 
         TypeError: an argument that is no floating tensor, or tensors of different dtypes.
         ValueError: a wrong rank, an empty dimension, or sizes or devices that disagree.
         RuntimeError: a named backend that cannot serve the call, with its reason.
+
+    Examples:
+        >>> a = torch.tensor([[[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]])  # the last: no direction
+        >>> block_cosine_similarity(a).round(decimals=4)
+        tensor([[[1., 0., 0.],
+                 [0., 1., 0.],
+                 [0., 0., 0.]]])
+        >>> block_cosine_similarity(a, torch.tensor([[[1.0, 0.0]]])).shape
+        torch.Size([1, 3, 1])
     """
     a = checks.block("a", a, "B, V, D")
     _not_empty("a", a, "V")

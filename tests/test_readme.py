@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import logo_kernels
+import neighbours
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *DOCS]
-WITH_BLOCKS = {"README", "index", "backends", "design", "migrating"}
+WITH_BLOCKS = {"README", "index", "backends", "design", "migrating", "neighbours"}
 
 # In the order in which a reader meets them.
 SECTIONS = [
@@ -28,12 +31,13 @@ def name_of(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_blocks_run(page):
+def test_blocks_run(page, monkeypatch):
     """In order, in one namespace: a block may use what an earlier one has made."""
     text = page.read_text()
     blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
     assert bool(blocks) == (page.stem in WITH_BLOCKS)
-    namespace: dict = {}
+    neighbours.stand_in(monkeypatch)
+    namespace: dict = {"__name__": page.stem}
     torch.manual_seed(0)
     for block in blocks:
         above = "\n" * text[: block.start(1)].count("\n")  # for the line numbers of a traceback
@@ -85,6 +89,14 @@ def test_docs_are_linked_from_their_index():
     index = ROOT / "docs/index.md"
     linked = {target for target, _, _ in links_of(index)}
     assert {page.name for page in DOCS if page != index} <= linked
+
+
+def test_public_names_have_a_place_in_the_reference():
+    """Each once, as the page is built from them."""
+    shown = re.findall(
+        r"^::: logo_kernels\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE
+    )
+    assert sorted(shown) == sorted(set(logo_kernels.__all__) - {"__version__"})
 
 
 def test_thresholds_of_the_design_exist():

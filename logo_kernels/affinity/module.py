@@ -108,11 +108,22 @@ class LocalAffinity(nn.Sequential):
         dim: D, numbers of a crop.
         hidden: widths of the two hidden layers.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
-        TypeError, ValueError: a size that is no positive integer, another number of hidden layers
-            than two, an unknown backend.
+        TypeError: a size that is no integer.
+        ValueError: a size that is not positive, another number of hidden layers than two, an
+            unknown backend.
+
+    Examples:
+        >>> affinity = LocalAffinity(dim=8, hidden=(16, 16))
+        >>> local = torch.randn(4, 3, 8, requires_grad=True)
+        >>> affinity(local).shape
+        torch.Size([4])
+        >>> affinity.objective(local).backward()  # a gradient for θd, none for the crops
+        >>> affinity[0].weight.grad.shape, local.grad
+        (torch.Size([16, 16]), None)
     """
 
     def __init__(
@@ -160,6 +171,13 @@ class LocalAffinity(nn.Sequential):
             TypeError: no floating tensor.
             ValueError: a wrong shape, or L < 2.
             RuntimeError: a named backend that cannot serve the call, with its reason.
+
+        Examples:
+            >>> affinity = LocalAffinity(dim=8).eval()
+            >>> a, b = torch.randn(2, 1, 8).unbind()
+            >>> same, swapped = affinity([a, b]), affinity([b, a])  # both orders of a pair count
+            >>> torch.allclose(same, swapped), bool(same > 0)
+            (True, True)
         """
         if objective is not None:
             return self.objective(local, objective)
@@ -194,8 +212,18 @@ class LocalAffinity(nn.Sequential):
             local: as for ``forward``, B ≥ 2; detached: no gradient flows to it.
             form: "logistic" (the authors' code) or "difference" (the paper).
 
+        Returns:
+            A scalar, float32, float64 for a float64 module. Once differentiable.
+
         Raises:
-            TypeError, ValueError, RuntimeError: as ``forward``; B = 1; an unknown form.
+            TypeError: as ``forward``.
+            ValueError: as ``forward``; B = 1; an unknown form.
+            RuntimeError: as ``forward``.
+
+        Examples:
+            >>> affinity = LocalAffinity(dim=8)
+            >>> affinity.objective(torch.randn(4, 2, 8), "difference").shape
+            torch.Size([])
         """
         checks.one_of("form", form, OBJECTIVES)
         z = self._crops(local).detach()

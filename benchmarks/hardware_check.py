@@ -1,4 +1,4 @@
-"""Builds, tests, sanitizes and measures on this machine's GPU: `--help` tells more."""
+"""Builds, tests, sanitizes and measures on a GPU, by hardware/check.py; `--help` tells more."""
 
 from hardware.check import main
 

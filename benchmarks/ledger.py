@@ -1,4 +1,4 @@
-"""Which GPU kernels have passed on hardware as they are now: `--help` tells more."""
+"""Which GPU kernels have passed on hardware, by hardware/ledger.py; `--help` tells more."""
 
 from hardware.ledger import main
 

@@ -1,4 +1,4 @@
-"""Tables and charts of what was measured: `--help` tells more."""
+"""Tables and charts of what was measured, by harness/report.py; `--help` tells more."""
 
 from harness.report import main
 

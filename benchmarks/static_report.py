@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels: `--help` tells more."""
+"""What nvcc makes of the CUDA kernels, by hardware/static_report.py; `--help` tells more."""
 
 from hardware.static_report import main
 

@@ -145,7 +145,8 @@ def logo_loss(
     Loss and gradient come from one pass over the crops, or, for InfoNCE, over the negatives, of
     which no logits are kept in memory. A zero row has cosine 0 and gradient 0. A gradient that its
     dtype cannot hold (it grows as 1/‖x‖ and as 1/τ) saturates at the largest finite value, and so
-    does a loss (it grows as 1/τ). NaN or inf in a row gives NaN.
+    does a loss (it grows as 1/τ); in float16, where the upstream gradient is above one (a
+    GradScaler's), it may be inf instead, which the scaler skips. NaN or inf in a row gives NaN.
 
     Args:
         global_crops: [B, G, D], online outputs (SimSiam: h(z)), float32, bfloat16, float16 or

@@ -1,5 +1,5 @@
-"""The losses as their equations read, differentiated by autograd, with nothing of the package in
-them; and what a careful user would write instead, who rounds as we may.
+"""The losses as their equations read, differentiated by autograd, with no formula of the package
+in them; and what a careful user would write instead, who rounds as we may.
 """
 
 from __future__ import annotations

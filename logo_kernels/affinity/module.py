@@ -43,7 +43,7 @@ def has_kernels(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
     return backend_for(backend, key_of(device, dtype)).fuses_affinity
 
 
-def _are_plain(layers: tuple[Any, ...]) -> bool:
+def _untouched(layers: tuple[Any, ...]) -> bool:
     """Whether these are the very types expected, with no hook and no forward of their own."""
     if len(layers) != len(LAYERS):
         return False
@@ -67,7 +67,9 @@ def _check_whole(weight: Any) -> None:
         )
 
 
-def _fit(first: Any, norm: Any, _: Any, second: Any, other: Any, __: Any, last: Any) -> bool:
+def _parameters_fit(
+    first: Any, norm: Any, _: Any, second: Any, other: Any, __: Any, last: Any
+) -> bool:
     """Whether all parameters are there, and the last layer gives one number."""
     whole = True
     for layer in (first, norm, second, other, last):
@@ -189,7 +191,7 @@ class LocalAffinity(nn.Sequential):
                 return functions.Affinity.apply(z, settings, None, *parameters)
             return functions.Affinity.apply(z, settings, parameters)
         units = self._units(z)
-        return self._plain(units, units, 0, "softplus")
+        return self._concatenated(units, units, 0, "softplus")
 
     def objective(self, local: Tensor | Sequence[Tensor], form: str = "logistic") -> Tensor:
         r"""What θd minimises, a scalar: crops of one image alike, crops of two images not (eq. 6).
@@ -238,8 +240,8 @@ class LocalAffinity(nn.Sequential):
             return functions.Objective.apply(z, settings, noise, deviation, *parameters)
         units = self._units(z)
         first, second = (units, units) if noise is None else units + noise * deviation
-        alike = self._plain(first, second, 0, "softplus_negated" if logistic else "identity")
-        unlike = self._plain(units, units, 1, "softplus" if logistic else "identity")
+        alike = self._concatenated(first, second, 0, "softplus_negated" if logistic else "identity")
+        unlike = self._concatenated(units, units, 1, "softplus" if logistic else "identity")
         return (unlike + alike if logistic else unlike - alike).mean()
 
     def __getitem__(self, index: Any) -> Any:
@@ -295,11 +297,11 @@ class LocalAffinity(nn.Sequential):
     def _is_fused(self, z: Tensor, dtype: torch.dtype) -> bool:
         """Whether kernels replace the layers: all are as they were made, and none is hooked."""
         layers = tuple(self._modules.values())
-        if not _are_plain(layers):
+        if not _untouched(layers):
             return False
         if type(layers[0]._parameters["weight"]) not in _WHOLE:
             _check_whole(layers[0]._parameters["weight"])
-        return _fit(*layers) and has_kernels(self.backend, z.device, dtype)
+        return _parameters_fit(*layers) and has_kernels(self.backend, z.device, dtype)
 
     def _units(self, z: Tensor) -> Tensor:
         """ẑ for the plain form; autocast rounds it there."""
@@ -307,7 +309,7 @@ class LocalAffinity(nn.Sequential):
         autocast = autocast_dtype(z.device.type) is not None
         return Unit.apply(z, compute_dtype(z, first) if autocast else first.dtype, self.backend)
 
-    def _plain(self, first: Tensor, second: Tensor, roll: int, link: str) -> Tensor:
+    def _concatenated(self, first: Tensor, second: Tensor, roll: int, link: str) -> Tensor:
         """[B]: the mean of link(f) over each image's pairs, from concatenated [zᵢ; zⱼ]."""
         images, crops, _ = first.shape
         pair = torch.arange(crops * (crops - 1), device=first.device)

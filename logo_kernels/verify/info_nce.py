@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import info_nce, logo_loss
+from ..contrast import contrast
 from .case import UPSTREAM, Case, Numbers, Place, Results, extreme, identity, name_of, step
 from .errors import BOUNDS
 
@@ -120,9 +121,41 @@ class Batch(Case):
         return step(total, upstream, leaves) | {"gg": gg, "lg": lg}
 
 
+@dataclass(frozen=True)
+class Ranks(Case):
+    """The targets of other processes behind one's own: of an image's own, none is a negative."""
+
+    sizes: tuple[int, int, int, int]  # B, G, L, D
+    others: int  # targets of other processes
+    dtype: torch.dtype
+
+    operation = "info_nce"
+
+    def __str__(self) -> str:
+        return identity(self.operation, self.sizes, name_of(self.dtype), f"{self.others} of others")
+
+    def bound(self, _result: Tensor) -> float:
+        return BOUNDS[self.dtype]
+
+    def results(self, place: Place) -> Results:
+        images, globals_, locals_, dim = self.sizes
+        numbers = Numbers()
+        counts = (globals_, locals_, globals_)
+        x, y, t = (v.to(self.dtype) for v in numbers.crops(images, counts, dim, False))
+        others = numbers.normal(self.others, dim).to(self.dtype)
+        x, y = place.leaf(x), place.leaf(y)
+        total, terms = contrast(
+            x, y, place.put(t), place.put(torch.cat([t.flatten(0, 1), others])),
+            0.2, "sum", "mean", place.backend, True, own_first=True,
+        )  # fmt: skip
+        assert terms is not None
+        leaves: dict[str, Tensor | None] = {"global crops": x, "local crops": y}
+        return step(total, UPSTREAM, leaves) | {"gg": terms[0], "lg": terms[1]}
+
+
 # Each pair of dtypes that has products of its own; several tiles, ragged; a running maximum (small
 # τ), and one (1e-30) that leaves no weight but the largest; more columns than one tile has; the
-# images of the batch.
+# images of the batch, and those of other processes.
 FEW: list[Case] = [
     Queue((70, 2, 300, 64), F32, F32),
     Queue((70, 2, 300, 64), BF16, BF16, transposed=True),
@@ -133,6 +166,7 @@ FEW: list[Case] = [
     Queue((5, 3, 70, 300), BF16, BF16),
     Batch((20, 2, 3, 48), BF16),
     Batch((7, 1, 2, 24), F32, reduction="none", view_major=True, learned=True),
+    Ranks((20, 2, 3, 48), 70, BF16),
 ]
 
 
@@ -152,6 +186,7 @@ def _more() -> Iterator[Case]:
         yield Batch((9, 3, 0, 64), dtype, reduction="sum")
         yield Batch((9, 2, 2, 64), dtype, queue=150)
         yield Batch((33, 2, 2, 64), dtype, queue=150, learned=True)
+        yield Ranks((9, 2, 2, 64), 150, dtype)
 
 
 MORE: list[Case] = list(_more())

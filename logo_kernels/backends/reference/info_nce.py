@@ -43,7 +43,7 @@ def info_nce(call: InfoNCECall, result: InfoNCEResult) -> None:
         # eq. 1 of each pair: −log(e^{s⁺} / (e^{s⁺} + e^{lse})) = softplus(lse − s⁺), without the
         # threshold of torch's softplus: above 20 it would drop what fp64 still resolves. In units
         # of a power of two, so that a sum is a number where the mean is one.
-        unit = _unit(tau)
+        unit = _loss_unit(tau)
         gap = (most - queries @ positives.mT) * unit / tau + unit * sums.log()  # [B, V, P]
         losses = F.relu(gap) + unit * torch.log1p(torch.exp(-(gap / unit).abs()))
         pairs, weights = _pairs(call, gap)
@@ -103,7 +103,7 @@ def _temperature(call: InfoNCECall | InfoNCEBackwardCall, dtype: torch.dtype) ->
     return torch.where(tau > 0, tau, torch.nan)
 
 
-def _unit(tau: Tensor) -> Tensor:
+def _loss_unit(tau: Tensor) -> Tensor:
     """The power of two by which losses, as large as 2/τ, are multiplied before they are summed."""
     half = 64 if tau.dtype == torch.float32 else 512
     return torch.ones_like(tau).masked_fill(tau < 2.0 ** (4 - half), 2.0**-half)

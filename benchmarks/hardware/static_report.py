@@ -201,9 +201,13 @@ def _round_up(value: int, unit: int) -> int:
 def bytes_in_flight(
     blocks: int, stages: int, rows: int, columns: int, element_bytes: int
 ) -> tuple[int, int]:
-    """Reads that a multiprocessor has under way: while each block works on a stage, and at best."""
+    """Reads that a multiprocessor has under way: while each block works on a stage, and at best.
+
+    Blocks of one stage work while others read: then one of them works.
+    """
     stage = rows * columns * element_bytes
-    return blocks * (stages - 1) * stage, blocks * stages * stage
+    reading = blocks - 1 if stages == 1 else blocks * (stages - 1)
+    return reading * stage, blocks * stages * stage
 
 
 def find_tool(name: str) -> str | None:
@@ -358,8 +362,9 @@ def _problems_section(architecture: Architecture, rows: list[dict[str, Any]]) ->
         "Computed, not measured. Little's law asks for bandwidth × latency, at the data sheet's "
         f"bandwidth and an **assumed** latency of {LATENCY * 1e9:.0f} ns of loaded DRAM: {needed}. "
         "That is for reads alone at full bandwidth; where as many bytes are written as read, half "
-        "does. In flight: while each block works on one of its stages, and with all its stages "
-        "under way; of an architecture's devices the hungriest is compared."
+        "does. In flight: while each block works on one of its stages (of blocks with one stage: "
+        "while one block works), and with all stages under way; of an "
+        "architecture's devices the hungriest is compared."
     )
     body = []
     for row in rows:

@@ -51,7 +51,6 @@ def test_all_methods_write_all_files_and_one_table(tmp_path):
 @pytest.mark.parametrize(
     ("method", "more", "saved"),
     [
-        ("simsiam-logo", (), set()),
         ("moco-logo", ("--affinity", "learned"), {"affinity", "affinity_optimizer"}),
         (
             "simsiam-logo",

@@ -8,17 +8,15 @@ python benchmarks/scaling.py --measure  a step by 1 and by 2 processes on this C
 import argparse
 from pathlib import Path
 
-from harness import machine, processes, traffic
+from harness import machine, processes, report, traffic
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/scaling.md"
-BEGIN, END = "<!-- traffic:begin -->", "<!-- traffic:end -->"
 
 
 def page() -> str:
     """The page with today's tables."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n" + "\n".join(traffic.tables()) + f"\n\n{END}{after}"
+    block = "\n".join(traffic.tables()).strip() + "\n"
+    return report.with_block(PAGE.read_text(), block, "traffic")
 
 
 def measured() -> str:

@@ -148,39 +148,31 @@ def check_kernels(work: Workplace) -> tuple[dict[Of, Verdicts], dict[Of, Tests]]
     of = pairs(work)
     backends = sorted({backend for backend, _ in of})
     tests = [gpu_tests(work, backend) for backend in backends]
-    plain = [work.verify(f"verify {' '.join(each)}", 120, *each) for each in of]
+    plain = [work.verify(name_of(each, "verify"), 120, *each) for each in of]
     peers = work.python("compile the peers", 180, "-m", "hardware.warm_cache")
     modules = os.pathsep.join([str(work.source / "benchmarks"), peers.environment["PYTHONPATH"]])
     peers = replace(peers, environment={**peers.environment, "PYTHONPATH": modules})
-    verdicts: dict[Of, Verdicts] = {each: {} for each in of}
     sanitizer = work.tool("compute-sanitizer")
-    commands: dict[tuple[Of, str], Command] = {}
-    for each, tool in product(of, SANITIZERS):
-        if sanitizer is None:
-            verdicts[each][tool] = work.steps.absent(f"{tool} {' '.join(each)}").verdict
-        else:
-            commands[each, tool] = sanitized(work, sanitizer, each, tool)
-    outcomes = iter(
-        work.steps.run(
-            *tests, *plain, peers, *commands.values(),
-            at_once=len(tests) + max(2, (os.cpu_count() or 1) // 2), seconds=300,
-        )
+    tools = [sanitized(work, sanitizer, *each) for each in product(of, SANITIZERS) if sanitizer]
+    outcomes = work.steps.run(
+        *tests, *plain, peers, *tools,
+        at_once=len(tests) + max(2, (os.cpu_count() or 1) // 2), seconds=300,
     )  # fmt: skip
+    if sanitizer is None:
+        outcomes += [work.steps.absent(name_of(*each)) for each in product(of, SANITIZERS)]
+    last = {outcome.name: outcome for outcome in outcomes}
+    # 45 s: a tool that hangs once more is not worth the benchmarks' time.
+    again = [tool for tool in tools if last[tool.name].verdict == NO_END]
+    last |= {outcome.name: outcome for outcome in work.steps.run(*again, seconds=45)}
     counts: dict[Of, Tests] = {}
-    for backend in backends:
-        found = count_tests(junit_of(work, backend), backend, next(outcomes))
+    for backend, command in zip(backends, tests, strict=True):
+        found = count_tests(junit_of(work, backend), backend, last[command.name])
         counts |= {(backend, operation): tests_of for operation, tests_of in found.items()}
-    for each in of:
-        verdicts[each]["plain"] = next(outcomes).verdict
-    next(outcomes)  # of the peers
-    of_tools = dict(zip(commands, outcomes, strict=True))
-    again = [key for key, outcome in of_tools.items() if outcome.verdict == NO_END]
-    seconds = 45  # a tool that hangs once more is not worth the benchmarks' time
-    of_tools.update(
-        zip(again, work.steps.run(*map(commands.get, again), seconds=seconds), strict=True)
-    )
-    for (each, tool), outcome in of_tools.items():
-        verdicts[each][tool] = outcome.verdict
+    verdicts = {
+        each: {"plain": last[name_of(each, "verify")].verdict}
+        | {tool: last[name_of(each, tool)].verdict for tool in SANITIZERS}
+        for each in of
+    }
     return verdicts, counts
 
 
@@ -195,11 +187,15 @@ def gpu_tests(work: Workplace, backend: str) -> Command:
     return work.tests(f"tests {backend}", 300, keyword, junit_of(work, backend), share=share)
 
 
+def name_of(of: Of, tool: str) -> str:
+    return f"{tool} {' '.join(of)}"
+
+
 def sanitized(work: Workplace, sanitizer: str, of: Of, tool: str) -> Command:
     """An operation's cases under a tool, each tensor in an allocation of its own, so that a step
     beyond it is seen.
     """
-    plain = work.verify(f"{tool} {' '.join(of)}", 180, *of)
+    plain = work.verify(name_of(of, tool), 180, *of)
     return replace(
         plain,
         words=[sanitizer, "--tool", tool, "--error-exitcode", str(FOUND_SOMETHING), *plain.words],

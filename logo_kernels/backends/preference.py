@@ -1,6 +1,6 @@
 """In which order "auto" asks the backends: one table, with what was measured beside each entry.
 
-Microseconds of GPU time on an H200 (sm_90), forward and backward, caches flushed:
+Microseconds of GPU time on an H200 (sm_90), forward and backward unless said, caches flushed:
 benchmarks/results/nvidia-h200. Where both take about as long, the one whose launch costs the host
 less comes first, CUDA. Other architectures were not measured and follow the same table.
 """
@@ -30,12 +30,12 @@ GPU: dict[tuple[str, bool], Entry] = {
         "124; D = 256 54, 45; 20 rows 231, 264; fp16 232, 242",
     ),
     ("cosine", False): Entry(
-        CUDA_FIRST, "fp32, forward: (8192, 2, 8, 2048) cuda 427, triton 612; (1024, ..) 74, 102"
+        CUDA_FIRST, "fp32, forward: (8192, 2, 8, 2048) cuda 427, triton 612; (1024, ..) 78, 102"
     ),
     ("similarity", True): Entry(
-        TRITON_FIRST, "bf16: (8192, 10, 2048) triton 317, cuda 348; (1024, 64, 256) 83, 225"
+        TRITON_FIRST, "bf16: (8192, 10, 2048) triton 317, cuda 344; (1024, 64, 256) 83, 225"
     ),
-    ("similarity", False): Entry(CUDA_FIRST, "fp32: (8192, 10, 2048) cuda 785, triton 880"),
+    ("similarity", False): Entry(CUDA_FIRST, "fp32: (8192, 10, 2048) cuda 228 + 557, triton 880"),
     ("info_nce", True): Entry(
         TRITON_FIRST,
         "bf16: 4096 x 65536, D = 128 triton 230, cuda 679; D = 256 437, 1,382; 512 x 65536 60, 134",
